@@ -1,0 +1,290 @@
+"""Where a value comes from: flag, environment, config file, default, in this order.
+
+Every setting is one field of ``Settings``. Its name is the key in ``config.toml``; in capitals behind ``TRIATTN_`` it
+is the environment variable; its flag is written beside it. A value that cannot be taken is refused with the name of
+the place that it came from, also when it is found wrong only later, by ``config``.
+
+Knows nothing of Typer, and of what the values mean: their limits are checked in ``config``, their defaults stand there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import platformdirs
+
+from .config import EvictionConfig, RuntimeConfig, SamplingConfig
+from .errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+APP = "triattn-local"
+ENV_PREFIX = "TRIATTN_"
+OTHER_VARIABLES = {
+    "TRIATTN_CONFIG": "config.toml to read instead of the one in the user's config folder",
+    "TRIATTN_DEBUG": "any value but 0: errors come with their traceback",
+    "TRIATTN_TEST_MODELS": "folder in which the tests keep their models",
+}
+"""variables of ours that are no settings"""
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+
+T = TypeVar("T")
+
+
+def default_models_dir() -> Path:
+    return platformdirs.user_data_path(APP) / "models"
+
+
+def default_config_path() -> Path:
+    return platformdirs.user_config_path(APP) / "config.toml"
+
+
+def _integer(value: object) -> int:
+    # bool is an int in Python, but `budget = true` is a mistake
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError("a whole number")
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("a whole number") from None
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError("a number")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError("a number") from None
+    if number != number or abs(number) == float("inf"):
+        raise ValueError("a finite number")
+    return number
+
+
+def _truth(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in _TRUE + _FALSE:
+        return value.lower() in _TRUE
+    raise ValueError("true or false (1, 0, yes, no, on, off)")
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a word in quotes")
+    return value.strip()
+
+
+def _path(value: object) -> Path:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a path")
+    return Path(value).expanduser()
+
+
+def _setting(default: Any, parse: Callable[[object], object], flag: str | None, text: str) -> Any:
+    metadata = {"parse": parse, "flag": flag, "help": text}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one command, each with the place it came from in ``origins``."""
+
+    models: Path = _setting(default_models_dir, _path, None, "folder that holds the models")
+    stats: Path | None = _setting(None, _path, "--stats", "sidecar GGUF with the statistics of the model")
+
+    ctx: int = _setting(RuntimeConfig.n_ctx, _integer, "--ctx", "logical context in tokens")
+    budget: int = _setting(EvictionConfig.budget_tokens, _integer, "--budget", "tokens that each head keeps")
+    window: int = _setting(EvictionConfig.window, _integer, "--window", "tokens between two rounds; as many stay safe")
+    keep: int = _setting(EvictionConfig.n_keep, _integer, "--keep", "first tokens that are never evicted")
+    mode: str = _setting(EvictionConfig.mode, _word, "--mode", "shared, per-head or per-layer-head")
+    policy: str = _setting(EvictionConfig.policy, _word, "--policy", "triattention, streaming, knorm or random")
+    aggregate: str = _setting(EvictionConfig.aggregate, _word, None, "mean or max over the heads, in shared mode")
+    terms: str = _setting(EvictionConfig.terms, _word, None, "ablation: both, trig or norm")
+    weight_r: bool = _setting(EvictionConfig.weight_r, _truth, None, "ablation: weigh the norm term by concentration")
+    offsets: str = _setting(EvictionConfig.offsets, _word, None, "ablation: geometric or linear future distances")
+    offset_max: int = _setting(EvictionConfig.offset_max, _integer, None, "largest future distance in tokens")
+
+    cache_type_k: str = _setting(RuntimeConfig.cache_type_k, _word, "--cache-type-k", "type of the cached keys")
+    cache_type_v: str = _setting(RuntimeConfig.cache_type_v, _word, "--cache-type-v", "type of the cached values")
+    flash_attn: bool = _setting(RuntimeConfig.flash_attn, _truth, "--flash-attn", "use flash attention")
+    threads: int | None = _setting(None, _integer, "--threads", "CPU threads; one a physical core if not given")
+    gpu_layers: int = _setting(RuntimeConfig.n_gpu_layers, _integer, "--gpu-layers", "layers on the GPU, -1 for all")
+    batch: int = _setting(RuntimeConfig.n_batch, _integer, "--batch", "tokens of the prompt decoded in one call")
+
+    max_tokens: int | None = _setting(None, _integer, "-n", "most tokens to generate; no limit if not given")
+    temp: float = _setting(SamplingConfig.temperature, _number, "--temp", "sampling temperature, 0 is greedy")
+    seed: int = _setting(SamplingConfig.seed, _integer, "--seed", "seed of sampling and of the random policy")
+
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """setting -> "--budget", "environment TRIATTN_BUDGET", "budget in <config.toml>" or "default" """
+
+    @classmethod
+    def load(
+        cls,
+        flags: Mapping[str, object | None] | None = None,
+        environ: Mapping[str, str] | None = None,
+        config_path: Path | None = None,
+    ) -> Settings:
+        """Take each setting from the first place that has it.
+
+        Parameters
+        ----------
+        flags : mapping, optional
+            Setting -> value of its flag; None for a flag that was not given.
+        environ : mapping, optional
+            The environment; ``os.environ`` if not given.
+        config_path : Path, optional
+            The config file; else ``TRIATTN_CONFIG``, else the user's. The user's need not exist.
+
+        Raises
+        ------
+        UsageError
+            A value of the wrong type, or a key in the file that is no setting.
+        """
+        flags = flags or {}
+        environ = os.environ if environ is None else environ
+        path, table = _read_config(environ, config_path)
+
+        known = _fields()
+        for key in table:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                raise UsageError(
+                    f"{key!r} is not a setting",
+                    where=str(path),
+                    fix=f"did you mean {near[0]!r}?" if near else f"the settings are {', '.join(known)}",
+                )
+
+        values: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+        for name, entry in known.items():
+            variable = ENV_PREFIX + name.upper()
+            if flags.get(name) is not None:
+                origins[name], raw = entry.metadata["flag"] or f"--{name}", flags[name]
+            elif environ.get(variable, "").strip():
+                origins[name], raw = f"environment {variable}", environ[variable]
+            elif name in table:
+                origins[name], raw = f"{name} in {path}", table[name]
+            else:
+                origins[name] = "default"
+                continue
+            try:
+                values[name] = entry.metadata["parse"](raw)
+            except ValueError as error:
+                raise UsageError(f"{raw!r} is not {error}", where=origins[name]) from None
+        return cls(**values, origins=origins)
+
+    def eviction(self) -> EvictionConfig:
+        """How the cache forgets. Raises UsageError that names where a bad value came from."""
+        return self._checked(
+            lambda: EvictionConfig(
+                budget_tokens=self.budget,
+                window=self.window,
+                n_keep=self.keep,
+                mode=self.mode,  # type: ignore[arg-type]  # checked there
+                policy=self.policy,  # type: ignore[arg-type]
+                aggregate=self.aggregate,  # type: ignore[arg-type]
+                terms=self.terms,  # type: ignore[arg-type]
+                weight_r=self.weight_r,
+                offsets=self.offsets,  # type: ignore[arg-type]
+                offset_max=self.offset_max,
+                seed=self.seed,
+            )
+        )
+
+    def runtime(self, *, verbose: bool = False) -> RuntimeConfig:
+        """The context to run in. Raises UsageError that names where a bad value came from."""
+        return self._checked(
+            lambda: RuntimeConfig(
+                n_ctx=self.ctx,
+                n_batch=self.batch,
+                n_ubatch=min(self.batch, RuntimeConfig.n_ubatch),
+                cache_type_k=self.cache_type_k,
+                cache_type_v=self.cache_type_v,
+                flash_attn=self.flash_attn,
+                n_threads=self.threads,
+                n_gpu_layers=self.gpu_layers,
+                verbose=verbose,
+            )
+        )
+
+    def sampling(self) -> SamplingConfig:
+        """How tokens are drawn. Raises UsageError that names where a bad value came from."""
+        return self._checked(lambda: SamplingConfig(temperature=self.temp, seed=self.seed))
+
+    def n_predict(self) -> int | None:
+        """Most tokens to generate, None for no limit but the context's."""
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UsageError(f"must be at least 1, not {self.max_tokens}", where=self.origins.get("max_tokens", "-n"))
+        return self.max_tokens
+
+    def _checked(self, build: Callable[[], T]) -> T:
+        """``config`` speaks of flags; say instead where the value was really written."""
+        try:
+            return build()
+        except UsageError as error:
+            places = [self.origins.get(name, "default") for name in _BEHIND.get(error.where or "", ())]
+            written = [place for place in places if place != "default"]
+            raise UsageError(error.what, where=", ".join(written) or error.where, fix=error.fix) from None
+
+
+_BEHIND: dict[str, tuple[str, ...]] = {
+    "--budget": ("budget", "window", "keep"),
+    "--cache-type-v": ("cache_type_v", "flash_attn"),
+    "--offset-max": ("offset_max",),
+    "offset_max": ("offset_max",),
+    "n_ctx": ("ctx",),
+    "n_batch": ("batch",),
+    "n_ubatch": ("batch",),
+}
+"""what ``config`` calls a value -> the settings that may have made it wrong"""
+
+
+def _fields() -> dict[str, dataclasses.Field[Any]]:
+    return {entry.name: entry for entry in dataclasses.fields(Settings) if entry.name != "origins"}
+
+
+for _name, _entry in _fields().items():
+    _BEHIND.setdefault(_entry.metadata["flag"] or f"--{_name}", (_name,))
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Variables that begin like ours and are none of ours: most likely typing errors."""
+    environ = os.environ if environ is None else environ
+    known = {ENV_PREFIX + name.upper() for name in _fields()} | OTHER_VARIABLES.keys()
+    return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
+
+
+def _read_config(environ: Mapping[str, str], config_path: Path | None) -> tuple[Path, dict[str, object]]:
+    named = environ.get("TRIATTN_CONFIG", "").strip()
+    path = config_path or (Path(named).expanduser() if named else default_config_path())
+    try:
+        with path.open("rb") as file:
+            return path, tomllib.load(file)
+    except FileNotFoundError:
+        if named and config_path is None:
+            raise UsageError(f"no such file: {path}", where="environment TRIATTN_CONFIG") from None
+        return path, {}
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"is not TOML: {error}", where=str(path)) from None
+    except UnicodeDecodeError:
+        raise UsageError("is not UTF-8", where=str(path)) from None
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None

