@@ -20,7 +20,17 @@ from typing import Any, TypeVar
 
 import platformdirs
 
-from .config import EvictionConfig, RuntimeConfig, SamplingConfig
+from .config import (
+    AGGREGATES,
+    CACHE_TYPES,
+    MODES,
+    OFFSETS,
+    POLICIES,
+    TERMS,
+    EvictionConfig,
+    RuntimeConfig,
+    SamplingConfig,
+)
 from .errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -95,6 +105,10 @@ def _path(value: object) -> Path:
     return Path(value).expanduser()
 
 
+def _one_of(choices: tuple[str, ...]) -> str:
+    return f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+
 def _setting(default: Any, parse: Callable[[object], object], flag: str | None, text: str) -> Any:
     metadata = {"parse": parse, "flag": flag, "help": text}
     if callable(default):
@@ -106,31 +120,52 @@ def _setting(default: Any, parse: Callable[[object], object], flag: str | None, 
 class Settings:
     """All settings of one command, each with the place it came from in ``origins``."""
 
-    models: Path = _setting(default_models_dir, _path, None, "folder that holds the models")
-    stats: Path | None = _setting(None, _path, "--stats", "sidecar GGUF with the statistics of the model")
+    models: Path = _setting(default_models_dir, _path, None, "Folder that holds the models.")
+    stats: Path | None = _setting(None, _path, "--stats", "Sidecar with the model's statistics, if not inside it.")
 
-    ctx: int = _setting(RuntimeConfig.n_ctx, _integer, "--ctx", "logical context in tokens")
-    budget: int = _setting(EvictionConfig.budget_tokens, _integer, "--budget", "tokens that each head keeps")
-    window: int = _setting(EvictionConfig.window, _integer, "--window", "tokens between two rounds; as many stay safe")
-    keep: int = _setting(EvictionConfig.n_keep, _integer, "--keep", "first tokens that are never evicted")
-    mode: str = _setting(EvictionConfig.mode, _word, "--mode", "shared, per-head or per-layer-head")
-    policy: str = _setting(EvictionConfig.policy, _word, "--policy", "triattention, streaming, knorm or random")
-    aggregate: str = _setting(EvictionConfig.aggregate, _word, None, "mean or max over the heads, in shared mode")
-    terms: str = _setting(EvictionConfig.terms, _word, None, "ablation: both, trig or norm")
-    weight_r: bool = _setting(EvictionConfig.weight_r, _truth, None, "ablation: weigh the norm term by concentration")
-    offsets: str = _setting(EvictionConfig.offsets, _word, None, "ablation: geometric or linear future distances")
-    offset_max: int = _setting(EvictionConfig.offset_max, _integer, None, "largest future distance in tokens")
+    ctx: int = _setting(RuntimeConfig.n_ctx, _integer, "--ctx", "Logical context.")
+    budget: int = _setting(EvictionConfig.budget_tokens, _integer, "--budget", "Tokens that each head keeps.")
+    window: int = _setting(
+        EvictionConfig.window,
+        _integer,
+        "--window",
+        "New tokens between two rounds; as many recent ones are safe.",
+    )
+    keep: int = _setting(EvictionConfig.n_keep, _integer, "--keep", "First tokens that are never evicted.")
+    mode: str = _setting(EvictionConfig.mode, _word, "--mode", f"Who keeps its own set of tokens: {_one_of(MODES)}.")
+    policy: str = _setting(EvictionConfig.policy, _word, "--policy", f"How tokens are ranked: {_one_of(POLICIES)}.")
+    aggregate: str = _setting(
+        EvictionConfig.aggregate, _word, None, f"How shared mode makes one score of all heads: {_one_of(AGGREGATES)}."
+    )
+    terms: str = _setting(EvictionConfig.terms, _word, None, f"Ablation, terms of the score: {_one_of(TERMS)}.")
+    weight_r: bool = _setting(EvictionConfig.weight_r, _truth, None, "Ablation, weigh the norm term by 1 - R.")
+    offsets: str = _setting(EvictionConfig.offsets, _word, None, f"Ablation, future distances: {_one_of(OFFSETS)}.")
+    offset_max: int = _setting(EvictionConfig.offset_max, _integer, None, "Ablation, largest future distance.")
 
-    cache_type_k: str = _setting(RuntimeConfig.cache_type_k, _word, "--cache-type-k", "type of the cached keys")
-    cache_type_v: str = _setting(RuntimeConfig.cache_type_v, _word, "--cache-type-v", "type of the cached values")
-    flash_attn: bool = _setting(RuntimeConfig.flash_attn, _truth, "--flash-attn", "use flash attention")
-    threads: int | None = _setting(None, _integer, "--threads", "CPU threads; one a physical core if not given")
-    gpu_layers: int = _setting(RuntimeConfig.n_gpu_layers, _integer, "--gpu-layers", "layers on the GPU, -1 for all")
-    batch: int = _setting(RuntimeConfig.n_batch, _integer, "--batch", "tokens of the prompt decoded in one call")
+    cache_type_k: str = _setting(
+        RuntimeConfig.cache_type_k, _word, "--cache-type-k", f"Type of the cached keys: {_one_of(CACHE_TYPES)}."
+    )
+    cache_type_v: str = _setting(
+        RuntimeConfig.cache_type_v,
+        _word,
+        "--cache-type-v",
+        "Type of the cached values, one of the same; a quantised one needs flash attention.",
+    )
+    flash_attn: bool = _setting(RuntimeConfig.flash_attn, _truth, "--flash-attn", "Flash attention.")
+    threads: int | None = _setting(None, _integer, "--threads", "CPU threads; one a physical core if not given.")
+    gpu_layers: int = _setting(RuntimeConfig.n_gpu_layers, _integer, "--gpu-layers", "Layers on the GPU, -1 for all.")
+    batch: int = _setting(
+        RuntimeConfig.n_batch,
+        _integer,
+        "--batch",
+        "Tokens of the prompt decoded in one call; the cache has room for them beside the budget.",
+    )
 
-    max_tokens: int | None = _setting(None, _integer, "-n", "most tokens to generate; no limit if not given")
-    temp: float = _setting(SamplingConfig.temperature, _number, "--temp", "sampling temperature, 0 is greedy")
-    seed: int = _setting(SamplingConfig.seed, _integer, "--seed", "seed of sampling and of the random policy")
+    max_tokens: int | None = _setting(None, _integer, "-n", "Most tokens to generate; no limit if not given.")
+    temp: float = _setting(
+        SamplingConfig.temperature, _number, "--temp", "Sampling temperature; 0 always takes the likeliest token."
+    )
+    seed: int = _setting(SamplingConfig.seed, _integer, "--seed", "Same seed, same answer; also of the random policy.")
 
     origins: Mapping[str, str] = field(default_factory=dict)
     """setting -> "--budget", "environment TRIATTN_BUDGET", "budget in <config.toml>" or "default" """
@@ -139,6 +174,8 @@ class Settings:
     def load(
         cls,
         flags: Mapping[str, object | None] | None = None,
+        *,
+        defaults: Mapping[str, object] | None = None,
         environ: Mapping[str, str] | None = None,
         config_path: Path | None = None,
     ) -> Settings:
@@ -147,7 +184,9 @@ class Settings:
         Parameters
         ----------
         flags : mapping, optional
-            Setting -> value of its flag; None for a flag that was not given.
+            Setting -> value of its flag; None for a flag that was not given. Other names are passed over.
+        defaults : mapping, optional
+            Setting -> value that stands in for its default.
         environ : mapping, optional
             The environment; ``os.environ`` if not given.
         config_path : Path, optional
@@ -162,7 +201,7 @@ class Settings:
         environ = os.environ if environ is None else environ
         path, table = _read_config(environ, config_path)
 
-        known = _fields()
+        known = fields()
         for key in table:
             if key not in known:
                 near = difflib.get_close_matches(key, known, 1)
@@ -184,6 +223,8 @@ class Settings:
                 origins[name], raw = f"{name} in {path}", table[name]
             else:
                 origins[name] = "default"
+                if defaults and name in defaults:
+                    values[name] = defaults[name]
                 continue
             try:
                 values[name] = entry.metadata["parse"](raw)
@@ -257,18 +298,19 @@ _BEHIND: dict[str, tuple[str, ...]] = {
 """what ``config`` calls a value -> the settings that may have made it wrong"""
 
 
-def _fields() -> dict[str, dataclasses.Field[Any]]:
+def fields() -> dict[str, dataclasses.Field[Any]]:
+    """Setting -> its field, with ``flag`` and ``help`` in its metadata."""
     return {entry.name: entry for entry in dataclasses.fields(Settings) if entry.name != "origins"}
 
 
-for _name, _entry in _fields().items():
+for _name, _entry in fields().items():
     _BEHIND.setdefault(_entry.metadata["flag"] or f"--{_name}", (_name,))
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     """Variables that begin like ours and are none of ours: most likely typing errors."""
     environ = os.environ if environ is None else environ
-    known = {ENV_PREFIX + name.upper() for name in _fields()} | OTHER_VARIABLES.keys()
+    known = {ENV_PREFIX + name.upper() for name in fields()} | OTHER_VARIABLES.keys()
     return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
 
 

@@ -1,0 +1,473 @@
+"""The command line: flags in, data on stdout, progress and errors on stderr, an exit code.
+
+Thin on purpose: a command reads its flags, calls one module, and shows what comes back. This is the one place that
+catches errors and prints them; each error knows its exit code. Heavy modules are imported by the command that needs
+them, so that ``--help`` and completion answer at once, and ``doctor`` can say that the library is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from . import __version__, console
+from .errors import StatsError, TriattnError, UsageError
+from .settings import Settings, fields
+
+EXIT_INTERRUPTED = 130
+
+DEMO_SETTINGS: Mapping[str, object] = {
+    # small enough that an answer of some hundred tokens goes past the cache
+    "budget": 160,
+    "window": 32,
+    "batch": 64,
+    "max_tokens": 600,
+    "temp": 0.7,
+}
+
+_EPILOG = (
+    "Flags come before the environment (TRIATTN_BUDGET for --budget, and so on), the environment before config.toml. "
+    "Exit codes: 0 ok, 1 failure, 2 usage, 3 model missing, 4 does not fit, 5 backend missing, "
+    "6 statistics missing or not this model's, 130 interrupted."
+)
+
+
+class _InOrder(TyperGroup):
+    """Commands in the order of a first use, not of the alphabet."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        del ctx
+        return list(self.commands)
+
+
+app = typer.Typer(
+    name="triattn-local",
+    cls=_InOrder,
+    help="Long reasoning on one desktop GPU: llama.cpp with a KV cache that keeps what later queries will want.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run_app(args))
+
+
+def run_app(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        code = app(args=args, prog_name="triattn-local", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except TriattnError as error:
+        return _fail(error, str(error), error.exit_code)
+    except typer.TyperException as error:
+        # Typer knows which command the flag was meant for, but keeps it to itself in some versions
+        command = getattr(getattr(error, "ctx", None), "command_path", "triattn-local")
+        text = error.format_message()
+        return _fail(error, f"{text.rstrip('.')}; see {command} --help" if text else "", error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        console.say("interrupted", style="yellow")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # whoever read our stdout has gone: nothing left to say, and nothing may be said while Python shuts down
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError as error:
+        return _fail(error, "out of memory; give a smaller --ctx, --budget or --batch", 4)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}; this is a bug, TRIATTN_DEBUG=1 shows where"
+        return _fail(error, text, 1)
+
+
+def _fail(error: BaseException, text: str, code: int) -> int:
+    if os.environ.get("TRIATTN_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
+    if text:
+        console.say_error(text)
+    return code
+
+
+def _flag(setting: str, metavar: str, panel: str, *names: str) -> Any:
+    """The flag of a setting: its text and its default stand in ``settings``, and None is "not given"."""
+    entry = fields()[setting]
+    default = "" if entry.default is None else f" [default: {entry.default}]"
+    return typer.Option(
+        *(names or (entry.metadata["flag"],)),
+        metavar=metavar,
+        help=entry.metadata["help"] + default,
+        show_default=False,
+        rich_help_panel=panel,
+    )
+
+
+def _switch(name: str, text: str, *names: str, panel: str | None = None, **more: Any) -> Any:
+    """A flag without a value."""
+    return typer.Option(name, *names, metavar="", help=text, show_default=False, rich_help_panel=panel, **more)
+
+
+_CACHE, _COMPUTE, _ANSWER = "Cache", "Compute", "Answer"
+
+AsJson = Annotated[bool, _switch("--json", "One JSON value on stdout instead of text.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A path, a name that `ls` shows, or `demo`.")]
+Stats = Annotated[Path | None, _flag("stats", "SIDECAR", _CACHE)]
+CacheTypeK = Annotated[str | None, _flag("cache_type_k", "TYPE", _CACHE)]
+CacheTypeV = Annotated[str | None, _flag("cache_type_v", "TYPE", _CACHE)]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"triattn-local {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, _switch("--version", "Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def pull(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="`demo`, or ORG/REPO[:QUANT] of the Hugging Face hub (default Q4_K_M)."),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a model into the models folder.
+
+    `demo` is SmolLM2-135M-Instruct (98 MB). Downloads from the hub resume where they stopped, and heed HF_HOME,
+    HF_TOKEN and HF_HUB_OFFLINE. TRIATTN_MODELS names another models folder.
+    """
+    from . import store
+
+    models = Settings.load().models
+    with console.Stages() as stages:
+        path = store.pull(model, models, progress=stages)
+    if as_json:
+        size = next(entry.size_bytes for entry in store.entries(models) if entry.path == path)
+        console.write_json({"path": str(path), "bytes": size})
+    else:
+        print(path)
+
+
+@app.command("ls")
+def list_models(as_json: AsJson = False) -> None:
+    """List the models in the models folder, and which have statistics inside."""
+    from . import store
+    from .inspection import glance
+
+    models = Settings.load().models
+    rows = []
+    for entry in store.entries(models):
+        architecture, has_statistics = glance(entry.path)
+        rows.append(
+            {
+                "name": entry.name,
+                "path": str(entry.path),
+                "bytes": entry.size_bytes,
+                "files": entry.n_shards,
+                "architecture": architecture,
+                "statistics": has_statistics,
+            }
+        )
+    if as_json:
+        console.write_json(rows)
+    elif rows:
+        console.write_table(
+            ("NAME", "SIZE", "ARCHITECTURE", "STATISTICS"),
+            (
+                (
+                    str(row["name"]),
+                    console.mebibytes(int(str(row["bytes"]))),
+                    str(row["architecture"]),
+                    "yes" if row["statistics"] else "no",
+                )
+                for row in rows
+            ),
+            right=(1,),
+        )
+    else:
+        console.say(f"no models in {models}; fetch a small one with: triattn-local pull demo")
+
+
+@app.command()
+def convert(
+    model: Model,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write.", show_default=False)
+    ] = None,
+    sidecar: Annotated[bool, _switch("--sidecar", "Write the statistics only, a small GGUF beside.")] = False,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", help="Calibration tokens.", show_default=False)
+    ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            "--corpus", metavar="FILE", help="Calibration text instead of the bundled one.", show_default=False
+        ),
+    ] = None,
+    force: Annotated[bool, _switch("--force", "Replace the output if it is there.")] = False,
+    dry_run: Annotated[bool, _switch("--dry-run", "Say what would be done, and do nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add the statistics that eviction needs to a model.
+
+    Collects where the queries of each head gather on a calibration text, and writes a copy of the GGUF that carries
+    them. Its tensors are the same bytes, and every other program loads it as before.
+    """
+    from . import store
+
+    path = store.resolve(model, Settings.load().models)
+    from triattn_local.calib_tools.convert import DEFAULT_TOKENS
+    from triattn_local.calib_tools.convert import convert as make
+
+    with console.Stages("tokens") as stages:
+        result = make(path, output, sidecar, corpus, tokens or DEFAULT_TOKENS, force, dry_run, stages)
+    if as_json:
+        console.write_json(result.as_dict())
+    else:
+        print(result.path)
+
+
+@app.command()
+def inspect(
+    context: typer.Context,
+    model: Model,
+    stats: Stats = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a model is, what a token of context costs, and whose statistics it has."""
+    from . import store
+    from .inspection import inspect_model
+
+    settings = Settings.load(context.params)
+    report = inspect_model(
+        store.resolve(model, settings.models),
+        sidecar=settings.stats,
+        cache_type_k=settings.cache_type_k,
+        cache_type_v=settings.cache_type_v,
+    )
+    found = report.statistics
+    if as_json:
+        console.write_json(report.as_dict())
+    else:
+        full = "?" if report.n_layer_full is None else str(report.n_layer_full)
+        types = " and ".join(dict.fromkeys((report.cache_type_k, report.cache_type_v)))
+        window = f", {report.sliding_window} in the others" if report.sliding_window else ""
+        pairs = [
+            ("file", f"{report.path} ({console.mebibytes(report.file_bytes)})"),
+            ("architecture", f"{report.architecture}, trained for {report.n_ctx_train:,} tokens"),
+            ("layers", f"{report.n_layer}, {full} with full attention{window}"),
+            ("heads", f"{report.n_head} for {report.n_head_kv} cached, {report.head_dim} dimensions each"),
+            ("RoPE", f"{report.rope}, {report.n_rot} dimensions"),
+            ("KV cache", f"{report.kv_bytes_per_token:,} bytes a token as {types}"),
+            ("fingerprint", report.fingerprint),
+        ]
+        if found is None:
+            pairs.append(("statistics", f"none; triattn-local convert {model}"))
+        else:
+            pairs.append(("statistics", found.problem or f"of this model, in {found.path}"))
+        if found is not None and found.tool is not None:
+            pairs += [
+                ("measured on", f"{found.n_tokens:,} tokens of {found.corpus}"),
+                ("by", found.tool),
+                ("concentration", f"R = {found.concentration} (median of heads; 1: all queries point one way)"),
+            ]
+        console.write_pairs(report.name, pairs)
+    if found is not None and found.problem:
+        raise StatsError(found.problem, where=found.path, fix=found.fix)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="A path, a name that `ls` shows, or `demo`.", show_default=False),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; else stdin is read.", show_default=False)
+    ] = None,
+    demo: Annotated[bool, _switch("--demo", "Fetch and convert a small real model, once, and use it.")] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="Text that goes before the prompt; - is stdin.", show_default=False
+        ),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="System prompt.", show_default=False)
+    ] = None,
+    raw: Annotated[bool, _switch("--raw", "Continue the text itself: no chat template.")] = False,
+    as_json: Annotated[bool, _switch("--json", "The report on stdout, as its last line.")] = False,
+    quiet: Annotated[bool, _switch("--quiet", "No progress and no report on stderr.", "-q")] = False,
+    verbose: Annotated[bool, _switch("--verbose", "llama.cpp's own log on stderr.", "-v")] = False,
+    ctx: Annotated[int | None, _flag("ctx", "TOKENS", _CACHE)] = None,
+    budget: Annotated[int | None, _flag("budget", "TOKENS", _CACHE)] = None,
+    window: Annotated[int | None, _flag("window", "TOKENS", _CACHE)] = None,
+    keep: Annotated[int | None, _flag("keep", "TOKENS", _CACHE)] = None,
+    mode: Annotated[str | None, _flag("mode", "MODE", _CACHE)] = None,
+    policy: Annotated[str | None, _flag("policy", "POLICY", _CACHE)] = None,
+    no_evict: Annotated[bool, _switch("--no-evict", "Full attention: a cell for every token.", panel=_CACHE)] = False,
+    stats: Stats = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
+    flash_attn: Annotated[bool | None, _flag("flash_attn", "", _COMPUTE, "--flash-attn/--no-flash-attn")] = None,
+    threads: Annotated[int | None, _flag("threads", "N", _COMPUTE, "--threads", "-t")] = None,
+    gpu_layers: Annotated[int | None, _flag("gpu_layers", "N", _COMPUTE)] = None,
+    batch: Annotated[int | None, _flag("batch", "TOKENS", _COMPUTE)] = None,
+    max_tokens: Annotated[int | None, _flag("max_tokens", "TOKENS", _ANSWER, "-n", "--max-tokens")] = None,
+    temp: Annotated[float | None, _flag("temp", "T", _ANSWER)] = None,
+    seed: Annotated[int | None, _flag("seed", "N", _ANSWER)] = None,
+) -> int:
+    """Answer one prompt, in a cache that stays as small as its budget.
+
+    The answer goes to stdout as it comes; a report follows on stderr, one JSON object on a line. Ctrl-C stops the
+    answer and keeps what there is.
+    """
+    if demo and model is not None and prompt is not None:
+        raise UsageError("--demo brings its own model", where=model, fix='triattn-local run --demo "PROMPT"')
+    if demo:
+        prompt = model
+    elif model is None:
+        raise UsageError("no model given", where="run", fix="name one that triattn-local ls shows, or give --demo")
+    settings = Settings.load(context.params, defaults=DEMO_SETTINGS if demo else None)
+    # what is wrong with the flags is said before anything is fetched, read or loaded
+    config, sampling, limit = settings.runtime(verbose=verbose), settings.sampling(), settings.n_predict()
+    eviction = None if no_evict else settings.eviction()
+    text = _read_prompt(prompt, file)
+
+    from . import store
+    from .oneshot import answer, make_prompt
+
+    path = _demo_model(settings.models) if demo else store.resolve(str(model), settings.models)
+    from .runtime import Runtime
+
+    with Runtime.load(path, config, eviction, stats_path=settings.stats) as rt:
+        with console.Stages("tokens") as stages:
+            out = _Answer(stages)
+            report = answer(
+                rt,
+                make_prompt(rt, text, system=system, raw=raw),
+                model=str(path),
+                max_tokens=limit,
+                eviction=eviction,
+                sampling=sampling,
+                on_prefill=(lambda done, total: None) if quiet else out.reading,
+                on_text=out.text,
+            )
+        out.end()
+    if as_json:
+        console.write_json(report.as_dict())
+    elif not quiet:
+        console.write_report(report.summary(), report.as_dict())
+    return EXIT_INTERRUPTED if report.interrupted else 0
+
+
+@app.command()
+def bench(as_json: AsJson = False) -> None:
+    """Compare speed and memory with full attention's."""
+    raise UsageError("not built yet", where="bench")
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A model to check too.", show_default=False)
+    ] = None,
+    stats: Stats = None,
+    as_json: AsJson = False,
+) -> int:
+    """Check the installation: library, devices, tools, folders, and the statistics of a model."""
+    from . import store
+    from .doctor import check_all
+
+    settings = Settings.load(context.params)
+    path = store.resolve(model, settings.models) if model is not None else None
+    checks = list(check_all(settings, path))
+    if as_json:
+        console.write_json([check.as_dict() for check in checks])
+    else:
+        console.write_checks([(check.name, check.status, check.found, check.fix) for check in checks])
+    return next((check.exit_code for check in checks if check.status == "fail"), 0)
+
+
+class _Answer:
+    """Text to stdout as it comes; until its first word, a bar for the prompt."""
+
+    def __init__(self, stages: console.Stages) -> None:
+        self._stages = stages
+        self._last = "\n"
+
+    def reading(self, done: int, total: int) -> None:
+        # a line for every prompt would be noise in a log: only a terminal sees it
+        if console.stderr().is_terminal:
+            self._stages("reading the prompt", done, total)
+
+    def text(self, text: str) -> None:
+        if text:
+            self._stages.close()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self._last = text[-1]
+
+    def end(self) -> None:
+        if self._last != "\n":
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+def _read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The file, then the prompt, or else stdin."""
+    if prompt is None and file is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("no prompt", where="run", fix="give one in quotes, with --file, or on stdin")
+        file = Path("-")
+    parts = [_read_text(file)] if file is not None else []
+    text = "\n\n".join([*parts, *([prompt] if prompt is not None else [])])
+    if not text.strip():
+        raise UsageError("the prompt is empty", where="stdin" if str(file) == "-" else str(file or "run"))
+    return text
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError("is not UTF-8 text", where="stdin" if str(file) == "-" else str(file)) from None
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=f"--file {file}") from None
+
+
+def _demo_model(models: Path) -> Path:
+    """The demo model with statistics inside: fetched and converted the first time."""
+    from . import store
+
+    with console.Stages() as stages:
+        source = store.pull("demo", models, progress=stages)
+    target = source.with_suffix(".triattn.gguf")
+    if not target.is_file():
+        from triattn_local.calib_tools.convert import convert as make
+
+        with console.Stages("tokens") as stages:
+            make(source, target, progress=stages)
+    return target

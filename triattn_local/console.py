@@ -1,0 +1,163 @@
+"""What a person sees: data on stdout, progress and errors on stderr.
+
+Bars only on a terminal; elsewhere a stage is one line, so that a log stays readable. Colours follow NO_COLOR and the
+terminal. Knows nothing of models: stages, numbers, tables and errors only.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+Unit = Literal["bytes", "tokens", "steps"]
+
+
+def _print_table(table: Table) -> None:
+    """On stdout; one that is piped is neither cut to a width nor padded to one."""
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    text = io.StringIO()
+    Console(file=text, width=100_000, highlight=False, color_system=None).print(table)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
+
+
+def stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def write_json(value: Mapping[str, object] | Sequence[object], *, to_stderr: bool = False) -> None:
+    """One JSON value on one line."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    stream.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    stream.flush()
+
+
+def write_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """A table on stdout; the columns in ``right`` are numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    _print_table(table)
+
+
+def write_pairs(title: str, pairs: Iterable[tuple[str, str]]) -> None:
+    """A title and its properties on stdout, one a line."""
+    print(title)
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(name, Text(value))
+    _print_table(table)
+
+
+def write_checks(checks: Iterable[tuple[str, str, str, str | None]]) -> None:
+    """(name, ok / warn / fail, what was found, what mends it) on stdout."""
+    styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, status, found, fix in checks:
+        lines = Text(found)
+        if fix:
+            lines.append(f"\n{fix}", style="dim")
+        table.add_row(Text(status, style=styles[status]), name, lines)
+    _print_table(table)
+
+
+def write_report(summary: str, report: Mapping[str, object]) -> None:
+    """A report on stderr: for a person if one is looking, and always as one JSON line."""
+    if stderr().is_terminal:
+        say(summary, style="dim")
+    write_json(report, to_stderr=True)
+
+
+def say(text: str, *, style: str = "") -> None:
+    """A line on stderr."""
+    stderr().print(Text(text, style=style))
+
+
+def say_error(text: str) -> None:
+    """An error, on one line whatever is in it."""
+    line = " ".join(text.split())
+    stderr().print(Text.assemble(("error: ", "bold red"), line))
+
+
+def mebibytes(size: int) -> str:
+    if size >= 10 << 30:
+        return f"{size / (1 << 30):,.1f} GiB"
+    return f"{size / (1 << 20):,.1f} MiB"
+
+
+class Stages:
+    """Shows long work on stderr: ``stages("fetching x", done, total)``, as often as there is news.
+
+    A stage whose total is 0 or unknown is a line: what it counts shows itself, or cannot be counted.
+    """
+
+    def __init__(self, unit: Unit = "bytes") -> None:
+        self._unit = unit
+        self._stage: str | None = None
+        self._task: TaskID | None = None
+        self._bars: Progress | None = None
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        console = stderr()
+        if not total or not console.is_terminal:
+            self.close()
+            if stage != self._stage:
+                console.print(Text(f"{stage} ...", style="dim"))
+            self._stage = stage
+            return
+        if self._bars is None:
+            self._bars = Progress(*self._columns(), console=console, transient=True)
+            self._bars.start()
+        if stage != self._stage or self._task is None:
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            self._task = self._bars.add_task(stage, total=total)
+            self._stage = stage
+        self._bars.update(self._task, completed=done, total=total)
+
+    def _columns(self) -> list[ProgressColumn]:
+        text, bar, left = TextColumn("{task.description}"), BarColumn(bar_width=30), TimeRemainingColumn(compact=True)
+        if self._unit == "bytes":
+            return [text, bar, DownloadColumn(binary_units=True), TransferSpeedColumn(), left]
+        return [text, bar, MofNCompleteColumn(), TextColumn(self._unit), left]
+
+    def close(self) -> None:
+        """Take the bar away; the next call brings it back."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = self._task = None
