@@ -10,12 +10,9 @@ Knows nothing of how statistics are measured, nor whether they are any good: ``T
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
-import secrets
-import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +21,8 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import DoesNotFitError, ModelNotFoundError, StatsError, UsageError
+from .atomic import atomic_write
+from .errors import ModelNotFoundError, StatsError, UsageError
 from .gguf_file import DEFAULT_ALIGNMENT, MAGIC, GgufFile, ValueType, read_gguf
 from .model_info import ModelInfo
 from .stats import VERSION, TriattnStats, head_dim_of
@@ -146,7 +144,7 @@ def write_with_stats(src: Path | str, dst: Path | str, stats: TriattnStats, prog
 
     n_data = max(0, file.file_size - file.data_start)
     n_total = len(head) + n_data
-    with _atomic(dst, n_total) as out, src.open("rb") as data:
+    with atomic_write(dst, n_total) as out, src.open("rb") as data:
         out.write(head)
         out.flush()
         for n_done in _copy(data, out, file.data_start, n_data):
@@ -174,7 +172,7 @@ def write_sidecar(dst: Path | str, stats: TriattnStats, info: ModelInfo) -> None
     ]
     head = _header(3, 0, len(pairs), b"".join(pairs))
     head += bytes(-len(head) % DEFAULT_ALIGNMENT)
-    with _atomic(dst, len(head)) as out:
+    with atomic_write(dst, len(head)) as out:
         out.write(head)
 
 
@@ -263,45 +261,6 @@ def _header(version: int, n_tensors: int, n_pairs: int, pairs: bytes) -> bytes:
     return struct.pack("<4sIQQ", MAGIC, version, n_tensors, n_pairs) + pairs
 
 
-@contextlib.contextmanager
-def _atomic(dst: Path, n_bytes: int) -> Iterator[BinaryIO]:
-    """A file that takes the name ``dst`` only when it is whole and on the disk, and else leaves no trace."""
-    if dst.is_dir():
-        raise UsageError("is a folder", where=str(dst), fix="give a file name with -o")
-    folder = dst.parent
-    temporary = folder / f".{dst.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        n_free = shutil.disk_usage(folder).free
-        if n_free < n_bytes:
-            raise _disk_full(dst, n_bytes, n_free)
-        try:
-            # not mkstemp: it ignores the umask, and a model is to be readable like any other file
-            with temporary.open("xb") as out:
-                yield out
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(dst)
-        except BaseException:  # Ctrl-C too
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _disk_full(dst, n_bytes, None) from None
-        raise UsageError(
-            f"cannot be written: {error.strerror}", where=str(dst), fix="give -o in a folder that you may write to"
-        ) from None
-
-
-def _disk_full(dst: Path, n_bytes: int, n_free: int | None) -> DoesNotFitError:
-    free = "the disk is full" if n_free is None else f"the disk has {n_free / 2**20:.1f} MiB free"
-    return DoesNotFitError(
-        f"needs {n_bytes / 2**20:.1f} MiB, {free}",
-        where=str(dst),
-        fix="make room, give -o on another disk, or write only the statistics with --sidecar",
-    )
-
-
 def _copy(src: BinaryIO, dst: BinaryIO, start: int, n_bytes: int) -> Iterator[int]:
     """Copy bytes behind what ``dst`` holds, inside the kernel where it can; yields the bytes done so far."""
     n_done = 0
@@ -331,13 +290,3 @@ def _copy_in_kernel(src: int, dst: int, n_bytes: int, offset: int) -> int:
         if error.errno in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY):
             return 0
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last; Windows has no such thing."""
-    with contextlib.suppress(PermissionError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

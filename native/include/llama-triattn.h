@@ -1,0 +1,202 @@
+#ifndef LLAMA_TRIATTN_H
+#define LLAMA_TRIATTN_H
+
+// TriAttention eviction for the KV cache of llama.cpp (arXiv:2604.04921).
+//
+// A context created while eviction is on has a cache of
+//
+//     n_cells = pad256(n_seq_max * (budget + window) + n_batch)     one buffer for all sequences (kv_unified)
+//     n_cells = pad256(             budget + window  + n_batch)     for each sequence of its own buffer
+//
+// cells, whatever n_ctx is (never more than n_ctx asks for). n_ctx stays the logical context: positions grow up to it as
+// they always did. Whenever a sequence holds budget + window tokens at the start of a llama_decode, and whenever a batch
+// finds no room, a round brings it down to budget tokens.
+//
+// Where a setting comes from, the first that is there:
+//   1. llama_triattn_set_params() on the model
+//   2. KV overrides at model load: "triattention.budget" and so on (llama-server --override-kv, Llama(kv_overrides=...))
+//   3. environment: TRIATTN_BUDGET and so on
+// Eviction is off until one of them gives a budget. A setting that cannot be taken, statistics that are missing or belong
+// to another model, and a model or context that cannot evict make llama_init_from_model() return NULL with the reason in
+// the log and in llama_triattn_last_error(); nothing falls back in silence.
+//
+//   key, variable                              type    values, default
+//   triattention.budget      TRIATTN_BUDGET       u32     tokens that each head keeps of a sequence, or "off" (default)
+//   triattention.window      TRIATTN_WINDOW       u32     128
+//   triattention.n_keep      TRIATTN_KEEP         u32     4
+//   triattention.mode        TRIATTN_MODE         string  shared, per-head, per-layer-head (default)
+//   triattention.policy      TRIATTN_POLICY       string  triattention (default), streaming, knorm, random
+//   triattention.aggregate   TRIATTN_AGGREGATE    string  mean (default), max: how `shared` makes one score of all heads
+//   triattention.terms       TRIATTN_TERMS        string  both (default), trig, norm
+//   triattention.weight_r    TRIATTN_WEIGHT_R     bool    true
+//   triattention.offsets     TRIATTN_OFFSETS      string  geometric (default), linear
+//   triattention.offset_max  TRIATTN_OFFSET_MAX   u32     65536
+//   triattention.seed        TRIATTN_SEED         u32     0
+//   triattention.stats       TRIATTN_STATS        string  path of a sidecar GGUF with the statistics (overrides the model's)
+
+#include "llama.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+    enum llama_triattn_status {
+        LLAMA_TRIATTN_OK          =  0,
+        LLAMA_TRIATTN_OFF         = -1, // the context was created without eviction
+        LLAMA_TRIATTN_BAD_PARAM   = -2, // an argument or a setting cannot be taken
+        LLAMA_TRIATTN_NO_STATS    = -3, // the model carries no statistics
+        LLAMA_TRIATTN_BAD_STATS   = -4, // the statistics are damaged, of an unknown version, or of another model
+        LLAMA_TRIATTN_UNSUPPORTED = -5, // the model or the context cannot evict
+        LLAMA_TRIATTN_FAILED      = -6, // the round could not be computed; the cache is as it was before
+    };
+
+    enum llama_triattn_policy {
+        LLAMA_TRIATTN_POLICY_TRIATTENTION = 0,
+        LLAMA_TRIATTN_POLICY_STREAMING    = 1, // the first n_keep and the most recent (StreamingLLM, arXiv:2309.17453)
+        LLAMA_TRIATTN_POLICY_KNORM        = 2, // the smallest key norm is kept (arXiv:2406.11430)
+        LLAMA_TRIATTN_POLICY_RANDOM       = 3,
+    };
+
+    enum llama_triattn_mode {
+        LLAMA_TRIATTN_MODE_SHARED         = 0, // one set of tokens for the model
+        LLAMA_TRIATTN_MODE_PER_HEAD       = 1, // one set for each KV head index, over all layers
+        LLAMA_TRIATTN_MODE_PER_LAYER_HEAD = 2, // one set for each layer and KV head
+    };
+
+    enum llama_triattn_aggregate {
+        LLAMA_TRIATTN_AGGREGATE_MEAN = 0,
+        LLAMA_TRIATTN_AGGREGATE_MAX  = 1,
+    };
+
+    enum llama_triattn_terms {
+        LLAMA_TRIATTN_TERMS_BOTH = 0,
+        LLAMA_TRIATTN_TERMS_TRIG = 1,
+        LLAMA_TRIATTN_TERMS_NORM = 2,
+    };
+
+    enum llama_triattn_offsets {
+        LLAMA_TRIATTN_OFFSETS_GEOMETRIC = 0, // 1, 2, 4, ... up to offset_max
+        LLAMA_TRIATTN_OFFSETS_LINEAR    = 1, // as many, evenly spaced up to offset_max
+    };
+
+    // all fields 32 bits wide, in this order: the Python face mirrors it
+    struct llama_triattn_params {
+        uint32_t budget;     // tokens that each head keeps of a sequence after a round; 0: eviction off
+        uint32_t window;     // most recent tokens, never evicted
+        uint32_t n_keep;     // first tokens of a sequence, never evicted
+        int32_t  mode;       // enum llama_triattn_mode
+        int32_t  policy;     // enum llama_triattn_policy
+        int32_t  aggregate;  // enum llama_triattn_aggregate, `shared` mode only
+        int32_t  terms;      // enum llama_triattn_terms
+        int32_t  weight_r;   // 1: norm term weighted with a_f - |q_f|; 0: with a_f (ablation)
+        int32_t  offsets;    // enum llama_triattn_offsets
+        uint32_t offset_max; // largest future distance, in tokens
+        uint32_t seed;       // LLAMA_TRIATTN_POLICY_RANDOM
+    };
+
+    struct llama_triattn_stats {
+        uint64_t n_rounds;         // rounds that evicted something
+        uint64_t n_rounds_forced;  // of these, because a batch found no room or llama_triattn_evict() asked
+        uint64_t n_tokens_evicted; // summed over rounds: tokens that left each head's set
+        uint64_t n_rows_moved;     // K rows that changed their cell, summed over rounds, layers and heads
+        uint64_t t_score_us;       // scoring, with the download of the scores
+        uint64_t t_select_us;      // selection on the host
+        uint64_t t_move_us;        // moving
+        uint64_t t_total_us;       // whole rounds
+        uint64_t n_cells;          // cells of the cache, all streams
+        uint64_t n_cells_used;
+        uint64_t kv_bytes;         // bytes of the evicting cache: K and V of its layers
+        uint64_t kv_bytes_full;    // what the same layers would hold for n_ctx without eviction
+        uint64_t kv_bytes_other;   // bytes of caches that do not evict (sliding-window layers)
+        int32_t  n_layer;          // layers that evict
+        int32_t  n_head_kv;        // KV heads of the first of them
+    };
+
+    LLAMA_API struct llama_triattn_params llama_triattn_default_params(void);
+
+    // Settings for the contexts created from the model afterwards. budget == 0 turns eviction off for them.
+    LLAMA_API int32_t llama_triattn_set_params(struct llama_model * model, const struct llama_triattn_params * params);
+
+    // Read the statistics from a sidecar GGUF instead of the model file.
+    LLAMA_API int32_t llama_triattn_load_stats(struct llama_model * model, const char * path);
+
+    // OK, NO_STATS or BAD_STATS (then llama_triattn_last_error() says what is wrong with them).
+    LLAMA_API int32_t llama_triattn_check_stats(const struct llama_model * model);
+
+    // Text that tells one model from another, the same for all its quantisations; "" if it is not known.
+    // The pointer lives as long as the model.
+    LLAMA_API const char * llama_triattn_fingerprint(const struct llama_model * model);
+
+    // Why the last llama_triattn_* call, or llama_init_from_model() with eviction on, failed in this thread; "" if it did not.
+    LLAMA_API const char * llama_triattn_last_error(void);
+
+    // The settings in force.
+    LLAMA_API int32_t llama_triattn_get_params(const struct llama_context * ctx, struct llama_triattn_params * params);
+
+    // Of a context without eviction: OFF, with n_cells and kv_bytes_other filled in.
+    LLAMA_API int32_t llama_triattn_get_stats(const struct llama_context * ctx, struct llama_triattn_stats * stats);
+
+    // T: the first position from which every token is present in every head; 0 while nothing was evicted or eviction is off.
+    // A sequence can be rewound to T and later, not to before.
+    LLAMA_API llama_pos llama_triattn_seq_pos_whole(const struct llama_context * ctx, llama_seq_id seq_id);
+
+    // Round now, down to n_tokens tokens (0: the budget). Returns the number of tokens evicted, or a negative status.
+    LLAMA_API int32_t llama_triattn_evict(struct llama_context * ctx, llama_seq_id seq_id, uint32_t n_tokens);
+
+    // Score the candidates of the sequence as a round would, without evicting: the scores below are of this moment then.
+    // Returns the number of candidates, or a negative status.
+    LLAMA_API int32_t llama_triattn_score(struct llama_context * ctx, llama_seq_id seq_id);
+
+    // Model layers that evict, in cache order. Returns their number; writes at most n_max.
+    LLAMA_API int32_t llama_triattn_get_layers(const struct llama_context * ctx, int32_t * layers, int32_t n_max);
+
+    // What KV head `head_kv` of layer `il` holds of the sequence: positions and the cells that they lie in, in order of cells.
+    // Either array may be NULL. Returns the number of tokens, or a negative status; writes at most n_max.
+    LLAMA_API int32_t llama_triattn_get_kept(
+            const struct llama_context * ctx,
+                          llama_seq_id   seq_id,
+                               int32_t   il,
+                               int32_t   head_kv,
+                             llama_pos * pos,
+                               int32_t * cells,
+                               int32_t   n_max);
+
+    // The last scores of query head `head` of layer `il`, before the z-score, and the cells that they belong to.
+    // Either array may be NULL. Returns the number of candidates, or a negative status; writes at most n_max.
+    LLAMA_API int32_t llama_triattn_get_scores(
+            const struct llama_context * ctx,
+                               int32_t   il,
+                               int32_t   head,
+                                 float * scores,
+                               int32_t * cells,
+                               int32_t   n_max);
+
+    // Bytes of the cached row (K, or V if is_v) of KV head `head_kv` of layer `il` in a cell of the sequence's buffer, as
+    // they lie in the cache. Quantised rows are Hadamard-rotated there, see llama_triattn_get_rows_info.
+    // Returns the bytes of a row; writes n_cells of them to data if it is not NULL.
+    LLAMA_API int32_t llama_triattn_get_rows(
+            const struct llama_context * ctx,
+                          llama_seq_id   seq_id,
+                               int32_t   il,
+                               int32_t   head_kv,
+                                  bool   is_v,
+                         const int32_t * cells,
+                               int32_t   n_cells,
+                                  void * data);
+
+    // How rows are stored: the ggml type, and the size of the Hadamard rotation applied to them (0: none).
+    LLAMA_API int32_t llama_triattn_get_rows_info(
+            const struct llama_context * ctx,
+                                  bool   is_v,
+                               int32_t * type,
+                               int32_t * n_rot);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif // LLAMA_TRIATTN_H

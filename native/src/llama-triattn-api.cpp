@@ -1,0 +1,238 @@
+#include "llama-triattn.h"
+
+#include "llama-triattn-cache.h"
+
+#include "llama-context.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <functional>
+
+// No exception crosses the C API: what was thrown becomes the last error and a status.
+static int32_t guarded(int32_t status, const std::function<int32_t()> & fn) {
+    llama_triattn_set_error("");
+    try {
+        return fn();
+    } catch (const std::exception & err) {
+        llama_triattn_set_error(err.what());
+        return status;
+    }
+}
+
+static int32_t fail(int32_t status, const char * what) {
+    llama_triattn_set_error(what);
+    return status;
+}
+
+static const char * const WHY_OFF = "the context was created without eviction";
+
+template <typename T>
+static int32_t copy_out(const std::vector<T> & src, T * dst, int32_t n_max) {
+    if (dst) {
+        std::copy_n(src.begin(), std::min<size_t>(src.size(), std::max(n_max, 0)), dst);
+    }
+    return (int32_t) src.size();
+}
+
+struct llama_triattn_params llama_triattn_default_params(void) {
+    llama_triattn_params res = {};
+    res.budget     = 0;
+    res.window     = 128;
+    res.n_keep     = 4;
+    res.mode       = LLAMA_TRIATTN_MODE_PER_LAYER_HEAD;
+    res.policy     = LLAMA_TRIATTN_POLICY_TRIATTENTION;
+    res.aggregate  = LLAMA_TRIATTN_AGGREGATE_MEAN;
+    res.terms      = LLAMA_TRIATTN_TERMS_BOTH;
+    res.weight_r   = 1;
+    res.offsets    = LLAMA_TRIATTN_OFFSETS_GEOMETRIC;
+    res.offset_max = 65536;
+    res.seed       = 0;
+    return res;
+}
+
+int32_t llama_triattn_set_params(struct llama_model * model, const struct llama_triattn_params * params) {
+    if (!model || !params || !model->triattn) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "model or params is NULL");
+    }
+    return guarded(LLAMA_TRIATTN_BAD_PARAM, [&] {
+        model->triattn->set_params(*params);
+        return LLAMA_TRIATTN_OK;
+    });
+}
+
+int32_t llama_triattn_load_stats(struct llama_model * model, const char * path) {
+    if (!model || !path || !model->triattn) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "model or path is NULL");
+    }
+    return guarded(LLAMA_TRIATTN_BAD_STATS, [&] {
+        model->triattn->load_sidecar(path);
+        return LLAMA_TRIATTN_OK;
+    });
+}
+
+int32_t llama_triattn_check_stats(const struct llama_model * model) {
+    if (!model || !model->triattn) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "model is NULL");
+    }
+    return guarded(LLAMA_TRIATTN_BAD_STATS, [&] {
+        std::string why;
+        const int32_t res = model->triattn->check_stats(model->hparams, why);
+        llama_triattn_set_error(why);
+        return res;
+    });
+}
+
+const char * llama_triattn_fingerprint(const struct llama_model * model) {
+    return model && model->triattn ? model->triattn->get_fingerprint().c_str() : "";
+}
+
+const char * llama_triattn_last_error(void) {
+    return llama_triattn_get_error();
+}
+
+int32_t llama_triattn_get_params(const struct llama_context * ctx, struct llama_triattn_params * params) {
+    const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    if (!triattn) {
+        return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
+    }
+    *params = triattn->get_params();
+    return LLAMA_TRIATTN_OK;
+}
+
+int32_t llama_triattn_get_stats(const struct llama_context * ctx, struct llama_triattn_stats * stats) {
+    if (!ctx || !stats) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "ctx or stats is NULL");
+    }
+    return guarded(LLAMA_TRIATTN_BAD_PARAM, [&]() -> int32_t {
+        const auto * triattn = llama_triattn::of(ctx);
+        const auto * memory  = ctx->get_memory();
+
+        *stats = {};
+        if (triattn) {
+            triattn->get_stats(*stats);
+        }
+        if (memory) {
+            for (const auto & [buft, size] : memory->memory_breakdown()) {
+                stats->kv_bytes_other += size;
+            }
+        }
+        if (triattn) {
+            stats->kv_bytes_other -= std::min(stats->kv_bytes_other, triattn->buffer_size());
+            return LLAMA_TRIATTN_OK;
+        }
+        stats->n_cells = llama_triattn::n_cells(ctx);
+        return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
+    });
+}
+
+llama_pos llama_triattn_seq_pos_whole(const struct llama_context * ctx, llama_seq_id seq_id) {
+    const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    return triattn && seq_id >= 0 && seq_id < LLAMA_MAX_SEQ ? triattn->seq_pos_whole(seq_id) : 0;
+}
+
+static int32_t with_round(struct llama_context * ctx, llama_seq_id seq_id, const std::function<int32_t(llama_triattn &)> & fn) {
+    auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    if (!triattn) {
+        return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
+    }
+    if (seq_id < 0 || seq_id >= (llama_seq_id) ctx->n_seq_max()) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "no such sequence");
+    }
+    return guarded(LLAMA_TRIATTN_FAILED, [&] {
+        ctx->synchronize();
+        return triattn->request(*ctx, [&] { return fn(*triattn); });
+    });
+}
+
+int32_t llama_triattn_evict(struct llama_context * ctx, llama_seq_id seq_id, uint32_t n_tokens) {
+    return with_round(ctx, seq_id, [&](llama_triattn & triattn) {
+        const auto & params = triattn.get_params();
+        const uint32_t n = n_tokens ? n_tokens : params.budget;
+        if (n <= params.n_keep + params.window) {
+            return fail(LLAMA_TRIATTN_BAD_PARAM, "n_tokens must be larger than n_keep + window");
+        }
+        return triattn.evict(*ctx, seq_id, n, true);
+    });
+}
+
+int32_t llama_triattn_score(struct llama_context * ctx, llama_seq_id seq_id) {
+    return with_round(ctx, seq_id, [&](llama_triattn & triattn) {
+        return triattn.score(*ctx, seq_id);
+    });
+}
+
+int32_t llama_triattn_get_layers(const struct llama_context * ctx, int32_t * layers, int32_t n_max) {
+    const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    if (!triattn) {
+        return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
+    }
+    return copy_out(triattn->get_layers(), layers, n_max);
+}
+
+int32_t llama_triattn_get_kept(
+        const struct llama_context * ctx,
+                      llama_seq_id   seq_id,
+                           int32_t   il,
+                           int32_t   head_kv,
+                         llama_pos * pos,
+                           int32_t * cells,
+                           int32_t   n_max) {
+    const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    if (!triattn) {
+        return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
+    }
+    std::vector<llama_pos> res_pos;
+    std::vector<int32_t>   res_cells;
+    if (!triattn->get_kept(seq_id, il, head_kv, res_pos, res_cells)) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "no such sequence, layer or KV head");
+    }
+    copy_out(res_pos, pos, n_max);
+    return copy_out(res_cells, cells, n_max);
+}
+
+int32_t llama_triattn_get_scores(
+        const struct llama_context * ctx,
+                           int32_t   il,
+                           int32_t   head,
+                             float * scores,
+                           int32_t * cells,
+                           int32_t   n_max) {
+    const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    if (!triattn) {
+        return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
+    }
+    std::vector<float>   res_scores;
+    std::vector<int32_t> res_cells;
+    if (!triattn->get_scores(il, head, res_scores, res_cells)) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "no such layer or query head, or nothing was scored yet");
+    }
+    copy_out(res_scores, scores, n_max);
+    return copy_out(res_cells, cells, n_max);
+}
+
+int32_t llama_triattn_get_rows(
+        const struct llama_context * ctx,
+                      llama_seq_id   seq_id,
+                           int32_t   il,
+                           int32_t   head_kv,
+                              bool   is_v,
+                     const int32_t * cells,
+                           int32_t   n_cells,
+                              void * data) {
+    const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    if (!triattn) {
+        return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
+    }
+    const_cast<llama_context *>(ctx)->synchronize();
+    const int32_t res = triattn->get_rows(seq_id, il, head_kv, is_v, cells, n_cells, data);
+    return res >= 0 ? res : fail(res, "no such sequence, layer, KV head or cell");
+}
+
+int32_t llama_triattn_get_rows_info(const struct llama_context * ctx, bool is_v, int32_t * type, int32_t * n_rot) {
+    const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    if (!triattn) {
+        return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
+    }
+    triattn->get_rows_info(is_v, *type, *n_rot);
+    return LLAMA_TRIATTN_OK;
+}

@@ -1,0 +1,943 @@
+#include "llama-triattn-cache.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-io.h"
+#include "llama-kv-cache-iswa.h"
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+//
+// llama_triattn_scope
+//
+
+static thread_local llama_triattn_scope * g_scope = nullptr;
+
+// Why this model or context cannot evict, "" if it can.
+static std::string why_unsupported(const llama_model & model, const llama_cparams & cparams) {
+    const auto & hparams = model.hparams;
+
+    if (!cparams.causal_attn || cparams.embeddings) {
+        return "an embedding context or one without causal attention cannot evict";
+    }
+    if (llama_model_has_encoder(&model)) {
+        return "an encoder model cannot evict";
+    }
+    if (hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f) {
+        return "ALiBi needs the position of each cell, which heads of their own sets do not have";
+    }
+    if (hparams.rope_type == LLAMA_ROPE_TYPE_NONE || hparams.rope_type == LLAMA_ROPE_TYPE_VISION) {
+        return "the model has no RoPE, which the scores are made of";
+    }
+    if (hparams.is_mla()) {
+        return "multi-head latent attention caches a latent vector instead of keys";
+    }
+    if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+        return "tensor split mode cannot move rows of the cache; use --split-mode layer";
+    }
+    return "";
+}
+
+[[noreturn]] static void refuse(const std::string & why) {
+    llama_triattn_set_error("TriAttention: " + why);
+    throw std::runtime_error("TriAttention: " + why);
+}
+
+llama_triattn_scope::llama_triattn_scope(
+        const llama_model & model, const llama_memory_params & params_mem, const llama_cparams & cparams) : cparams(cparams) {
+    g_scope = this;
+
+    llama_triattn_set_error("");
+
+    if (!model.triattn || params_mem.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+        return;
+    }
+
+    try {
+        params = model.triattn->params();
+    } catch (const std::exception & err) {
+        refuse(err.what());
+    }
+
+    if (params.budget == 0) {
+        return;
+    }
+
+    const std::string why = why_unsupported(model, cparams);
+    if (!why.empty()) {
+        refuse(why);
+    }
+
+    if (params.policy == LLAMA_TRIATTN_POLICY_TRIATTENTION) {
+        std::string why_stats;
+        if (model.triattn->check_stats(model.hparams, why_stats) != LLAMA_TRIATTN_OK) {
+            refuse(why_stats);
+        }
+    }
+
+    active = true;
+}
+
+llama_triattn_scope::~llama_triattn_scope() {
+    g_scope = nullptr;
+}
+
+// SWA caches are small already; a cache that shows another one's cells has its size
+static bool can_evict(llama_swa_type swa_type, bool is_view) {
+    return swa_type == LLAMA_SWA_TYPE_NONE && !is_view;
+}
+
+uint32_t llama_triattn_scope::n_cells(const llama_kv_cache & kv, uint32_t n_cells_full) {
+    if (!g_scope || !g_scope->active || !can_evict(kv.swa_type, kv.other)) {
+        return n_cells_full;
+    }
+
+    const auto & p = g_scope->params;
+
+    // a llama_decode() places n_batch tokens at once, and starts with less than budget + window
+    const uint32_t n_seq = kv.n_stream == 1 ? kv.n_seq_max : 1;
+    const uint64_t n     = (uint64_t) n_seq*(p.budget + p.window) + g_scope->cparams.n_batch;
+
+    return (uint32_t) std::min<uint64_t>(n_cells_full, GGML_PAD(n, 256));
+}
+
+std::shared_ptr<llama_triattn> llama_triattn_scope::make(llama_kv_cache & kv, uint32_t n_cells_full) {
+    if (!g_scope || !g_scope->active || !can_evict(kv.swa_type, kv.other) || kv.hparams.no_alloc) {
+        return nullptr;
+    }
+    return std::make_shared<llama_triattn>(kv, g_scope->params, g_scope->cparams, n_cells_full);
+}
+
+static llama_kv_cache * find_cache(const llama_memory_i * memory) {
+    auto * mem = const_cast<llama_memory_i *>(memory);
+
+    if (auto * m = dynamic_cast<llama_kv_cache           *>(mem)) { return m; }
+    if (auto * m = dynamic_cast<llama_kv_cache_iswa      *>(mem)) { return m->get_base(); }
+    if (auto * m = dynamic_cast<llama_memory_hybrid      *>(mem)) { return m->get_mem_attn(); }
+    if (auto * m = dynamic_cast<llama_memory_hybrid_iswa *>(mem)) { return m->get_mem_attn()->get_base(); }
+
+    return nullptr;
+}
+
+void llama_triattn_scope::check(const llama_memory_i * memory) const {
+    if (!active) {
+        return;
+    }
+    const auto * kv = find_cache(memory);
+    if (!kv) {
+        refuse("this kind of memory (recurrent, sparse or indexed) cannot evict");
+    }
+    if (!kv->triattn && !kv->hparams.no_alloc) {
+        refuse("this context has no cache of its own that could evict");
+    }
+}
+
+//
+// llama_triattn
+//
+
+llama_triattn * llama_triattn::of(const llama_context * ctx) {
+    const auto * kv = find_cache(ctx->get_memory());
+    return kv ? kv->triattn.get() : nullptr;
+}
+
+uint64_t llama_triattn::n_cells(const llama_context * ctx) {
+    const auto * kv = find_cache(ctx->get_memory());
+    return kv ? (uint64_t) kv->get_size()*kv->n_stream : 0;
+}
+
+bool llama_triattn::is_on(const llama_kv_cache & kv) {
+    return kv.triattn != nullptr;
+}
+
+bool llama_triattn::can_rm(const llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    return !kv.triattn || kv.triattn->can_rm(seq_id, p0, p1);
+}
+
+llama_triattn::llama_triattn(
+        llama_kv_cache & kv, const llama_triattn_params & params, const llama_cparams & cparams, uint32_t n_cells_full) :
+    kv(kv), params(params), n_cells_full(n_cells_full), whole(LLAMA_MAX_SEQ, 0) {
+    const auto & model   = kv.model;
+    const auto & hparams = kv.hparams;
+
+    for (const auto & l : kv.layers) {
+        const uint32_t il = l.il;
+
+        llama_triattn_layer layer;
+
+        for (uint32_t jl = 0; jl < hparams.n_layer_all; ++jl) {
+            const auto it = kv.map_layer_ids.find(jl);
+            if (it != kv.map_layer_ids.end() && &kv.layers[it->second] == &l) {
+                layer.ils.push_back(jl);
+            }
+        }
+
+        layer.k             = l.k;
+        layer.v             = l.v;
+        layer.n_head        = hparams.n_head(il);
+        layer.n_head_kv     = hparams.n_head_kv(il);
+        layer.n_embd_head_k = hparams.n_embd_head_k(il);
+        layer.n_embd_head_v = hparams.n_embd_head_v(il);
+
+        if (params.policy == LLAMA_TRIATTN_POLICY_TRIATTENTION) {
+            for (const int32_t jl : layer.ils) {
+                if (!model.triattn->has_centres(jl)) {
+                    refuse(format("the statistics lack layer %d; convert this model anew (triattn-local convert)", jl));
+                }
+            }
+        }
+
+        layers.push_back(std::move(layer));
+    }
+
+    if (layers.empty()) {
+        refuse("the model has no full-attention layers");
+    }
+
+    n_set = 0;
+    for (const auto & layer : layers) {
+        set_first.push_back(n_set);
+        n_set += layer.n_head_kv;
+    }
+    if (params.mode == LLAMA_TRIATTN_MODE_SHARED) {
+        n_set = 1;
+    }
+    if (params.mode == LLAMA_TRIATTN_MODE_PER_HEAD) {
+        n_set = layers[0].n_head_kv;
+        for (const auto & layer : layers) {
+            if (layer.n_head_kv != n_set) {
+                refuse("mode per-head needs the same number of KV heads in every layer; use per-layer-head");
+            }
+        }
+    }
+
+    pos.resize(kv.n_stream);
+    for (auto & p : pos) {
+        p.resize((size_t) kv.get_size()*n_set, -1);
+    }
+
+    scorer = std::make_unique<llama_triattn_scorer>(model, params, cparams, layers);
+
+    LLAMA_LOG_INFO("%s: %u cells instead of %u, budget %u, window %u, n_keep %u, %u sets of tokens\n", __func__,
+            kv.get_size(), n_cells_full, params.budget, params.window, params.n_keep, n_set);
+}
+
+llama_triattn::~llama_triattn() = default;
+
+uint32_t llama_triattn::set_of(size_t i_layer, uint32_t head_kv) const {
+    switch (params.mode) {
+        case LLAMA_TRIATTN_MODE_SHARED:   return 0;
+        case LLAMA_TRIATTN_MODE_PER_HEAD: return head_kv;
+        default:                          return set_first[i_layer] + head_kv;
+    }
+}
+
+const std::vector<float> & llama_triattn::k_rotation() const {
+    static const std::vector<float> none;
+
+    if (!kv.attn_rot_k) {
+        return none;
+    }
+    // the largest power of two that divides the head, as llama_kv_cache::build_input_k_rot
+    int64_t n = 64;
+    while (kv.n_embd_head_k_all % (2*n) == 0) {
+        n *= 2;
+    }
+    return kv.attn_rot_hadamard.at(n);
+}
+
+//
+// sequences
+//
+
+uint32_t llama_triattn::n_used(llama_seq_id seq_id) const {
+    return kv.v_cells[kv.seq_to_stream[seq_id]].seq_pos_get(seq_id).size();
+}
+
+std::vector<llama_seq_id> llama_triattn::seqs() const {
+    std::vector<llama_seq_id> res;
+    for (llama_seq_id s = 0; s < (llama_seq_id) kv.seq_to_stream.size(); ++s) {
+        if (n_used(s) > 0) {
+            res.push_back(s);
+        }
+    }
+    return res;
+}
+
+void llama_triattn::clear() {
+    std::fill(whole.begin(), whole.end(), 0);
+}
+
+bool llama_triattn::can_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+    if (seq_id < 0) {
+        for (const auto s : seqs()) {
+            if (!can_rm(s, p0, p1)) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    const llama_pos end = p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1;
+
+    // before T, a head may hold other tokens in a cell than the one that the cell is named after
+    return p0 >= whole[seq_id] || (p0 <= 0 && end > seq_pos_max(seq_id)) || n_used(seq_id) == 0;
+}
+
+bool llama_triattn::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    if (!can_rm(seq_id, p0, p1)) {
+        LLAMA_LOG_DEBUG("%s: sequence %d cannot be cut at [%d, %d): whole from %d on only\n", __func__, seq_id, p0, p1,
+                seq_id < 0 ? -1 : whole[seq_id]);
+        return false;
+    }
+    for (llama_seq_id s = 0; s < (llama_seq_id) whole.size(); ++s) {
+        if ((seq_id < 0 || s == seq_id) && p0 <= 0 && p0 < whole[s]) {
+            whole[s] = 0; // nothing is left of it
+        }
+    }
+    return true;
+}
+
+bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    if (seq_id_src == seq_id_dst) {
+        return true;
+    }
+
+    const llama_pos t   = whole[seq_id_src];
+    const llama_pos end = p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1;
+
+    if (t > 0 && p0 < t && (p0 > 0 || end < t)) {
+        LLAMA_LOG_ERROR("%s: sequence %d cannot be copied in part before position %d; nothing was copied\n", __func__, seq_id_src, t);
+        return false;
+    }
+
+    const auto s0 = kv.seq_to_stream[seq_id_src];
+    const auto s1 = kv.seq_to_stream[seq_id_dst];
+    if (s0 != s1) {
+        pos[s1] = pos[s0];
+        whole[seq_id_dst] = t;
+    } else if (p0 <= 0) {
+        whole[seq_id_dst] = std::max(whole[seq_id_dst], t);
+    }
+    return true;
+}
+
+void llama_triattn::seq_keep(llama_seq_id seq_id) {
+    for (llama_seq_id s = 0; s < (llama_seq_id) whole.size(); ++s) {
+        if (s != seq_id && (size_t) s < kv.seq_to_stream.size() && kv.seq_to_stream[s] == kv.seq_to_stream[seq_id]) {
+            whole[s] = 0;
+        }
+    }
+}
+
+bool llama_triattn::seq_shift(llama_seq_id seq_id) const {
+    LLAMA_LOG_ERROR("%s: positions of sequence %d cannot be shifted while eviction is on; nothing was shifted\n", __func__, seq_id);
+    return false;
+}
+
+llama_pos llama_triattn::seq_pos_whole(llama_seq_id seq_id) const {
+    return whole[seq_id];
+}
+
+llama_pos llama_triattn::seq_pos_min(llama_seq_id seq_id) const {
+    const auto & cells = kv.v_cells[kv.seq_to_stream[seq_id]];
+
+    const llama_pos pos_min = cells.seq_pos_min(seq_id);
+
+    return pos_min < 0 ? pos_min : std::min(std::max(pos_min, whole[seq_id]), cells.seq_pos_max(seq_id));
+}
+
+llama_pos llama_triattn::seq_pos_max(llama_seq_id seq_id) const {
+    const llama_pos pos_max = kv.v_cells[kv.seq_to_stream[seq_id]].seq_pos_max(seq_id);
+
+    // rewound to T: the token before it was there, whether its cell still is or not
+    return pos_max < 0 ? pos_max : std::max(pos_max, whole[seq_id] - 1);
+}
+
+void llama_triattn::apply_ubatch(const slot_info & sinfo, const llama_ubatch & ubatch) {
+    for (uint32_t s = 0; s < sinfo.n_stream(); ++s) {
+        for (uint32_t i = 0; i < sinfo.size(); ++i) {
+            std::fill_n(&pos_at(sinfo.strm[s], sinfo.idxs[s][i], 0), n_set, ubatch.pos[s*sinfo.size() + i]);
+        }
+    }
+}
+
+//
+// rounds
+//
+
+std::vector<int32_t> llama_triattn::candidates(llama_seq_id seq_id) const {
+    const auto & cells = kv.v_cells[kv.seq_to_stream[seq_id]];
+
+    const llama_pos p0 = (llama_pos) params.n_keep;
+    const llama_pos p1 = cells.seq_pos_max(seq_id) + 1 - (llama_pos) params.window;
+
+    std::vector<int32_t> res;
+    for (const auto & [p, i] : cells.seq_pos_get(seq_id)) {
+        if (p >= p0 && p < p1 && cells.seq_count(i) == 1) {
+            res.push_back(i);
+        }
+    }
+    std::sort(res.begin(), res.end());
+    return res;
+}
+
+int32_t llama_triattn::request(llama_context & lctx, std::function<int32_t()> fn) {
+    requested     = std::move(fn);
+    requested_res = LLAMA_TRIATTN_FAILED;
+    lctx.memory_update(false);
+    requested = nullptr;
+    return requested_res;
+}
+
+bool llama_triattn::is_due(bool forced) const {
+    if (requested) {
+        return true;
+    }
+    for (const auto s : seqs()) {
+        const uint32_t n = n_used(s);
+        if ((forced ? n > params.budget : n >= params.budget + params.window) && !candidates(s).empty()) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void llama_triattn::update(llama_context & lctx, bool forced) {
+    if (requested) {
+        requested_res = requested();
+        return;
+    }
+    for (const auto s : seqs()) {
+        const uint32_t n = n_used(s);
+        if (forced ? n > params.budget : n >= params.budget + params.window) {
+            evict(lctx, s, params.budget, forced);
+        }
+    }
+}
+
+static uint64_t hash_u64(uint64_t x) { // splitmix64
+    x += 0x9E3779B97F4A7C15ull;
+    x  = (x ^ (x >> 30))*0xBF58476D1CE4E5B9ull;
+    x  = (x ^ (x >> 27))*0x94D049BB133111EBull;
+    return x ^ (x >> 31);
+}
+
+bool llama_triattn::score_sets(
+        llama_context & lctx, llama_seq_id seq_id, const std::vector<int32_t> & cand, std::vector<float> & scores) {
+    const uint32_t strm   = kv.seq_to_stream[seq_id];
+    const uint32_t n_cand = cand.size();
+
+    if (params.policy == LLAMA_TRIATTN_POLICY_STREAMING || params.policy == LLAMA_TRIATTN_POLICY_RANDOM) {
+        scores.resize((size_t) n_set*n_cand);
+        for (uint32_t set = 0; set < n_set; ++set) {
+            for (uint32_t i = 0; i < n_cand; ++i) {
+                const llama_pos p = pos_at(strm, cand[i], set);
+
+                scores[(size_t) set*n_cand + i] = params.policy == LLAMA_TRIATTN_POLICY_STREAMING ? (float) p :
+                    (float) (hash_u64(hash_u64(((uint64_t) params.seed << 32) | set) ^ (uint64_t) p) >> 40);
+            }
+        }
+        return true;
+    }
+
+    std::vector<int32_t> rows(cand);
+    for (auto & r : rows) {
+        r += strm*kv.get_size();
+    }
+
+    last_cells.clear();
+    if (!scorer->compute(lctx, layers, rows, k_rotation(), kv.seq_pos_max(seq_id) + 1, last_scores)) {
+        return false;
+    }
+    last_cells = cand;
+
+    llama_triattn_set_rule rule = LLAMA_TRIATTN_SET_PER_LAYER;
+    if (params.mode == LLAMA_TRIATTN_MODE_PER_HEAD) {
+        rule = LLAMA_TRIATTN_SET_PER_HEAD;
+    }
+    if (params.mode == LLAMA_TRIATTN_MODE_SHARED) {
+        rule = params.aggregate == LLAMA_TRIATTN_AGGREGATE_MAX ? LLAMA_TRIATTN_SET_SHARED_MAX : LLAMA_TRIATTN_SET_SHARED_MEAN;
+    }
+
+    scores = llama_triattn_combine(last_scores, n_cand, rule);
+    return true;
+}
+
+int32_t llama_triattn::score(llama_context & lctx, llama_seq_id seq_id) {
+    const auto cand = candidates(seq_id);
+    if (cand.empty()) {
+        return 0;
+    }
+    std::vector<float> scores;
+    return score_sets(lctx, seq_id, cand, scores) ? (int32_t) cand.size() : LLAMA_TRIATTN_FAILED;
+}
+
+int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t n_tokens, bool forced) {
+    const int64_t t_start_us = ggml_time_us();
+
+    const uint32_t strm = kv.seq_to_stream[seq_id];
+    const uint32_t used = n_used(seq_id);
+    const auto     cand = candidates(seq_id);
+
+    const uint32_t n_cand = cand.size();
+    const uint32_t n_drop = used > n_tokens ? std::min(used - n_tokens, n_cand) : 0;
+    if (n_drop == 0) {
+        return 0;
+    }
+
+    std::vector<float> scores;
+    if (!score_sets(lctx, seq_id, cand, scores)) {
+        return LLAMA_TRIATTN_FAILED;
+    }
+
+    const int64_t t_scored_us = ggml_time_us();
+
+    // The highest candidate cells are freed, so that the used cells stay together and attention reads no more than it must.
+    // What a set keeps of their rows goes to the cells below whose rows the set drops: there are as many of each.
+    const uint32_t i_freed = n_cand - n_drop;
+
+    std::vector<std::vector<int32_t>> src(n_set); // cells, per set
+    std::vector<std::vector<int32_t>> dst(n_set);
+    std::vector<std::vector<int32_t>> stay(n_set); // freed cells whose row nobody needs: fillers that stay where they are
+
+    std::vector<uint8_t> drop;
+    for (uint32_t set = 0; set < n_set; ++set) {
+        llama_triattn_drop_lowest(scores.data() + (size_t) set*n_cand, n_cand, n_drop, drop);
+
+        for (uint32_t i = 0; i < i_freed; ++i) {
+            if (drop[i]) {
+                dst[set].push_back(cand[i]);
+            }
+        }
+        for (uint32_t i = i_freed; i < n_cand; ++i) {
+            (drop[i] ? stay[set] : src[set]).push_back(cand[i]);
+        }
+        GGML_ASSERT(src[set].size() == dst[set].size());
+    }
+
+    llama_triattn_moves moves;
+    uint64_t n_moved = 0;
+    for (size_t i = 0; i < layers.size(); ++i) {
+        llama_triattn_moves::layer m;
+
+        const uint32_t n_head_kv = layers[i].n_head_kv;
+        for (uint32_t h = 0; h < n_head_kv; ++h) {
+            m.n = std::max<uint32_t>(m.n, src[set_of(i, h)].size());
+        }
+        for (uint32_t h = 0; h < n_head_kv; ++h) {
+            const uint32_t set  = set_of(i, h);
+            const uint32_t fill = m.n - src[set].size();
+
+            m.src.insert(m.src.end(), src[set].begin(), src[set].end());
+            m.dst.insert(m.dst.end(), dst[set].begin(), dst[set].end());
+            m.src.insert(m.src.end(), stay[set].begin(), stay[set].begin() + fill);
+            m.dst.insert(m.dst.end(), stay[set].begin(), stay[set].begin() + fill);
+
+            n_moved += src[set].size();
+        }
+        moves.layers.push_back(std::move(m));
+    }
+
+    const int64_t t_selected_us = ggml_time_us();
+
+    if (n_moved > 0 && !llama_triattn_move(lctx, layers, moves, strm, kv.v_trans)) {
+        return LLAMA_TRIATTN_FAILED;
+    }
+
+    const int64_t t_moved_us = ggml_time_us();
+
+    auto & cells = kv.v_cells[strm];
+    auto & head  = kv.v_heads[strm];
+
+    for (uint32_t set = 0; set < n_set; ++set) {
+        for (size_t i = 0; i < src[set].size(); ++i) {
+            pos_at(strm, dst[set][i], set) = pos_at(strm, src[set][i], set);
+        }
+    }
+    if (n_set == 1) {
+        // one set for all: cells keep the name of their token
+        for (size_t i = 0; i < src[0].size(); ++i) {
+            cells.set({ (uint32_t) dst[0][i] }, cells.cp({ (uint32_t) src[0][i] }));
+        }
+    }
+    whole[seq_id] = std::max(whole[seq_id], cells.seq_pos_max(seq_id) + 1 - (llama_pos) params.window);
+
+    for (uint32_t i = i_freed; i < n_cand; ++i) {
+        cells.seq_rm(cand[i], seq_id);
+    }
+    head = std::min(head, (uint32_t) cand[i_freed]);
+
+    const int64_t t_end_us = ggml_time_us();
+
+    counters.n_rounds         += 1;
+    counters.n_rounds_forced  += forced;
+    counters.n_tokens_evicted += n_drop;
+    counters.n_rows_moved     += n_moved;
+    counters.t_score_us       += t_scored_us   - t_start_us;
+    counters.t_select_us      += t_selected_us - t_scored_us;
+    counters.t_move_us        += t_moved_us    - t_selected_us;
+    counters.t_total_us       += t_end_us      - t_start_us;
+
+    return n_drop;
+}
+
+// A memory update that runs the rounds that are due.
+class llama_triattn_update : public llama_memory_context_i {
+public:
+    llama_triattn_update(llama_triattn & triattn, llama_context & lctx, bool forced) : triattn(triattn), lctx(lctx), forced(forced) {}
+
+    bool next() override { return false; }
+
+    bool apply() override {
+        triattn.update(lctx, forced);
+        return true;
+    }
+
+    const llama_ubatch & get_ubatch() const override { GGML_ABORT("a memory update has no batch"); }
+
+    llama_memory_status get_status() const override { return LLAMA_MEMORY_STATUS_SUCCESS; }
+
+private:
+    llama_triattn & triattn;
+    llama_context & lctx;
+    const bool      forced;
+};
+
+llama_memory_context_ptr llama_triattn::init_update(llama_context * lctx, bool forced) {
+    return std::make_unique<llama_triattn_update>(*this, *lctx, forced);
+}
+
+//
+// state
+//
+// header | for each stream: head, cells (index, position, ext, sequences), tokens of the sets | K and V as upstream writes them
+//
+// Cells are restored where they were if those are free, since the sums of attention depend on the order of the cells: then a
+// restored sequence continues bit for bit.
+
+static const uint32_t STATE_MAGIC   = 0x41495254; // "TRIA"
+static const uint32_t STATE_VERSION = 1;
+
+template <typename T>
+static void write_value(llama_io_write_i & io, const T & value) {
+    io.write(&value, sizeof(value));
+}
+
+template <typename T>
+static T read_value(llama_io_read_i & io) {
+    T value;
+    io.read(&value, sizeof(value));
+    return value;
+}
+
+static void require(bool ok, const char * why) {
+    if (!ok) {
+        throw std::runtime_error(std::string("the saved state cannot be restored: ") + why);
+    }
+}
+
+void llama_triattn::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
+    write_value<uint32_t>(io, STATE_MAGIC);
+    write_value<uint32_t>(io, STATE_VERSION);
+    write_value<uint32_t>(io, kv.n_stream);
+    write_value<uint32_t>(io, n_set);
+
+    const uint32_t s0 = seq_id < 0 ? 0           : kv.seq_to_stream[seq_id];
+    const uint32_t s1 = seq_id < 0 ? kv.n_stream : s0 + 1;
+
+    write_value<uint32_t>(io, s1 - s0);
+
+    for (uint32_t s = s0; s < s1; ++s) {
+        const auto & cells = kv.v_cells[s];
+
+        llama_kv_cache::cell_ranges_t ranges { s, {} };
+        std::vector<uint32_t> idxs;
+        for (uint32_t i = 0; i < cells.size(); ++i) {
+            if (cells.is_empty(i) || (seq_id >= 0 && !cells.seq_has(i, seq_id))) {
+                continue;
+            }
+            if (ranges.data.empty() || ranges.data.back().second != i) {
+                ranges.data.emplace_back(i, i);
+            }
+            ranges.data.back().second = i + 1;
+            idxs.push_back(i);
+        }
+
+        write_value<uint32_t>(io, kv.v_heads[s]);
+        write_value<uint32_t>(io, idxs.size());
+
+        for (const auto i : idxs) {
+            std::vector<llama_seq_id> ids;
+            for (llama_seq_id id = 0; seq_id < 0 && id < LLAMA_MAX_SEQ; ++id) {
+                if (cells.seq_has(i, id)) {
+                    ids.push_back(id);
+                }
+            }
+            write_value<uint32_t>(io, i);
+            write_value<llama_pos>(io, cells.pos_get(i));
+            write_value(io, cells.ext_get(i));
+            write_value<uint32_t>(io, ids.size());
+            io.write(ids.data(), ids.size()*sizeof(llama_seq_id));
+            io.write(&pos[s][(size_t) i*n_set], n_set*sizeof(llama_pos));
+        }
+
+        // T: of the one sequence, or of all
+        if (seq_id >= 0) {
+            write_value<llama_pos>(io, whole[seq_id]);
+        } else {
+            io.write(whole.data(), whole.size()*sizeof(llama_pos));
+        }
+
+        if (!idxs.empty()) {
+            kv.state_write_data(io, ranges);
+        }
+    }
+}
+
+void llama_triattn::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
+    require(read_value<uint32_t>(io) == STATE_MAGIC,   "it was saved by a context without eviction");
+    require(read_value<uint32_t>(io) == STATE_VERSION, "its version is not known here");
+    const uint32_t n_stream = read_value<uint32_t>(io);
+    require(read_value<uint32_t>(io) == n_set,         "it was saved in another mode, or of another model");
+    const uint32_t n_saved  = read_value<uint32_t>(io);
+    require(n_saved == (seq_id < 0 ? kv.n_stream : 1), "it was saved with another number of streams, or is of one sequence only");
+    require(seq_id >= 0 || n_stream == kv.n_stream,    "it was saved with another number of streams");
+
+    if (seq_id < 0) {
+        kv.clear(true);
+    } else {
+        kv.seq_rm(seq_id, -1, -1);
+    }
+
+    for (uint32_t s = 0; s < n_saved; ++s) {
+        const uint32_t strm = seq_id < 0 ? s : kv.seq_to_stream[seq_id];
+
+        auto & cells = kv.v_cells[strm];
+
+        struct saved_cell {
+            uint32_t idx;
+            llama_pos pos;
+            llama_kv_cell_ext ext;
+            std::vector<llama_seq_id> ids;
+            std::vector<llama_pos>    tokens;
+        };
+
+        const uint32_t head    = read_value<uint32_t>(io);
+        const uint32_t n_cells = read_value<uint32_t>(io);
+        require(n_cells <= cells.size(), "it holds more cells than the cache has");
+        require(head    <= cells.size(), "it is damaged");
+
+        std::vector<saved_cell> saved(n_cells);
+        bool in_place = true;
+        for (uint32_t i = 0; i < n_cells; ++i) {
+            auto & c = saved[i];
+            c.idx = read_value<uint32_t>(io);
+            c.pos = read_value<llama_pos>(io);
+            c.ext = read_value<llama_kv_cell_ext>(io);
+            const uint32_t n_id = read_value<uint32_t>(io);
+            require(n_id <= LLAMA_MAX_SEQ && c.pos >= 0 && (i == 0 || saved[i - 1].idx < c.idx), "it is damaged");
+            c.ids.resize(n_id);
+            io.read(c.ids.data(), n_id*sizeof(llama_seq_id));
+            for (const auto id : c.ids) {
+                require(id >= 0 && (size_t) id < kv.seq_to_stream.size() && kv.seq_to_stream[id] == strm, "it names a sequence that this context has not");
+            }
+            if (seq_id >= 0) {
+                c.ids = { seq_id };
+            }
+            c.tokens.resize(n_set);
+            io.read(c.tokens.data(), n_set*sizeof(llama_pos));
+
+            in_place = in_place && c.idx < cells.size() && cells.is_empty(c.idx);
+        }
+
+        std::vector<llama_pos> t(seq_id < 0 ? whole.size() : 1);
+        io.read(t.data(), t.size()*sizeof(llama_pos));
+
+        slot_info sinfo;
+        sinfo.s0 = strm;
+        sinfo.s1 = strm;
+        sinfo.resize(1);
+        sinfo.strm[0] = strm;
+
+        auto & idxs = sinfo.idxs[0];
+        for (uint32_t i = 0; in_place && i < n_cells; ++i) {
+            idxs.push_back(saved[i].idx);
+        }
+        for (uint32_t i = 0; !in_place && i < cells.size() && idxs.size() < n_cells; ++i) {
+            if (cells.is_empty(i)) {
+                idxs.push_back(i);
+            }
+        }
+        require(idxs.size() == n_cells, "the cache has too few free cells");
+
+        for (uint32_t i = 0; i < n_cells; ++i) {
+            const auto & c = saved[i];
+            cells.pos_set(idxs[i], c.pos);
+            cells.ext_set(idxs[i], c.ext);
+            for (const auto id : c.ids) {
+                cells.seq_add(idxs[i], id);
+            }
+            std::copy(c.tokens.begin(), c.tokens.end(), &pos_at(strm, idxs[i], 0));
+        }
+
+        if (seq_id < 0) {
+            whole = t;
+        } else {
+            whole[seq_id] = t[0];
+        }
+        if (in_place && (seq_id < 0 || cells.get_used() == n_cells)) {
+            kv.v_heads[strm] = head;
+        }
+
+        if (n_cells == 0) {
+            continue;
+        }
+
+        bool ok = false;
+        try {
+            ok = kv.state_read_data(io, strm, n_cells, sinfo);
+        } catch (...) {
+            ok = false;
+        }
+        if (!ok) {
+            kv.state_clear(seq_id);
+            throw std::runtime_error("failed to restore kv cache");
+        }
+    }
+}
+
+//
+// for the C API
+//
+
+void llama_triattn::get_stats(llama_triattn_stats & stats) const {
+    stats = counters;
+
+    stats.n_cells = (uint64_t) kv.get_size()*kv.n_stream;
+    for (const auto & cells : kv.v_cells) {
+        stats.n_cells_used += cells.get_used();
+    }
+    stats.kv_bytes      = kv.size_k_bytes() + kv.size_v_bytes();
+    stats.kv_bytes_full = stats.kv_bytes/kv.get_size()*n_cells_full;
+    stats.n_layer       = layers.size();
+    stats.n_head_kv     = layers[0].n_head_kv;
+}
+
+uint64_t llama_triattn::buffer_size() const {
+    uint64_t res = 0;
+    for (const auto & [buft, size] : kv.memory_breakdown()) {
+        res += size;
+    }
+    return res;
+}
+
+std::vector<int32_t> llama_triattn::get_layers() const {
+    std::vector<int32_t> res;
+    for (const auto & layer : layers) {
+        res.push_back(layer.ils[0]);
+    }
+    return res;
+}
+
+int32_t llama_triattn::find_layer(int32_t il) const {
+    for (size_t i = 0; i < layers.size(); ++i) {
+        if (std::find(layers[i].ils.begin(), layers[i].ils.end(), il) != layers[i].ils.end()) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+bool llama_triattn::get_kept(
+        llama_seq_id seq_id, int32_t il, int32_t head_kv, std::vector<llama_pos> & res, std::vector<int32_t> & res_cells) const {
+    const int32_t i_layer = find_layer(il);
+    if (i_layer < 0 || head_kv < 0 || head_kv >= (int32_t) layers[i_layer].n_head_kv || seq_id < 0 || (size_t) seq_id >= kv.seq_to_stream.size()) {
+        return false;
+    }
+
+    const uint32_t strm  = kv.seq_to_stream[seq_id];
+    const uint32_t set   = set_of(i_layer, head_kv);
+    const auto &   cells = kv.v_cells[strm];
+
+    for (uint32_t i = 0; i < cells.size(); ++i) {
+        if (!cells.is_empty(i) && cells.seq_has(i, seq_id)) {
+            res.push_back(pos_at(strm, i, set));
+            res_cells.push_back(i);
+        }
+    }
+    return true;
+}
+
+bool llama_triattn::get_scores(int32_t il, int32_t head, std::vector<float> & scores, std::vector<int32_t> & cells) const {
+    const int32_t i_layer = find_layer(il);
+    if (i_layer < 0 || last_cells.empty()) {
+        return false;
+    }
+
+    const auto & layer = layers[i_layer];
+    const auto & s     = last_scores[i_layer];
+
+    // query heads of layers that share a K lie together under each KV head
+    const uint32_t n_il  = layer.ils.size();
+    const uint32_t j     = std::find(layer.ils.begin(), layer.ils.end(), il) - layer.ils.begin();
+    const uint32_t n_gqa = s.n_head/s.n_head_kv/n_il;
+    if (head < 0 || head >= (int32_t) (n_gqa*s.n_head_kv)) {
+        return false;
+    }
+    const uint32_t row = ((head/n_gqa)*n_il + j)*n_gqa + head % n_gqa;
+
+    const auto first = s.data.begin() + (size_t) row*last_cells.size();
+
+    scores.assign(first, first + last_cells.size());
+    cells = last_cells;
+    return true;
+}
+
+int32_t llama_triattn::get_rows(
+        llama_seq_id seq_id, int32_t il, int32_t head_kv, bool is_v, const int32_t * cells, int32_t n_cells, void * data) const {
+    const int32_t i_layer = find_layer(il);
+    if (i_layer < 0 || seq_id < 0 || (size_t) seq_id >= kv.seq_to_stream.size()) {
+        return LLAMA_TRIATTN_BAD_PARAM;
+    }
+
+    const auto & layer = layers[i_layer];
+    const auto * t     = is_v ? layer.v : layer.k;
+    if (!t || head_kv < 0 || head_kv >= (int32_t) layer.n_head_kv) {
+        return LLAMA_TRIATTN_BAD_PARAM;
+    }
+
+    const uint32_t n_embd_head = is_v ? layer.n_embd_head_v : layer.n_embd_head_k;
+    const size_t   row_size    = ggml_row_size(t->type, n_embd_head);
+    const size_t   offset      = kv.seq_to_stream[seq_id]*t->nb[2];
+
+    for (int32_t i = 0; data && i < n_cells; ++i) {
+        if (cells[i] < 0 || cells[i] >= (int32_t) kv.get_size()) {
+            return LLAMA_TRIATTN_BAD_PARAM;
+        }
+        auto * dst = (uint8_t *) data + i*row_size;
+        if (is_v && kv.v_trans) {
+            const size_t size_el = ggml_type_size(t->type);
+            for (uint32_t d = 0; d < n_embd_head; ++d) {
+                const size_t el = (size_t) (head_kv*n_embd_head + d)*kv.get_size() + cells[i];
+                ggml_backend_tensor_get(t, dst + d*size_el, offset + el*size_el, size_el);
+            }
+        } else {
+            ggml_backend_tensor_get(t, dst, offset + cells[i]*t->nb[1] + head_kv*row_size, row_size);
+        }
+    }
+    return (int32_t) row_size;
+}
+
+void llama_triattn::get_rows_info(bool is_v, int32_t & type, int32_t & n_rot) const {
+    const bool is_rotated = is_v ? kv.attn_rot_v : kv.attn_rot_k;
+
+    type  = is_v ? kv.type_v() : kv.type_k();
+    n_rot = !is_rotated ? 0 : is_v ? 64 : (int32_t) std::lround(std::sqrt((double) k_rotation().size()));
+}

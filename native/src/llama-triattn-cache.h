@@ -1,0 +1,163 @@
+#pragma once
+
+// Eviction as the KV cache sees it: which cells a cache has, when a round is due, what a round does, and what an evicted
+// sequence can no longer do. One object per evicting llama_kv_cache; the hooks in upstream files call nothing else.
+//
+// Two words are used with care here:
+//   cell   a row index of the K and V tensors of one stream
+//   token  a position of a sequence
+// Before the first round a cell holds one token in every head. Afterwards every head (every *set*, see
+// llama_triattn_mode) holds its own tokens in the cells of the sequence, and the position that llama_kv_cells has for such a
+// cell only says that the cell is used and lies before T. From T on, cells hold one token again.
+
+#include "llama-triattn-model.h"
+#include "llama-triattn-move.h"
+#include "llama-triattn-score.h"
+
+#include "llama-kv-cache.h"
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+class llama_triattn {
+public:
+    using slot_info = llama_kv_cache::slot_info;
+
+    llama_triattn(llama_kv_cache & kv, const llama_triattn_params & params, const llama_cparams & cparams, uint32_t n_cells_full);
+    ~llama_triattn();
+
+    // the evicting cache of a context, nullptr if there is none
+    static llama_triattn * of(const llama_context * ctx);
+
+    // cells of a context's full-attention cache, whether it evicts or not
+    static uint64_t n_cells(const llama_context * ctx);
+
+    // for memories that hold a cache and something else, which must not change if the cache refuses
+    static bool is_on (const llama_kv_cache & kv);
+    static bool can_rm(const llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+
+    // hooks of llama_kv_cache: what happens to sequences
+
+    void clear();
+    bool seq_rm  (llama_seq_id seq_id, llama_pos p0, llama_pos p1); // false: refused, nothing touched
+    bool seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1);
+    void seq_keep(llama_seq_id seq_id);
+    bool seq_shift(llama_seq_id seq_id) const; // always false
+
+    // true if seq_rm would be taken
+    bool can_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+
+    llama_pos seq_pos_min(llama_seq_id seq_id) const;
+    llama_pos seq_pos_max(llama_seq_id seq_id) const;
+    llama_pos seq_pos_whole(llama_seq_id seq_id) const;
+
+    void apply_ubatch(const slot_info & sinfo, const llama_ubatch & ubatch);
+
+    void state_write(llama_io_write_i & io, llama_seq_id seq_id) const;
+    void state_read (llama_io_read_i  & io, llama_seq_id seq_id);
+
+    // rounds
+
+    bool is_due(bool forced) const;
+
+    llama_memory_context_ptr init_update(llama_context * lctx, bool forced);
+
+    void update(llama_context & lctx, bool forced);
+
+    // number of tokens evicted, or a negative llama_triattn_status
+    int32_t evict(llama_context & lctx, llama_seq_id seq_id, uint32_t n_tokens, bool forced);
+    int32_t score(llama_context & lctx, llama_seq_id seq_id);
+
+    // what the C API asks for runs as a memory update too, so that the context knows that its graphs are gone
+    int32_t request(llama_context & lctx, std::function<int32_t()> fn);
+
+    // for the C API
+
+    const llama_triattn_params & get_params() const { return params; }
+
+    void get_stats(llama_triattn_stats & stats) const;
+
+    uint64_t buffer_size() const; // of the evicting cache, with padding
+
+    std::vector<int32_t> get_layers() const;
+
+    // -1: no such layer
+    int32_t find_layer(int32_t il) const;
+
+    bool get_kept  (llama_seq_id seq_id, int32_t il, int32_t head_kv, std::vector<llama_pos> & pos, std::vector<int32_t> & cells) const;
+    bool get_scores(int32_t il, int32_t head, std::vector<float> & scores, std::vector<int32_t> & cells) const;
+
+    int32_t get_rows(llama_seq_id seq_id, int32_t il, int32_t head_kv, bool is_v, const int32_t * cells, int32_t n_cells, void * data) const;
+    void    get_rows_info(bool is_v, int32_t & type, int32_t & n_rot) const;
+
+private:
+    llama_kv_cache & kv;
+
+    const llama_triattn_params params;
+
+    const uint32_t n_cells_full; // cells of a stream without eviction
+
+    std::vector<llama_triattn_layer> layers;
+
+    std::vector<uint32_t> set_first; // [n_layer] first set of a layer, `per-layer-head` mode
+    uint32_t              n_set = 1;
+
+    std::unique_ptr<llama_triattn_scorer> scorer;
+
+    // the token in each cell for each set; valid where the cell is used
+    std::vector<std::vector<llama_pos>> pos; // [n_stream][n_cells*n_set], set index fastest
+
+    std::vector<llama_pos> whole; // [n_seq] T
+
+    llama_triattn_stats counters = {};
+
+    std::function<int32_t()> requested;
+    int32_t                  requested_res = 0;
+
+    // last scoring, before the z-score
+    std::vector<llama_triattn_layer_scores> last_scores;
+    std::vector<int32_t>                    last_cells;
+
+    uint32_t set_of(size_t i_layer, uint32_t head_kv) const;
+
+    llama_pos & pos_at(uint32_t strm, uint32_t cell, uint32_t set)       { return pos[strm][(size_t) cell*n_set + set]; }
+    llama_pos   pos_at(uint32_t strm, uint32_t cell, uint32_t set) const { return pos[strm][(size_t) cell*n_set + set]; }
+
+    uint32_t n_used(llama_seq_id seq_id) const;
+
+    std::vector<llama_seq_id> seqs() const; // that hold cells
+
+    // cells of the sequence that a round may empty, in ascending order
+    std::vector<int32_t> candidates(llama_seq_id seq_id) const;
+
+    // [n_set][n_cand]
+    bool score_sets(llama_context & lctx, llama_seq_id seq_id, const std::vector<int32_t> & cand, std::vector<float> & scores);
+
+    // Hadamard matrix of a rotated K cache, empty if it is not rotated
+    const std::vector<float> & k_rotation() const;
+};
+
+// Lives in the constructor of llama_context while its memory is made: gives caches their number of cells and their llama_triattn.
+class llama_triattn_scope {
+public:
+    // Throws std::runtime_error with the reason if eviction is on and cannot work here.
+    llama_triattn_scope(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams);
+    ~llama_triattn_scope();
+
+    // Throws if eviction is on and the memory that was made does not evict.
+    void check(const llama_memory_i * memory) const;
+
+    // hooks of the constructor of llama_kv_cache: the number of cells to allocate, and the object once tensors are there
+    static uint32_t n_cells(const llama_kv_cache & kv, uint32_t n_cells_full);
+    static std::shared_ptr<llama_triattn> make(llama_kv_cache & kv, uint32_t n_cells_full);
+
+private:
+    const llama_cparams & cparams;
+
+    llama_triattn_params params = {};
+
+    bool active = false;
+};

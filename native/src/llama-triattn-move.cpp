@@ -1,0 +1,169 @@
+#include "llama-triattn-move.h"
+
+#include "llama-context.h"
+#include "llama-graph.h"
+#include "llama-impl.h"
+
+#include <algorithm>
+
+// One stream of a cache tensor as raw 32-bit words, so that a row moves bit for bit whatever its type:
+// F32 [row_size/4, n_cells, n_head_kv]
+static ggml_tensor * view_words(ggml_context * ctx, ggml_tensor * t, uint32_t n_head, uint32_t stream) {
+    const size_t row_size = ggml_row_size(t->type, t->ne[0]/n_head);
+
+    ggml_tensor * res = ggml_view_2d(ctx, t, t->ne[0], t->ne[1], t->nb[1], stream*t->nb[2]);
+
+    res->type  = GGML_TYPE_F32;
+    res->ne[0] = row_size/sizeof(float);
+    res->ne[1] = t->ne[1];
+    res->ne[2] = n_head;
+    res->nb[0] = sizeof(float);
+    res->nb[1] = t->nb[1];
+    res->nb[2] = row_size;
+    res->nb[3] = row_size*n_head;
+
+    return res;
+}
+
+static bool has_whole_words(const ggml_tensor * t, uint32_t n_head) {
+    return ggml_row_size(t->type, t->ne[0]/n_head) % sizeof(float) == 0;
+}
+
+struct triattn_upload {
+    ggml_tensor * tensor;
+    std::vector<int32_t> data;
+};
+
+static ggml_tensor * new_index(ggml_context * ctx, std::vector<triattn_upload> & uploads,
+        std::vector<int32_t> data, int64_t ne0, int64_t ne1, int64_t ne2) {
+    ggml_tensor * res = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, ne0, ne1, ne2);
+    ggml_set_input(res);
+    uploads.push_back({ res, std::move(data) });
+    return res;
+}
+
+// rows, gathered before any is written, so that the order of the pairs does not matter
+static void build_move(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * rows, ggml_tensor * src, ggml_tensor * dst) {
+    ggml_tensor * cur = ggml_get_rows(ctx, rows, src);
+    ggml_build_forward_expand(gf, ggml_set_rows(ctx, rows, cur, dst));
+}
+
+// Rows of an odd number of half words (a quantised cache with heads of 32 or 96 dimensions): through the host.
+static void move_on_host(ggml_tensor * t, const llama_triattn_moves::layer & m, uint32_t n_head, uint32_t stream) {
+    const size_t row_size = ggml_row_size(t->type, t->ne[0]/n_head);
+
+    std::vector<uint8_t> buf((size_t) n_head*m.n*row_size);
+
+    const auto offset = [&](int32_t cell, uint32_t h) { return stream*t->nb[2] + cell*t->nb[1] + h*row_size; };
+
+    for (size_t i = 0; i < m.src.size(); ++i) {
+        ggml_backend_tensor_get(t, buf.data() + i*row_size, offset(m.src[i], i/m.n), row_size);
+    }
+    for (size_t i = 0; i < m.dst.size(); ++i) {
+        ggml_backend_tensor_set(t, buf.data() + i*row_size, offset(m.dst[i], i/m.n), row_size);
+    }
+}
+
+bool llama_triattn_move(
+        llama_context & lctx,
+        const std::vector<llama_triattn_layer> & layers,
+        const llama_triattn_moves & moves,
+        uint32_t stream,
+        bool v_trans) {
+    auto * sched = lctx.get_sched();
+    auto * res   = lctx.get_gf_res_reserve();
+
+    ggml_backend_sched_reset(sched);
+    ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);
+    res->reset();
+
+    auto * ctx = res->get_ctx();
+    auto * gf  = res->get_gf();
+
+    std::vector<triattn_upload> uploads;
+
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const auto & layer = layers[i];
+        const auto & m     = moves.layers[i];
+
+        if (m.n == 0) {
+            continue;
+        }
+
+        const int n_nodes = ggml_graph_n_nodes(gf);
+
+        const uint32_t n_head = layer.n_head_kv;
+
+        ggml_tensor * src = nullptr;
+        ggml_tensor * dst = nullptr;
+
+        const auto index = [&]() {
+            if (!src) {
+                src = new_index(ctx, uploads, m.src, m.n, n_head, 1);
+                dst = new_index(ctx, uploads, m.dst, m.n, n_head, 1);
+            }
+        };
+
+        if (has_whole_words(layer.k, n_head)) {
+            index();
+            build_move(ctx, gf, view_words(ctx, layer.k, n_head, stream), src, dst);
+        }
+
+        if (!layer.v) {
+            // K alone
+        } else if (v_trans) {
+            // a cell is a column: every element is a row of its own, [1, n_cells, n_embd_head_v, n_head_kv]
+            const uint32_t n_embd_head = layer.n_embd_head_v;
+            const size_t   size_el     = ggml_type_size(layer.v->type);
+            const size_t   size_col    = size_el*layer.v->ne[1];
+
+            ggml_tensor * v = ggml_view_4d(ctx, layer.v, 1, layer.v->ne[1], n_embd_head, n_head,
+                    size_el, size_col, size_col*n_embd_head, stream*layer.v->nb[2]);
+
+            std::vector<int32_t> src_el((size_t) n_head*n_embd_head*m.n);
+            for (uint32_t h = 0; h < n_head; ++h) {
+                for (uint32_t d = 0; d < n_embd_head; ++d) {
+                    std::copy_n(m.src.begin() + (size_t) h*m.n, m.n, src_el.begin() + ((size_t) h*n_embd_head + d)*m.n);
+                }
+            }
+
+            build_move(ctx, gf, v,
+                    new_index(ctx, uploads, std::move(src_el), m.n, n_embd_head, n_head),
+                    new_index(ctx, uploads, m.dst, m.n, 1, n_head));
+        } else if (has_whole_words(layer.v, n_head)) {
+            index();
+            build_move(ctx, gf, view_words(ctx, layer.v, n_head, stream), src, dst);
+        }
+
+        llama_triattn_pin(lctx, gf, n_nodes, layer.k);
+    }
+
+    if (!uploads.empty()) {
+        if (!ggml_backend_sched_alloc_graph(sched, gf)) {
+            LLAMA_LOG_ERROR("%s: failed to allocate the graph that moves rows\n", __func__);
+            return false;
+        }
+        for (const auto & u : uploads) {
+            ggml_backend_tensor_set(u.tensor, u.data.data(), 0, ggml_nbytes(u.tensor));
+        }
+        if (lctx.graph_compute(gf, false) != GGML_STATUS_SUCCESS) {
+            // some rows may have moved and some not: nothing that can be mended here
+            GGML_ABORT("failed to compute the graph that moves rows of the KV cache");
+        }
+        ggml_backend_sched_synchronize(sched);
+    }
+
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const auto & layer = layers[i];
+        const auto & m     = moves.layers[i];
+
+        if (m.n > 0 && !has_whole_words(layer.k, layer.n_head_kv)) {
+            move_on_host(layer.k, m, layer.n_head_kv, stream);
+        }
+        if (m.n > 0 && layer.v && !v_trans && !has_whole_words(layer.v, layer.n_head_kv)) {
+            move_on_host(layer.v, m, layer.n_head_kv, stream);
+        }
+    }
+
+    return true;
+}

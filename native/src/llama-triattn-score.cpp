@@ -1,0 +1,322 @@
+#include "llama-triattn-score.h"
+
+#include "llama-triattn-model.h"
+
+#include "llama-context.h"
+#include "llama-graph.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+// M-RoPE gives text tokens the same position in every section, which makes it plain NEOX (as in llama.cpp's K-shift).
+static int rope_mode(const llama_hparams & hparams) {
+    return hparams.rope_type == LLAMA_ROPE_TYPE_NORM ? LLAMA_ROPE_TYPE_NORM : LLAMA_ROPE_TYPE_NEOX;
+}
+
+// c: what ggml_rope_ext multiplies a vector with, beside rotating it (ggml-cpu/ops.cpp, rope_yarn)
+static float rope_magnitude(const llama_cparams & cparams, float freq_scale) {
+    return cparams.yarn_attn_factor*(cparams.yarn_ext_factor != 0.0f ? 1.0f + 0.1f*logf(1.0f/freq_scale) : 1.0f);
+}
+
+static std::vector<int32_t> make_offsets(const llama_triattn_params & params) {
+    std::vector<int32_t> res;
+    for (uint32_t d = 1; d <= params.offset_max; d *= 2) {
+        res.push_back(d);
+    }
+    if (params.offsets == LLAMA_TRIATTN_OFFSETS_LINEAR) {
+        const size_t n = res.size();
+        for (size_t i = 0; i < n; ++i) {
+            res[i] = (int32_t) std::lround((double) params.offset_max*(i + 1)/n);
+        }
+    }
+    return res;
+}
+
+// a_f - |q_mean_f| per band of each head (= a_f (1 - R_f)), or a_f alone
+static std::vector<float> make_weights(
+        const llama_triattn_centres & c,
+        uint32_t n_head, uint32_t n_embd_head, uint32_t n_rot, int mode, bool weight_r, float magnitude) {
+    const uint32_t n_band = n_rot/2;
+
+    std::vector<float> res((size_t) n_head*n_band);
+    for (uint32_t h = 0; h < n_head; ++h) {
+        const float * q = c.q_mean.data() + (size_t) h*n_embd_head;
+        const float * a = c.q_abs .data() + (size_t) h*n_band;
+        for (uint32_t f = 0; f < n_band; ++f) {
+            const float x = mode == LLAMA_ROPE_TYPE_NORM ? q[2*f]     : q[f];
+            const float y = mode == LLAMA_ROPE_TYPE_NORM ? q[2*f + 1] : q[f + n_band];
+            res[(size_t) h*n_band + f] = magnitude*(weight_r ? a[f] - hypotf(x, y) : a[f]);
+        }
+    }
+    return res;
+}
+
+llama_triattn_scorer::llama_triattn_scorer(
+        const llama_model & model,
+        const llama_triattn_params & params,
+        const llama_cparams & cparams,
+        const std::vector<llama_triattn_layer> & layers) :
+    model(model), params(params), offsets(make_offsets(params)) {
+    if (params.policy != LLAMA_TRIATTN_POLICY_TRIATTENTION) {
+        return;
+    }
+
+    const auto & hparams = model.hparams;
+
+    for (const auto & layer : layers) {
+        ggml_init_params init = {
+            /*.mem_size   =*/ 2*layer.ils.size()*ggml_tensor_overhead(),
+            /*.mem_buffer =*/ nullptr,
+            /*.no_alloc   =*/ true,
+        };
+        ggml_context_ptr ctx { ggml_init(init) };
+
+        for (const int32_t il : layer.ils) {
+            auto & t = tensors[il];
+            t.q_mean = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.n_embd_head_k, layer.n_head);
+            t.weight = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, hparams.n_rot(il)/2, layer.n_head);
+            ggml_format_name(t.q_mean, "triattn_q_mean-%d", il);
+            ggml_format_name(t.weight, "triattn_weight-%d", il);
+        }
+
+        auto * buft = ggml_backend_buffer_get_type(layer.k->buffer);
+        ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
+        if (!buf) {
+            throw std::runtime_error("failed to allocate a buffer for the TriAttention centres");
+        }
+
+        for (const int32_t il : layer.ils) {
+            const auto & c = model.triattn->centres(il);
+            const auto   w = make_weights(c, layer.n_head, layer.n_embd_head_k, hparams.n_rot(il), rope_mode(hparams),
+                    params.weight_r, rope_magnitude(cparams, model.get_rope_freq_scale(cparams, il)));
+
+            ggml_backend_tensor_set(tensors[il].q_mean, c.q_mean.data(), 0, c.q_mean.size()*sizeof(float));
+            ggml_backend_tensor_set(tensors[il].weight, w.data(),        0, w.size()*sizeof(float));
+        }
+
+        bufs.emplace_back(std::move(ctx), std::move(buf));
+    }
+}
+
+// w = mean over d in D of RoPE(q_mean, pos_next + d), with the model's own RoPE.  [n_embd_head_k, n_head]
+ggml_tensor * llama_triattn_scorer::build_future_query(
+        ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * pos, int32_t il) const {
+    const auto & hparams = model.hparams;
+
+    ggml_tensor * q = tensors.at(il).q_mean;
+
+    if (!hparams.has_rope(il)) {
+        return q; // frequency 0 throughout: every future query is the same
+    }
+
+    const int64_t n_embd_head = q->ne[0];
+    const int64_t n_head      = q->ne[1];
+    const int64_t n_offset    = pos->ne[0];
+
+    ggml_tensor * cur = ggml_repeat_4d(ctx, q, n_embd_head, n_head, n_offset, 1);
+
+    cur = ggml_rope_ext(ctx, cur, pos, model.get_rope_factors(cparams, il),
+            hparams.n_rot(il), rope_mode(hparams), cparams.n_ctx_orig_yarn,
+            model.get_rope_freq_base(cparams, il), model.get_rope_freq_scale(cparams, il),
+            cparams.yarn_ext_factor, cparams.yarn_attn_factor, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
+
+    cur = ggml_reshape_2d(ctx, cur, n_embd_head*n_head, n_offset);
+    cur = ggml_cont(ctx, ggml_transpose(ctx, cur));
+    cur = ggml_scale(ctx, ggml_sum_rows(ctx, cur), 1.0f/n_offset);
+
+    return ggml_reshape_2d(ctx, cur, n_embd_head, n_head);
+}
+
+// |k_f| of the rotated bands, the same before and after RoPE.  k: [n_embd_head_k, n_head_kv, n_cand] -> [n_rot/2, n_head_kv, n_cand]
+ggml_tensor * llama_triattn_scorer::build_magnitudes(ggml_context * ctx, ggml_tensor * k, int32_t il) const {
+    const auto & hparams = model.hparams;
+
+    const int64_t n_band = hparams.n_rot(il)/2;
+
+    ggml_tensor * lo;
+    ggml_tensor * hi;
+
+    if (rope_mode(hparams) == LLAMA_ROPE_TYPE_NORM) {
+        // neighbours are a pair: take them apart first
+        ggml_tensor * pairs = ggml_view_4d(ctx, k, 2, n_band, k->ne[1], k->ne[2], 2*k->nb[0], k->nb[1], k->nb[2], 0);
+        pairs = ggml_cont(ctx, ggml_permute(ctx, pairs, 1, 0, 2, 3));
+        pairs = ggml_sqr(ctx, pairs);
+
+        lo = ggml_view_3d(ctx, pairs, n_band, k->ne[1], k->ne[2], pairs->nb[2], pairs->nb[3], 0);
+        hi = ggml_view_3d(ctx, pairs, n_band, k->ne[1], k->ne[2], pairs->nb[2], pairs->nb[3], pairs->nb[1]);
+    } else {
+        ggml_tensor * sqr = ggml_sqr(ctx, k);
+
+        lo = ggml_view_3d(ctx, sqr, n_band, k->ne[1], k->ne[2], sqr->nb[1], sqr->nb[2], 0);
+        hi = ggml_view_3d(ctx, sqr, n_band, k->ne[1], k->ne[2], sqr->nb[1], sqr->nb[2], n_band*sqr->nb[0]);
+    }
+
+    return ggml_sqrt(ctx, ggml_add(ctx, lo, hi));
+}
+
+bool llama_triattn_scorer::compute(
+        llama_context & lctx,
+        const std::vector<llama_triattn_layer> & layers,
+        const std::vector<int32_t> & cells,
+        const std::vector<float> & k_rot,
+        llama_pos pos_next,
+        std::vector<llama_triattn_layer_scores> & scores) const {
+    auto * sched = lctx.get_sched();
+    auto * res   = lctx.get_gf_res_reserve();
+
+    ggml_backend_sched_reset(sched);
+    ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr); // set anew with the next ubatch
+    res->reset();
+
+    auto * ctx = res->get_ctx();
+    auto * gf  = res->get_gf();
+
+    const auto & cparams = lctx.get_cparams();
+
+    const int64_t n_cand = cells.size();
+
+    ggml_tensor * inp_cells = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_cand);
+    ggml_tensor * inp_pos   = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, offsets.size());
+    ggml_tensor * inp_rot   = nullptr;
+    ggml_set_input(inp_cells);
+    ggml_set_input(inp_pos);
+    if (!k_rot.empty()) {
+        const int64_t n = (int64_t) std::lround(std::sqrt((double) k_rot.size()));
+        inp_rot = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n, n);
+        ggml_set_input(inp_rot);
+    }
+
+    std::vector<std::vector<ggml_tensor *>> outs(layers.size()); // [layer][model layer]
+
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const auto & layer = layers[i];
+
+        const int n_nodes = ggml_graph_n_nodes(gf);
+
+        const int64_t n_head_kv   = layer.n_head_kv;
+        const int64_t n_embd_head = layer.n_embd_head_k;
+        const int64_t n_gqa       = layer.n_head/n_head_kv;
+
+        ggml_tensor * k = ggml_reshape_2d(ctx, layer.k, layer.k->ne[0], layer.k->ne[1]*layer.k->ne[2]);
+
+        k = ggml_get_rows(ctx, k, inp_cells);
+        if (inp_rot) {
+            k = llama_mul_mat_hadamard(ctx, k, inp_rot);
+        }
+        k = ggml_reshape_3d(ctx, k, n_embd_head, n_head_kv, n_cand);
+
+        if (params.policy == LLAMA_TRIATTN_POLICY_KNORM) {
+            ggml_tensor * out = ggml_sqrt(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, k)));          // [1, n_head_kv, n_cand]
+            out = ggml_cont(ctx, ggml_permute(ctx, ggml_neg(ctx, out), 2, 1, 0, 3));           // [n_cand, n_head_kv, 1]
+            outs[i].push_back(out);
+        } else {
+            for (const int32_t il : layer.ils) {
+                ggml_tensor * out = nullptr;
+
+                if (params.terms != LLAMA_TRIATTN_TERMS_NORM) {
+                    ggml_tensor * w = build_future_query(ctx, cparams, inp_pos, il);
+
+                    w   = ggml_reshape_3d(ctx, w, n_embd_head, n_gqa, n_head_kv);
+                    out = ggml_mul_mat(ctx, ggml_permute(ctx, k, 0, 2, 1, 3), w);              // [n_cand, n_gqa, n_head_kv]
+                }
+                if (params.terms != LLAMA_TRIATTN_TERMS_TRIG) {
+                    ggml_tensor * m = build_magnitudes(ctx, k, il);
+                    ggml_tensor * w = tensors.at(il).weight;
+
+                    w = ggml_reshape_3d(ctx, w, w->ne[0], n_gqa, n_head_kv);
+                    m = ggml_mul_mat(ctx, ggml_permute(ctx, m, 0, 2, 1, 3), w);                // [n_cand, n_gqa, n_head_kv]
+
+                    out = out ? ggml_add(ctx, out, m) : m;
+                }
+                outs[i].push_back(out);
+            }
+        }
+
+        for (auto * out : outs[i]) {
+            ggml_set_output(out);
+            ggml_build_forward_expand(gf, out);
+        }
+
+        llama_triattn_pin(lctx, gf, n_nodes, layer.k);
+    }
+
+    if (!ggml_backend_sched_alloc_graph(sched, gf)) {
+        LLAMA_LOG_ERROR("%s: failed to allocate the scoring graph\n", __func__);
+        return false;
+    }
+
+    ggml_backend_tensor_set(inp_cells, cells.data(), 0, ggml_nbytes(inp_cells));
+    if (inp_pos->buffer) { // not in the graph where no layer needs it
+        std::vector<int32_t> pos(offsets);
+        for (auto & p : pos) {
+            p += pos_next;
+        }
+        ggml_backend_tensor_set(inp_pos, pos.data(), 0, ggml_nbytes(inp_pos));
+    }
+    if (inp_rot) {
+        ggml_backend_tensor_set(inp_rot, k_rot.data(), 0, ggml_nbytes(inp_rot));
+    }
+
+    if (lctx.graph_compute(gf, false) != GGML_STATUS_SUCCESS) {
+        LLAMA_LOG_ERROR("%s: failed to compute the scoring graph\n", __func__);
+        return false;
+    }
+    ggml_backend_sched_synchronize(sched);
+
+    scores.resize(layers.size());
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const auto & layer = layers[i];
+
+        auto & s = scores[i];
+
+        const uint32_t n_il   = outs[i].size();
+        const uint32_t n_head = outs[i][0]->ne[1]*outs[i][0]->ne[2];
+
+        // layers that share a K are more query heads for it: interleave them, so that a KV head's query heads lie together
+        s.n_head_kv = layer.n_head_kv;
+        s.n_head    = n_head*n_il;
+        s.data.resize((size_t) s.n_head*n_cand);
+
+        const uint32_t n_gqa = n_head/layer.n_head_kv;
+        const size_t   n_row = (size_t) n_gqa*n_cand;
+        for (uint32_t j = 0; j < n_il; ++j) {
+            if (n_il == 1) {
+                ggml_backend_tensor_get(outs[i][j], s.data.data(), 0, ggml_nbytes(outs[i][j]));
+                break;
+            }
+            for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+                ggml_backend_tensor_get(outs[i][j], s.data.data() + ((size_t) h*n_il + j)*n_row, h*n_row*sizeof(float), n_row*sizeof(float));
+            }
+        }
+    }
+
+    return true;
+}
+
+void llama_triattn_pin(llama_context & lctx, ggml_cgraph * gf, int n_nodes_before, const ggml_tensor * where) {
+    auto * sched = lctx.get_sched();
+
+    const int n_backends = ggml_backend_sched_get_n_backends(sched);
+    if (n_backends == 1) {
+        return;
+    }
+
+    auto * dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(where->buffer));
+
+    for (int i = 0; i < n_backends; ++i) {
+        auto * backend = ggml_backend_sched_get_backend(sched, i);
+        if (ggml_backend_get_device(backend) != dev) {
+            continue;
+        }
+        for (int j = n_nodes_before; j < ggml_graph_n_nodes(gf); ++j) {
+            auto * node = ggml_graph_node(gf, j);
+            if (ggml_backend_supports_op(backend, node)) {
+                ggml_backend_sched_set_tensor_backend(sched, node, backend);
+            }
+        }
+        return;
+    }
+}

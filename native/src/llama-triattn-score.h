@@ -1,0 +1,74 @@
+#pragma once
+
+// Scoring: one graph that reads the cached keys of the candidates and gives one number per query head and candidate.
+// See docs/architecture.md for the equations; triattn_local/scoring.py is the reference.
+
+#include "llama-triattn.h"
+#include "llama-triattn-select.h"
+
+#include "llama-cparams.h"
+
+#include "ggml.h"
+#include "ggml-cpp.h"
+
+#include <map>
+#include <vector>
+
+struct llama_model;
+struct llama_context;
+
+// One evicting layer of the cache, as scoring and moving see it.
+struct llama_triattn_layer {
+    std::vector<int32_t> ils; // model layers that read this K (more than one where layers reuse a cache)
+
+    ggml_tensor * k; // [n_embd_k_gqa, n_cells, n_stream]
+    ggml_tensor * v; // the same, or [n_cells, n_embd_v_gqa, n_stream] as memory if v_trans
+
+    uint32_t n_head;    // query heads of one model layer
+    uint32_t n_head_kv;
+    uint32_t n_embd_head_k;
+    uint32_t n_embd_head_v;
+};
+
+class llama_triattn_scorer {
+public:
+    // Uploads the centres to where each layer's K lies. Scores nothing if the policy needs no keys.
+    llama_triattn_scorer(
+            const llama_model & model,
+            const llama_triattn_params & params,
+            const llama_cparams & cparams,
+            const std::vector<llama_triattn_layer> & layers);
+
+    // Scores of the cells `cells` (rows of K over all streams), for queries from position `pos_next` on.
+    // k_rot: Hadamard matrix [n][n] that undoes the rotation of a quantised K cache, empty if there is none.
+    // Returns false if the graph cannot be computed.
+    bool compute(
+            llama_context & lctx,
+            const std::vector<llama_triattn_layer> & layers,
+            const std::vector<int32_t> & cells,
+            const std::vector<float> & k_rot,
+            llama_pos pos_next,
+            std::vector<llama_triattn_layer_scores> & scores) const;
+
+private:
+    const llama_model & model;
+
+    const llama_triattn_params params;
+
+    std::vector<int32_t> offsets; // D, future distances
+
+    struct centres {
+        ggml_tensor * q_mean = nullptr; // F32 [n_embd_head_k, n_head]
+        ggml_tensor * weight = nullptr; // F32 [n_rot/2, n_head]  a_f - |q_mean_f|
+    };
+
+    std::map<int32_t, centres> tensors; // by model layer
+
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> bufs;
+
+    ggml_tensor * build_future_query(ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * pos, int32_t il) const;
+    ggml_tensor * build_magnitudes  (ggml_context * ctx, ggml_tensor * k, int32_t il) const;
+};
+
+// Pin the nodes added to the graph since n_nodes_before to the backend that holds `where`, if it can run them.
+void llama_triattn_pin(llama_context & lctx, ggml_cgraph * gf, int n_nodes_before, const ggml_tensor * where);

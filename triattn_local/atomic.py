@@ -1,0 +1,78 @@
+"""Files that are there whole or not at all.
+
+A temporary file in the same folder, synced, then renamed over the name asked for. Knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import DoesNotFitError, UsageError
+
+
+@contextlib.contextmanager
+def atomic_write(dst: Path, n_bytes: int) -> Iterator[BinaryIO]:
+    """A file that takes the name ``dst`` only when it is whole and on the disk, and else leaves no trace.
+
+    Parameters
+    ----------
+    n_bytes : int
+        What is going to be written; checked against the free disk first.
+
+    Raises
+    ------
+    DoesNotFitError
+        The disk is too full, or fills up meanwhile.
+    UsageError
+        The name is a folder, or cannot be written to.
+    """
+    if dst.is_dir():
+        raise UsageError("is a folder", where=str(dst), fix="give the name of a file")
+    temporary = dst.parent / f".{dst.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        n_free = shutil.disk_usage(dst.parent).free
+        if n_free < n_bytes:
+            raise _disk_full(dst, n_bytes, n_free)
+        try:
+            # not mkstemp: it ignores the umask, and a model is to be readable like any other file
+            with temporary.open("xb") as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(dst)
+        except BaseException:  # Ctrl-C too
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(dst.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _disk_full(dst, n_bytes, None) from None
+        raise UsageError(
+            f"cannot be written: {error.strerror}", where=str(dst), fix="give a name in a folder that you may write to"
+        ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in the folder last; Windows has no such thing."""
+    with contextlib.suppress(PermissionError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _disk_full(dst: Path, n_bytes: int, n_free: int | None) -> DoesNotFitError:
+    free = "the disk is full" if n_free is None else f"the disk has {n_free / 2**20:.1f} MiB free"
+    return DoesNotFitError(
+        f"needs {n_bytes / 2**20:.1f} MiB, {free}",
+        where=str(dst),
+        fix="make room or write to another disk; statistics alone need little (convert --sidecar)",
+    )

@@ -1,0 +1,134 @@
+"""What a run is asked to do: frozen, typed, checked once at the edge.
+
+Values are in the units of their names. Knows nothing of files, of llama.cpp, or of where a value came from (flag,
+environment, config file): see ``settings``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import UsageError
+
+Mode = Literal["shared", "per-head", "per-layer-head"]
+Policy = Literal["triattention", "streaming", "knorm", "random"]
+Terms = Literal["both", "trig", "norm"]
+Offsets = Literal["geometric", "linear"]
+Aggregate = Literal["mean", "max"]
+
+MODES: tuple[Mode, ...] = ("shared", "per-head", "per-layer-head")
+POLICIES: tuple[Policy, ...] = ("triattention", "streaming", "knorm", "random")
+TERMS: tuple[Terms, ...] = ("both", "trig", "norm")
+OFFSETS: tuple[Offsets, ...] = ("geometric", "linear")
+AGGREGATES: tuple[Aggregate, ...] = ("mean", "max")
+CACHE_TYPES: tuple[str, ...] = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{value!r} is not one of {', '.join(choices)}", where=f"--{name}")
+
+
+@dataclass(frozen=True)
+class EvictionConfig:
+    """How the KV cache forgets. Field for field the C struct ``llama_triattn_params``."""
+
+    budget_tokens: int = 2048
+    """tokens that each head keeps of a sequence after a round"""
+    window: int = 128
+    """new tokens between two rounds; as many recent tokens are never evicted"""
+    n_keep: int = 4
+    """first tokens (attention sinks, system prompt) that are never evicted"""
+    mode: Mode = "per-layer-head"
+    """who keeps its own set of tokens"""
+    policy: Policy = "triattention"
+    """how tokens are ranked"""
+    aggregate: Aggregate = "mean"
+    """`shared` mode: how the heads of all layers make one score"""
+    terms: Terms = "both"
+    """ablation: trigonometric term, norm term, or their sum"""
+    weight_r: bool = True
+    """ablation: False leaves the concentration R out of the norm term (weight a_f instead of a_f - |q_mean_f|)"""
+    offsets: Offsets = "geometric"
+    """ablation: how the future distances D are spaced"""
+    offset_max: int = 65536
+    """largest future distance in D, in tokens"""
+    seed: int = 0
+    """seed of the `random` policy"""
+
+    def __post_init__(self) -> None:
+        _choice("mode", self.mode, MODES)
+        _choice("policy", self.policy, POLICIES)
+        _choice("aggregate", self.aggregate, AGGREGATES)
+        _choice("terms", self.terms, TERMS)
+        _choice("offsets", self.offsets, OFFSETS)
+        if self.window < 1:
+            raise UsageError(f"window must be at least 1 token, not {self.window}", where="--window")
+        if self.n_keep < 0:
+            raise UsageError(f"keep must not be negative, not {self.n_keep}", where="--keep")
+        if self.budget_tokens <= self.n_keep + self.window:
+            raise UsageError(
+                f"budget {self.budget_tokens} must be larger than keep + window = "
+                f"{self.n_keep} + {self.window} = {self.n_keep + self.window}",
+                where="--budget",
+                fix=f"give --budget {self.n_keep + self.window + 1} or more, or a smaller --keep or --window",
+            )
+        if self.offset_max < 1:
+            raise UsageError(f"offset_max must be at least 1, not {self.offset_max}", where="offset_max")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """The context that a model runs in."""
+
+    n_ctx: int = 8192
+    """logical context in tokens; the cache does not grow with it while eviction is on"""
+    n_batch: int = 512
+    """tokens of a prompt that are decoded in one call"""
+    n_ubatch: int = 512
+    """tokens that go through the graph at once"""
+    n_seq_max: int = 1
+    """sequences that share the context"""
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attn: bool = True
+    """False stores V transposed, and then V must not be quantised"""
+    n_threads: int | None = None
+    """None: one a physical core"""
+    n_gpu_layers: int = -1
+    """layers on the GPU, -1 for all"""
+    use_mmap: bool = True
+    verbose: bool = False
+    """llama.cpp's own log on stderr"""
+
+    def __post_init__(self) -> None:
+        _choice("cache-type-k", self.cache_type_k, CACHE_TYPES)
+        _choice("cache-type-v", self.cache_type_v, CACHE_TYPES)
+        for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}", where=name)
+        if self.n_threads is not None and self.n_threads < 1:
+            raise UsageError(f"threads must be at least 1, not {self.n_threads}", where="--threads")
+        if not self.flash_attn and self.cache_type_v not in ("f32", "f16", "bf16"):
+            raise UsageError(
+                f"a {self.cache_type_v} V cache needs flash attention",
+                where="--cache-type-v",
+                fix="give --flash-attn, or --cache-type-v f16",
+            )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is drawn. temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UsageError(f"temperature must not be negative, not {self.temperature}", where="--temp")
