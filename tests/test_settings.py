@@ -1,0 +1,157 @@
+"""Precedence of settings, their types, and that an error names the place that the value came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
+from triattn_local.errors import UsageError
+from triattn_local.settings import OTHER_VARIABLES, Settings, fields, unknown_variables
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text("budget = 300\nwindow = 30\nkeep = 3\n")
+    return path
+
+
+def test_without_anything_the_defaults_are_those_of_config(tmp_path: Path) -> None:
+    settings = Settings.load(environ={}, config_path=tmp_path / "none.toml")
+    assert settings.eviction() == EvictionConfig()
+    assert settings.runtime() == RuntimeConfig()
+    assert settings.sampling() == SamplingConfig()
+    assert settings.n_predict() is None
+    assert set(settings.origins.values()) == {"default"}
+
+
+def test_flag_then_environment_then_file_then_default(config: Path) -> None:
+    environ = {"TRIATTN_BUDGET": "200", "TRIATTN_WINDOW": "20"}
+    settings = Settings.load({"budget": 150, "window": None}, environ=environ, config_path=config)
+    assert (settings.budget, settings.window, settings.keep, settings.ctx) == (150, 20, 3, RuntimeConfig.n_ctx)
+    assert settings.origins["budget"] == "--budget"
+    assert settings.origins["window"] == "environment TRIATTN_WINDOW"
+    assert settings.origins["keep"] == f"keep in {config}"
+    assert settings.origins["ctx"] == "default"
+
+
+def test_a_command_may_bring_other_defaults_but_no_more(config: Path) -> None:
+    settings = Settings.load(defaults={"budget": 160, "batch": 64}, environ={}, config_path=config)
+    assert (settings.budget, settings.batch) == (300, 64)
+
+
+def test_a_zero_flag_is_a_value() -> None:
+    settings = Settings.load({"keep": 0, "gpu_layers": 0, "temp": 0.0}, environ={"TRIATTN_KEEP": "9"})
+    assert (settings.keep, settings.gpu_layers, settings.temp) == (0, 0, 0.0)
+
+
+def test_an_empty_variable_is_not_set(config: Path) -> None:
+    assert Settings.load(environ={"TRIATTN_BUDGET": " "}, config_path=config).budget == 300
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("CTX", "131072", 131072),
+        ("WEIGHT_R", "off", False),
+        ("FLASH_ATTN", "Yes", True),
+        ("TEMP", "0.5", 0.5),
+        ("MODE", " shared ", "shared"),
+        ("STATS", "~/s.gguf", Path("~/s.gguf").expanduser()),
+        ("MODELS", "/m", Path("/m")),
+        ("MAX_TOKENS", "7", 7),
+    ],
+)
+def test_variables_are_read_as_their_type(name: str, text: str, value: object) -> None:
+    assert getattr(Settings.load(environ={f"TRIATTN_{name}": text}), name.lower()) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("BUDGET", "many", "a whole number"),
+        ("BUDGET", "1.5", "a whole number"),
+        ("TEMP", "nan", "a finite number"),
+        ("TEMP", "hot", "a number"),
+        ("FLASH_ATTN", "maybe", "true or false"),
+    ],
+)
+def test_a_variable_of_the_wrong_type_is_named(name: str, text: str, wanted: str) -> None:
+    with pytest.raises(UsageError, match=wanted) as caught:
+        Settings.load(environ={f"TRIATTN_{name}": text})
+    assert caught.value.where == f"environment TRIATTN_{name}"
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "line", ["budget = true", 'budget = "x"', "budget = 1.5", "mode = 3", "models = 1", "temp = true"]
+)
+def test_a_key_of_the_wrong_type_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(line)
+    with pytest.raises(UsageError) as caught:
+        Settings.load(environ={}, config_path=path)
+    assert caught.value.where == f"{line.split()[0]} in {path}"
+
+
+def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("bugdet = 300")
+    with pytest.raises(UsageError, match="did you mean 'budget'") as caught:
+        Settings.load(environ={}, config_path=path)
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("content", [b"budget = = 3", b"\xff\xfe\x00"])
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        Settings.load(environ={}, config_path=path)
+    assert caught.value.where == str(path)
+
+
+def test_a_config_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "none.toml"
+    with pytest.raises(UsageError, match="no such file") as caught:
+        Settings.load(environ={"TRIATTN_CONFIG": str(path)})
+    assert caught.value.where == "environment TRIATTN_CONFIG"
+
+
+def test_limits_are_told_with_the_place_that_the_value_came_from(config: Path) -> None:
+    settings = Settings.load(environ={"TRIATTN_BUDGET": "10"}, config_path=config)
+    with pytest.raises(UsageError, match=r"3 \+ 30") as caught:
+        settings.eviction()
+    assert caught.value.where == f"environment TRIATTN_BUDGET, window in {config}, keep in {config}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "where"),
+    [
+        ({}, {"TRIATTN_MODE": "banana"}, "environment TRIATTN_MODE"),
+        ({"policy": "banana"}, {}, "--policy"),
+        ({"keep": -1}, {}, "--keep"),
+        ({}, {"TRIATTN_WINDOW": "0"}, "environment TRIATTN_WINDOW"),
+        ({}, {"TRIATTN_OFFSET_MAX": "0"}, "environment TRIATTN_OFFSET_MAX"),
+        ({}, {"TRIATTN_CTX": "-5"}, "environment TRIATTN_CTX"),
+        ({"batch": 0}, {}, "--batch"),
+        ({}, {"TRIATTN_THREADS": "0"}, "environment TRIATTN_THREADS"),
+        ({"temp": -1.0}, {}, "--temp"),
+        ({"max_tokens": 0}, {}, "-n"),
+        ({}, {"TRIATTN_MAX_TOKENS": "-1"}, "environment TRIATTN_MAX_TOKENS"),
+        ({"cache_type_k": "q3_k"}, {}, "--cache-type-k"),
+        ({"cache_type_v": "q8_0"}, {"TRIATTN_FLASH_ATTN": "0"}, "--cache-type-v, environment TRIATTN_FLASH_ATTN"),
+    ],
+)
+def test_every_limit_names_its_place(flags: dict[str, object], environ: dict[str, str], where: str) -> None:
+    settings = Settings.load(flags, environ=environ)
+    with pytest.raises(UsageError) as caught:
+        (settings.eviction(), settings.runtime(), settings.sampling(), settings.n_predict())
+    assert caught.value.where == where
+
+
+def test_variables_that_are_none_of_ours_are_found() -> None:
+    known = {f"TRIATTN_{name.upper()}": "1" for name in fields()} | dict.fromkeys(OTHER_VARIABLES, "1")
+    assert unknown_variables({**known, "PATH": "", "TRIATTN_BUGDET": "1"}) == ["TRIATTN_BUGDET"]
