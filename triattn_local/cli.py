@@ -78,8 +78,9 @@ def run_app(args: Sequence[str] | None = None) -> int:
         text = error.format_message()
         return _fail(error, f"{text.rstrip('.')}; see {command} --help" if text else "", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        console.say("interrupted", style="yellow")
         return EXIT_INTERRUPTED
+    except SystemExit as end:  # Typer's own answer to a closed pipe
+        return end.code if isinstance(end.code, int) else 1
     except BrokenPipeError:
         # whoever read our stdout has gone: nothing left to say, and nothing may be said while Python shuts down
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -109,14 +109,14 @@ def answer(
     """
     from .runtime import Done, Prefill, Token
 
-    n_generated, prefill_s, reason = 0, 0.0, "cancelled"
+    n_read, n_generated, prefill_s, reason = 0, 0, 0.0, "cancelled"
     first_s = time.perf_counter()
     done: Done | None = None
     with interruptible() as stopped:
         for event in rt.generate(list(prompt), max_tokens=max_tokens, sampling=sampling, cancel=stopped):
             if isinstance(event, Prefill):
                 on_prefill(event.n_done, event.n_total)
-                prefill_s, first_s = event.elapsed_s, time.perf_counter()
+                n_read, prefill_s, first_s = event.n_done, event.elapsed_s, time.perf_counter()
             elif isinstance(event, Token):
                 n_generated = event.n_generated
                 on_text(event.text)
@@ -124,7 +124,8 @@ def answer(
                 done = event
     decode_s = time.perf_counter() - first_s
     if done is not None:
-        n_generated, prefill_s, decode_s, reason = done.n_generated, done.prefill_s, done.decode_s, done.reason
+        n_read, n_generated, reason = n_read - done.n_cached, done.n_generated, done.reason
+        prefill_s, decode_s = done.prefill_s, done.decode_s
     stats = rt.stats()
     return Report(
         model=model,
@@ -137,7 +138,7 @@ def answer(
         n_evictions=stats.n_evictions,
         tokens_evicted=stats.tokens_evicted,
         evict_ms=round(stats.evict_ms, 3),
-        prefill_tps=round(len(prompt) / prefill_s, 2) if prefill_s > 0 else 0.0,
+        prefill_tps=round(n_read / prefill_s, 2) if prefill_s > 0 else 0.0,
         decode_tps=round(n_generated / decode_s, 2) if decode_s > 0 else 0.0,
         kv_bytes=stats.kv_bytes,
         kv_bytes_full=stats.kv_bytes_full,
