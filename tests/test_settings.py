@@ -152,6 +152,15 @@ def test_every_limit_names_its_place(flags: dict[str, object], environ: dict[str
     assert caught.value.where == where
 
 
+@pytest.mark.parametrize("word", ["off", "OFF"])
+def test_the_librarys_word_for_no_eviction(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f'budget = "{word}"')
+    assert Settings.load(environ={}, config_path=path).eviction() is None
+    assert Settings.load(environ={"TRIATTN_BUDGET": word}).eviction() is None
+    assert Settings.load({"budget": 200}, environ={"TRIATTN_BUDGET": word}).eviction() is not None
+
+
 def test_variables_that_are_none_of_ours_are_found() -> None:
     known = {f"TRIATTN_{name.upper()}": "1" for name in fields()} | dict.fromkeys(OTHER_VARIABLES, "1")
     assert unknown_variables({**known, "PATH": "", "TRIATTN_BUGDET": "1"}) == ["TRIATTN_BUGDET"]

@@ -71,6 +71,11 @@ def _integer(value: object) -> int:
         raise ValueError("a whole number") from None
 
 
+def _budget(value: object) -> int | None:
+    """The library's own word for no eviction, ``off``, holds here too."""
+    return None if isinstance(value, str) and value.strip().lower() == "off" else _integer(value)
+
+
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError("a number")
@@ -124,7 +129,7 @@ class Settings:
     stats: Path | None = _setting(None, _path, "--stats", "Sidecar with the model's statistics, if not inside it.")
 
     ctx: int = _setting(RuntimeConfig.n_ctx, _integer, "--ctx", "Logical context.")
-    budget: int = _setting(EvictionConfig.budget_tokens, _integer, "--budget", "Tokens that each head keeps.")
+    budget: int | None = _setting(EvictionConfig.budget_tokens, _budget, "--budget", "Tokens that each head keeps.")
     window: int = _setting(
         EvictionConfig.window,
         _integer,
@@ -232,11 +237,14 @@ class Settings:
                 raise UsageError(f"{raw!r} is not {error}", where=origins[name]) from None
         return cls(**values, origins=origins)
 
-    def eviction(self) -> EvictionConfig:
-        """How the cache forgets. Raises UsageError that names where a bad value came from."""
+    def eviction(self) -> EvictionConfig | None:
+        """How the cache forgets, None for full attention. Raises UsageError that names where a bad value came from."""
+        budget = self.budget
+        if budget is None:
+            return None
         return self._checked(
             lambda: EvictionConfig(
-                budget_tokens=self.budget,
+                budget_tokens=budget,
                 window=self.window,
                 n_keep=self.keep,
                 mode=self.mode,  # type: ignore[arg-type]  # checked there
