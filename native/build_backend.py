@@ -122,7 +122,8 @@ def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: M
     """Metadata without building: pip settles all dependencies before it begins to compile."""
     from scikit_build_core.build import prepare_metadata_for_build_wheel as prepare
 
-    return prepare(metadata_directory, None)
+    name: str = prepare(metadata_directory, None)
+    return name
 
 
 @_one_line_errors
@@ -130,8 +131,6 @@ def build_wheel(
     wheel_directory: str, config_settings: Mapping[str, str] | None = None, metadata_directory: str | None = None
 ) -> str:
     """Build what is not built yet and pack it."""
-    from scikit_build_core.build import build_wheel as pack
-
     if config_settings:
         print("config settings are not read; CMake's options come from $CMAKE_ARGS", file=sys.stderr)
     toolchain.check_tools()
@@ -148,12 +147,20 @@ def build_wheel(
             for name in ("pyproject.toml", "README.md"):
                 shutil.copy2(NATIVE / name, stage)
             shutil.copytree(NATIVE / "licenses", stage / "licenses")
-            back = Path.cwd()
-            os.chdir(stage)
-            try:
-                return pack(wheel_directory, None)
-            finally:
-                os.chdir(back)
+            return _pack(stage, wheel_directory)
+
+
+def _pack(stage: Path, wheel_directory: str) -> str:
+    """Write the wheel of what `stage` holds; scikit-build-core reads it from the working directory."""
+    from scikit_build_core.build import build_wheel as pack
+
+    back = Path.cwd()
+    os.chdir(stage)
+    try:
+        name: str = pack(wheel_directory, None)
+    finally:
+        os.chdir(back)
+    return name
 
 
 @_one_line_errors

@@ -25,8 +25,10 @@ from patching import Patch, PatchError, apply_patches, read_patch, read_patches 
 PATCHES = ROOT / "patches"
 _HEADER = "What this patch is for, and why upstream's files must know of it.\n\n"
 # where hooks can be; the rest of the distribution is documentation and tests
-_PATCHED_FOLDERS = ("llama_cpp", "vendor/llama.cpp/common", "vendor/llama.cpp/ggml", "vendor/llama.cpp/include")
-_PATCHED_FOLDERS += ("vendor/llama.cpp/src", "vendor/llama.cpp/tools")
+_PATCHED_FOLDERS = (
+    "llama_cpp",
+    *(f"vendor/llama.cpp/{name}" for name in ("common", "ggml", "include", "src", "tools")),
+)
 
 
 def edit(target: Path) -> None:
@@ -38,7 +40,7 @@ def edit(target: Path) -> None:
     shutil.copytree(pristine, target)
     for path, content in changed.items():
         (target / path).write_bytes(content)
-    print(f"edit {target}, then: python scripts/make_patch.py save {target} {_first_name()}")
+    print(f"edit {target}, then: python scripts/make_patch.py save {target} NAME.patch")
 
 
 def save(target: Path, name: str) -> None:
@@ -90,10 +92,6 @@ def _pristine() -> Path:
     cache = upstream.cache_root()
     with upstream.locked(cache):
         return upstream.pristine_tree(upstream.read_pin(PATCHES / "UPSTREAM"), cache)
-
-
-def _first_name() -> str:
-    return next((path.name for path in sorted(PATCHES.glob("*.patch"))), "0001-name.patch")
 
 
 def _main() -> None:
