@@ -455,12 +455,15 @@ def test_an_answer_that_ends_its_line_gets_no_second(run: Any, fake: Any, model:
 
 
 def test_text_comes_as_it_is_made(run: Any, fake: Any, model: Path, monkeypatch: Any) -> None:
-    written: list[str] = []
-    monkeypatch.setattr(fake, "on_token", lambda n: written.append(sys.stdout.flush() or str(n)))
-    stream = io.StringIO()
-    seen: list[str] = []
-    monkeypatch.setattr(sys, "stdout", stream)
-    monkeypatch.setattr(fake, "on_token", lambda n: seen.append(stream.getvalue()))
+    class Pipe(io.StringIO):
+        arrived = ""
+
+        def flush(self) -> None:
+            self.arrived = self.getvalue()
+
+    pipe, seen = Pipe(), []
+    monkeypatch.setattr(sys, "stdout", pipe)
+    monkeypatch.setattr(fake, "on_token", lambda n: seen.append(pipe.arrived))
     run_app(["run", str(model), "hi"])
     assert seen == ["The", "The sea", "The sea is", "The sea is wide", "The sea is wide."]
 
@@ -736,17 +739,22 @@ def test_ctrl_c_on_a_real_model(smollm2_triattn: Path, tmp_path: Path, in_prompt
     text = tmp_path / "text"
     text.write_text("The sea is wide. " * (1200 if in_prompt else 1))
     command = [str(PROGRAM), "run", str(smollm2_triattn), "--file", str(text), "--json", "--budget", "512"]
-    command += ["--batch", "64"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command += ["--batch", "64", "--verbose"]
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     assert process.stdout is not None
     if in_prompt:
-        time.sleep(4)
+        while "sched_reserve: reserve took" not in log.read_text():  # then the context is made, and reading begins
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        time.sleep(2)
         first = ""
     else:
         first = process.stdout.read(1)  # the answer has begun
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, log.read_text()
     report = json.loads((first + out).splitlines()[-1])
     assert report["interrupted"]
     assert (report["n_generated"] == 0) == in_prompt

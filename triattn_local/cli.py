@@ -7,6 +7,7 @@ them, so that ``--help`` and completion answer at once, and ``doctor`` can say t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -362,7 +363,9 @@ def run(
     path = _demo_model(settings.models) if demo else store.resolve(str(model), settings.models)
     from .runtime import Runtime
 
-    with Runtime.load(path, config, eviction, stats_path=settings.stats) as rt:
+    with contextlib.nullcontext() if quiet or verbose else console.waiting(f"loading {path.name}"):
+        runtime = Runtime.load(path, config, eviction, stats_path=settings.stats)
+    with runtime as rt:
         with console.Stages("tokens") as stages:
             out = _Answer(stages)
             report = answer(

@@ -6,10 +6,11 @@ terminal. Knows nothing of models: stages, numbers, tables and errors only.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Literal
 
@@ -110,6 +111,17 @@ def mebibytes(size: int) -> str:
     if size >= 10 << 30:
         return f"{size / (1 << 30):,.1f} GiB"
     return f"{size / (1 << 20):,.1f} MiB"
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Something turns on stderr while there is nothing to count; nothing where no one looks."""
+    console = stderr()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(Text(text, style="dim")):
+        yield
 
 
 class Stages:

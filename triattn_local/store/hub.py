@@ -163,8 +163,6 @@ def _link(source: Path, link: Path) -> None:
 def _is_no_network(error: BaseException) -> bool:
     from huggingface_hub import errors
 
-    if isinstance(error, errors.HfHubHTTPError):
-        return False  # the hub answered
     return isinstance(error, (errors.OfflineModeIsEnabled, ConnectionError, TimeoutError)) or any(
         kind.__name__ in ("TransportError", "ConnectionError") for kind in type(error).__mro__
     )
