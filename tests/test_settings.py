@@ -152,6 +152,13 @@ def test_every_limit_names_its_place(flags: dict[str, object], environ: dict[str
     assert caught.value.where == where
 
 
+def test_a_batch_is_never_larger_than_the_context() -> None:
+    assert Settings.load({"ctx": 200}, environ={}).runtime().n_batch == 200
+    with pytest.raises(UsageError, match="larger than the context of 200; give --batch 200 or less") as caught:
+        Settings.load({"ctx": 200}, environ={"TRIATTN_BATCH": "256"}).runtime()
+    assert caught.value.where == "environment TRIATTN_BATCH"
+
+
 @pytest.mark.parametrize("word", ["off", "OFF"])
 def test_the_librarys_word_for_no_eviction(tmp_path: Path, word: str) -> None:
     path = tmp_path / "config.toml"

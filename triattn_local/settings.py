@@ -260,11 +260,20 @@ class Settings:
 
     def runtime(self, *, verbose: bool = False) -> RuntimeConfig:
         """The context to run in. Raises UsageError that names where a bad value came from."""
+        batch = self.batch
+        if 0 < self.ctx < batch:
+            if self.origins.get("batch", "default") != "default":
+                raise UsageError(
+                    f"a batch of {batch} tokens is larger than the context of {self.ctx}",
+                    where=self.origins["batch"],
+                    fix=f"give --batch {self.ctx} or less, or a larger --ctx",
+                )
+            batch = self.ctx
         return self._checked(
             lambda: RuntimeConfig(
                 n_ctx=self.ctx,
-                n_batch=self.batch,
-                n_ubatch=min(self.batch, RuntimeConfig.n_ubatch),
+                n_batch=batch,
+                n_ubatch=min(batch, RuntimeConfig.n_ubatch),
                 cache_type_k=self.cache_type_k,
                 cache_type_v=self.cache_type_v,
                 flash_attn=self.flash_attn,
