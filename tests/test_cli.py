@@ -378,14 +378,23 @@ def test_doctor_finds_a_sound_installation(run: Any, model: Path) -> None:
     assert all(name in text for name in checks)
 
 
-def test_doctor_says_how_to_get_the_library(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (errors.BackendMissingError("llama_cpp cannot be loaded", fix="pip install ./native"), "llama_cpp cannot be"),
+        (AttributeError("no attribute 'llama_cpp'"), "AttributeError: no attribute 'llama_cpp'"),
+    ],
+)
+def test_doctor_says_how_to_get_the_library(
+    run: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, found: str
+) -> None:
     def missing() -> None:
-        raise errors.BackendMissingError("llama_cpp cannot be loaded", fix="pip install ./native")
+        raise error
 
     monkeypatch.setattr(native, "library", missing)
     result = run("doctor")
     assert result.code == 5
-    assert re.search(r"fail +library +llama_cpp cannot be loaded\n +pip install ./native", result.out)
+    assert re.search(rf"fail +library +{found}.*\n +pip install ./native", result.out)
 
 
 def test_doctor_checks_the_statistics_of_a_model(run: Any, model: Path) -> None:

@@ -97,6 +97,8 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
         return check()
     except TriattnError as error:
         return Check(name, "fail", error.what, error.fix, error.exit_code)
+    except Exception as error:  # whatever is wrong with an installation is what this program is asked about
+        return Check(name, "fail", f"{type(error).__name__}: {error}", "pip install ./native", 5)
 
 
 def _variables() -> Check:
