@@ -33,13 +33,9 @@ def atomic_write(dst: Path, n_bytes: int) -> Iterator[BinaryIO]:
     UsageError
         The name is a folder, or cannot be written to.
     """
-    if dst.is_dir():
-        raise UsageError("is a folder", where=str(dst), fix="give the name of a file")
+    check_writable(dst, n_bytes)
     temporary = dst.parent / f".{dst.name}.{secrets.token_hex(4)}.tmp"
     try:
-        n_free = shutil.disk_usage(dst.parent).free
-        if n_free < n_bytes:
-            raise _disk_full(dst, n_bytes, n_free)
         try:
             # not mkstemp: it ignores the umask, and a model is to be readable like any other file
             with temporary.open("xb") as out:
@@ -54,9 +50,29 @@ def atomic_write(dst: Path, n_bytes: int) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _disk_full(dst, n_bytes, None) from None
-        raise UsageError(
-            f"cannot be written: {error.strerror}", where=str(dst), fix="give a name in a folder that you may write to"
-        ) from None
+        raise _not_writable(dst, error) from None
+
+
+def check_writable(dst: Path, n_bytes: int) -> None:
+    """Check what can be known before ``atomic_write`` about a name and the disk behind it.
+
+    For work that takes long and writes at its end.
+
+    Raises
+    ------
+    DoesNotFitError, UsageError
+        As ``atomic_write``.
+    """
+    if dst.is_dir():
+        raise UsageError("is a folder", where=str(dst), fix="give the name of a file")
+    try:
+        n_free = shutil.disk_usage(dst.parent).free
+        if not os.access(dst.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _not_writable(dst, error) from None
+    if n_free < n_bytes:
+        raise _disk_full(dst, n_bytes, n_free)
 
 
 def sync_folder(folder: Path) -> None:
@@ -67,6 +83,12 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _not_writable(dst: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"cannot be written: {error.strerror}", where=str(dst), fix="give a name in a folder that you may write to"
+    )
 
 
 def _disk_full(dst: Path, n_bytes: int, n_free: int | None) -> DoesNotFitError:

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__, console
-from .errors import StatsError, TriattnError, UsageError
+from .errors import BackendMissingError, StatsError, TriattnError, UsageError
 from .settings import Settings, fields
 
 EXIT_INTERRUPTED = 130
@@ -126,6 +126,8 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="A path, a name that
 Stats = Annotated[Path | None, _flag("stats", "SIDECAR", _CACHE)]
 CacheTypeK = Annotated[str | None, _flag("cache_type_k", "TYPE", _CACHE)]
 CacheTypeV = Annotated[str | None, _flag("cache_type_v", "TYPE", _CACHE)]
+Threads = Annotated[int | None, _flag("threads", "N", _COMPUTE, "--threads", "-t")]
+GpuLayers = Annotated[int | None, _flag("gpu_layers", "N", _COMPUTE)]
 
 
 def _version(value: bool) -> None:
@@ -210,23 +212,32 @@ def list_models(as_json: AsJson = False) -> None:
 
 @app.command()
 def convert(
+    context: typer.Context,
     model: Model,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File to write. [default: MODEL.triattn.gguf]", show_default=False
+        ),
     ] = None,
-    sidecar: Annotated[bool, _switch("--sidecar", "Write the statistics only, a small GGUF beside.")] = False,
+    sidecar: Annotated[
+        bool, _switch("--sidecar", "Write the statistics only, into a small GGUF beside the model.")
+    ] = False,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", metavar="N", help="Calibration tokens.", show_default=False)
+        int | None,
+        typer.Option("--tokens", metavar="N", help="Calibration tokens. [default: 8192]", show_default=False),
     ] = None,
     corpus: Annotated[
         Path | None,
         typer.Option(
-            "--corpus", metavar="FILE", help="Calibration text instead of the bundled one.", show_default=False
+            "--corpus", metavar="FILE", help="Calibration text. [default: the bundled one]", show_default=False
         ),
     ] = None,
     force: Annotated[bool, _switch("--force", "Replace the output if it is there.")] = False,
     dry_run: Annotated[bool, _switch("--dry-run", "Say what would be done, and do nothing.")] = False,
     as_json: AsJson = False,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
 ) -> None:
     """Add the statistics that eviction needs to a model.
 
@@ -235,16 +246,44 @@ def convert(
     """
     from . import store
 
-    path = store.resolve(model, Settings.load().models)
-    from triattn_local.calib_tools.convert import DEFAULT_TOKENS
-    from triattn_local.calib_tools.convert import convert as make
-
+    settings = Settings.load(context.params)
+    path = store.resolve(model, settings.models)
+    calibration = _calibration()
     with console.Stages("tokens") as stages:
-        result = make(path, output, sidecar, corpus, tokens or DEFAULT_TOKENS, force, dry_run, stages)
+        result = calibration.convert(
+            path,
+            output,
+            sidecar=sidecar,
+            corpus=corpus,
+            n_tokens=calibration.DEFAULT_TOKENS if tokens is None else tokens,
+            force=force,
+            dry_run=dry_run,
+            progress=stages,
+            n_threads=settings.threads,
+            n_gpu_layers=settings.gpu_layers,
+        )
     if as_json:
         console.write_json(result.as_dict())
+        return
+    if dry_run:
+        console.say(f"would calibrate on {result.corpus} and write:")
     else:
-        print(result.path)
+        r = result.concentration
+        console.say(f"{result.n_tokens:,} tokens, {result.n_layers} layers, {r.n_heads} heads, mean R {r.mean_r:.3f}")
+    print(result.path)
+
+
+def _calibration() -> Any:
+    """The module ``calib_tools.convert``; it alone of the program needs torch, which not every installation has."""
+    try:
+        from triattn_local.calib_tools import convert
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise BackendMissingError(
+            "torch is not installed", where="convert", fix="pip install '.[calib]' in the folder of triattn-local"
+        ) from None
+    return convert
 
 
 @app.command()
@@ -333,11 +372,12 @@ def run(
     cache_type_k: CacheTypeK = None,
     cache_type_v: CacheTypeV = None,
     flash_attn: Annotated[bool | None, _flag("flash_attn", "", _COMPUTE, "--flash-attn/--no-flash-attn")] = None,
-    threads: Annotated[int | None, _flag("threads", "N", _COMPUTE, "--threads", "-t")] = None,
-    gpu_layers: Annotated[int | None, _flag("gpu_layers", "N", _COMPUTE)] = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
     batch: Annotated[int | None, _flag("batch", "TOKENS", _COMPUTE)] = None,
     max_tokens: Annotated[int | None, _flag("max_tokens", "TOKENS", _ANSWER, "-n", "--max-tokens")] = None,
     temp: Annotated[float | None, _flag("temp", "T", _ANSWER)] = None,
+    repeat_penalty: Annotated[float | None, _flag("repeat_penalty", "X", _ANSWER)] = None,
     seed: Annotated[int | None, _flag("seed", "N", _ANSWER)] = None,
 ) -> int:
     """Answer one prompt, in a cache that stays as small as its budget.
@@ -470,8 +510,6 @@ def _demo_model(models: Path) -> Path:
         source = store.pull("demo", models, progress=stages)
     target = source.with_suffix(".triattn.gguf")
     if not target.is_file():
-        from triattn_local.calib_tools.convert import convert as make
-
         with console.Stages("tokens") as stages:
-            make(source, target, progress=stages)
+            _calibration().convert(source, target, progress=stages)
     return target

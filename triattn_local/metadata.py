@@ -10,6 +10,7 @@ Knows nothing of how statistics are measured, nor whether they are any good: ``T
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -45,6 +46,7 @@ Progress = Callable[[int, int], None]
 """called with bytes done and bytes in all"""
 
 _CHUNK = 1 << 26
+_READ = 1 << 22
 _FIX = "calibrate the model again with `triattn-local convert`"
 
 T = TypeVar("T")
@@ -99,11 +101,11 @@ def read_stats(path: Path | str) -> TriattnStats | None:
     )
 
 
-def write_with_stats(src: Path | str, dst: Path | str, stats: TriattnStats, progress: Progress | None = None) -> None:
+def write_with_stats(src: Path | str, dst: Path | str, stats: TriattnStats, progress: Progress | None = None) -> str:
     """Copy a model's GGUF with the statistics in its metadata, replacing any that it had.
 
-    All other pairs, the tensor infos and the tensor data are the same bytes as in ``src``, which is never touched. The
-    same input gives the same bytes.
+    All other pairs, the tensor infos and the tensor data are the same bytes as in ``src``, which is never touched; the
+    copy is read again and compared before it gets its name. The same input gives the same bytes.
 
     Parameters
     ----------
@@ -112,12 +114,17 @@ def write_with_stats(src: Path | str, dst: Path | str, stats: TriattnStats, prog
     dst : Path or str
         Replaced in one step when it is complete.
     progress : callable, optional
-        Called with (bytes done, bytes in all).
+        Called with (bytes done, bytes in all), of copying and of comparing.
+
+    Returns
+    -------
+    str
+        sha256 of the tensor data in ``src`` and in ``dst``, see ``hash_tensor_data``.
 
     Raises
     ------
     ModelNotFoundError
-        ``src`` is not a readable GGUF, or a later file of a split model.
+        ``src`` is not a readable GGUF, or a later file of a split model, or changed meanwhile.
     UsageError
         ``dst`` is ``src``, or cannot be written.
     DoesNotFitError
@@ -132,8 +139,7 @@ def write_with_stats(src: Path | str, dst: Path | str, stats: TriattnStats, prog
             where=str(src),
             fix="give the first file, or write a sidecar",
         )
-    if dst.exists() and dst.samefile(src):
-        raise UsageError("would replace the model itself", where=str(dst), fix="give another name with -o")
+    refuse_same_file(src, dst)
 
     kept = b"".join(file.head[p.start : p.end] for p in file.pairs.values() if not p.key.startswith(PREFIX))
     n_kept = sum(not key.startswith(PREFIX) for key in file.pairs)
@@ -143,13 +149,18 @@ def write_with_stats(src: Path | str, dst: Path | str, stats: TriattnStats, prog
     head += bytes(-len(head) % file.alignment)
 
     n_data = max(0, file.file_size - file.data_start)
-    n_total = len(head) + n_data
-    with atomic_write(dst, n_total) as out, src.open("rb") as data:
+
+    def tell(n_bytes: int) -> None:
+        if progress is not None:
+            progress(n_bytes, 2 * n_data)
+
+    with atomic_write(dst, len(head) + n_data) as out, src.open("rb") as data:
         out.write(head)
         out.flush()
         for n_done in _copy(data, out, file.data_start, n_data):
-            if progress is not None:
-                progress(len(head) + n_done, n_total)
+            tell(n_done)
+        out.flush()
+        return _compare(file, Path(out.name), len(head), lambda n_done: tell(n_data + n_done))
 
 
 def write_sidecar(dst: Path | str, stats: TriattnStats, info: ModelInfo) -> None:
@@ -163,8 +174,7 @@ def write_sidecar(dst: Path | str, stats: TriattnStats, info: ModelInfo) -> None
         The disk is full.
     """
     dst = Path(dst)
-    if dst.exists() and info.path.exists() and dst.samefile(info.path):
-        raise UsageError("would replace the model itself", where=str(dst), fix="give another name with -o")
+    refuse_same_file(info.path, dst)
     pairs = [
         _pair("general.architecture", ValueType.STRING, info.arch),
         _pair("general.type", ValueType.STRING, SIDECAR_TYPE),
@@ -176,19 +186,47 @@ def write_sidecar(dst: Path | str, stats: TriattnStats, info: ModelInfo) -> None
         out.write(head)
 
 
-def hash_tensor_data(path: Path | str, progress: Progress | None = None) -> str:
-    """sha256 of everything behind the metadata: the tensor infos and the tensor data, as they lie in the file."""
+def refuse_same_file(model: Path, dst: Path) -> None:
+    """Check that an output is not the model, by whatever name or link.
+
+    Raises
+    ------
+    UsageError
+        It is.
+    """
+    # what cannot be looked at is not the model, and will fail with a better reason when it is written
+    with contextlib.suppress(OSError):
+        if dst.samefile(model):
+            raise UsageError("would replace the model itself", where=str(dst), fix="give another name with -o")
+
+
+def hash_tensor_data(path: Path | str) -> str:
+    """sha256 of what makes the weights: the tensor infos and the tensor data, as they lie in the file."""
     file = read_gguf(path)
     digest = hashlib.sha256(file.head[file.infos_start : file.infos_end])
-    n_data, n_done = max(0, file.file_size - file.data_start), 0
     with file.path.open("rb") as data:
         data.seek(file.data_start)
-        while chunk := data.read(1 << 22):
+        while chunk := data.read(_READ):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _compare(file: GgufFile, copy: Path, data_start: int, tell: Callable[[int], None]) -> str:
+    """Read model and copy side by side; the hash that both have, as ``hash_tensor_data`` gives it."""
+    digest = hashlib.sha256(file.head[file.infos_start : file.infos_end])
+    n_done = 0
+    with file.path.open("rb") as ours, copy.open("rb") as theirs:
+        ours.seek(file.data_start)
+        theirs.seek(data_start)
+        while True:
+            chunk = ours.read(_READ)
+            if chunk != theirs.read(_READ):
+                raise ModelNotFoundError("changed while it was copied, or the disk errs", where=str(file.path))
+            if not chunk:
+                return digest.hexdigest()
             digest.update(chunk)
             n_done += len(chunk)
-            if progress is not None:
-                progress(n_done, n_data)
-    return digest.hexdigest()
+            tell(n_done)
 
 
 def _damaged(file: GgufFile, what: str) -> StatsError:
@@ -272,7 +310,7 @@ def _copy(src: BinaryIO, dst: BinaryIO, start: int, n_bytes: int) -> Iterator[in
         yield n_done
     src.seek(start + n_done)
     while n_done < n_bytes:
-        chunk = src.read(min(1 << 22, n_bytes - n_done))
+        chunk = src.read(min(_READ, n_bytes - n_done))
         if not chunk:
             raise ModelNotFoundError("became shorter while it was copied", where=src.name)
         dst.write(chunk)

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
+import gguf
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
@@ -530,7 +531,7 @@ def _overlap(text: str, stop: str) -> int:
 
 def ggml_type(name: str) -> int:
     """The number of a cache type in ggml.h."""
-    return int(getattr(llama_cpp, f"GGML_TYPE_{name.upper()}"))
+    return int(gguf.GGMLQuantizationType[name.upper()])
 
 
 def physical_cores() -> int:

@@ -170,6 +170,9 @@ class Settings:
     temp: float = _setting(
         SamplingConfig.temperature, _number, "--temp", "Sampling temperature; 0 always takes the likeliest token."
     )
+    repeat_penalty: float = _setting(
+        SamplingConfig.repeat_penalty, _number, "--repeat-penalty", "Above 1 makes the last 64 tokens less likely."
+    )
     seed: int = _setting(SamplingConfig.seed, _integer, "--seed", "Same seed, same answer; also of the random policy.")
 
     origins: Mapping[str, str] = field(default_factory=dict)
@@ -285,7 +288,9 @@ class Settings:
 
     def sampling(self) -> SamplingConfig:
         """How tokens are drawn. Raises UsageError that names where a bad value came from."""
-        return self._checked(lambda: SamplingConfig(temperature=self.temp, seed=self.seed))
+        return self._checked(
+            lambda: SamplingConfig(temperature=self.temp, repeat_penalty=self.repeat_penalty, seed=self.seed)
+        )
 
     def n_predict(self) -> int | None:
         """Most tokens to generate, None for no limit but the context's."""

@@ -8,7 +8,6 @@ ever assume the latter. Knows nothing of files (``metadata``) and of the scores 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +41,7 @@ class TriattnStats:
     q_abs: tuple[Floats, ...]
     """a_f = E|q_f|, float32 [n_head, n_rot / 2], bands in the model's pair order"""
     k_mean: tuple[Floats, ...]
-    """E[k], float32 [n_head_kv, head_dim], pre-RoPE; for reports only"""
+    """E[k], float32 [n_head_kv, head_dim], pre-RoPE; for reports only, the engine does without"""
     n_tokens: int
     """tokens that were averaged"""
     corpus: str
@@ -69,8 +68,7 @@ class TriattnStats:
             )
         if self.n_tokens < 1:
             raise StatsError(f"statistics of {self.n_tokens} tokens", fix=_FIX)
-        if info.rope_type is None:
-            raise StatsError("the model has no RoPE that this program knows", where=str(info.path))
+        rope_type = _rope_type(info)
         self._validate_layers(info)
         for i, il in enumerate(self.layers):
             n_head, n_head_kv, n_band = info.n_head[il], info.n_head_kv[il], info.n_rot // 2
@@ -86,7 +84,7 @@ class TriattnStats:
                     )
                 if not np.isfinite(array).all():
                     raise StatsError("has values that are not finite", where=where, fix=_FIX)
-            _validate_bands(il, self.q_mean[i], self.q_abs[i], info.n_rot, info.rope_type)
+            _validate_bands(il, self.q_mean[i], self.q_abs[i], info.n_rot, rope_type)
 
     def check_belongs(self, fingerprint: str) -> None:
         """Check that the statistics were measured on the model with this fingerprint.
@@ -107,27 +105,26 @@ class TriattnStats:
 
         A band without any magnitude has no direction, and counts as 0.
         """
-        return self._per_layer(info, lambda magnitude, q_abs: magnitude / np.where(q_abs > 0, q_abs, np.inf))
+        rope_type = _rope_type(info)
+        per_layer = []
+        for q_mean, q_abs in zip(self.q_mean, self.q_abs, strict=True):
+            magnitude = band_magnitude(q_mean, info.n_rot, rope_type)
+            per_layer.append(np.asarray(magnitude / np.where(q_abs > 0, q_abs, np.inf)))
+        return tuple(per_layer)
 
     def head_concentration(self, info: ModelInfo) -> tuple[npt.NDArray[np.float64], ...]:
-        """R of whole heads, sum_f |q̄_f| / sum_f a_f, for each layer, float64 [n_head].
+        """R of each head's dominant band for each layer, float64 [n_head]: what the paper reports of a head.
 
-        The mean of R_f weighted by a_f: bands that hardly take part in attention do not blur it.
+        Dominant is the band with the largest a_f |E k_f|, for it carries most of the head's logits; most other bands
+        point anywhere and do not matter.
         """
-
-        def weighted(magnitude: npt.NDArray[np.float64], q_abs: Floats) -> npt.NDArray[np.float64]:
-            total = q_abs.sum(axis=-1, dtype=np.float64)
-            return np.asarray(magnitude.sum(axis=-1) / np.where(total > 0, total, np.inf))
-
-        return self._per_layer(info, weighted)
-
-    def _per_layer(
-        self, info: ModelInfo, measure: Callable[[npt.NDArray[np.float64], Floats], npt.NDArray[np.float64]]
-    ) -> tuple[npt.NDArray[np.float64], ...]:
-        if info.rope_type is None:
-            raise StatsError("the model has no RoPE that this program knows", where=str(info.path))
-        pairs = zip(self.q_mean, self.q_abs, strict=True)
-        return tuple(measure(band_magnitude(q, info.n_rot, info.rope_type), a) for q, a in pairs)
+        rope_type = _rope_type(info)
+        per_layer = []
+        for concentration, q_abs, k_mean in zip(self.concentration(info), self.q_abs, self.k_mean, strict=True):
+            keys = band_magnitude(k_mean, info.n_rot, rope_type)
+            dominant = np.argmax(q_abs * np.repeat(keys, len(q_abs) // len(keys), axis=0), axis=-1)
+            per_layer.append(concentration[np.arange(len(dominant)), dominant])
+        return tuple(per_layer)
 
     def _validate_layers(self, info: ModelInfo) -> None:
         n = len(self.layers)
@@ -185,6 +182,12 @@ def head_dim_of(fingerprint: str) -> int:
     if match is None or int(match[1]) == 0:
         raise StatsError(f"{fingerprint!r} is not the fingerprint of a model", fix=_FIX)
     return int(match[1])
+
+
+def _rope_type(info: ModelInfo) -> RopeType:
+    if info.rope_type is None:
+        raise StatsError("the model has no RoPE that this program knows", where=str(info.path))
+    return info.rope_type
 
 
 def _validate_bands(il: int, q_mean: Floats, q_abs: Floats, n_rot: int, rope_type: RopeType) -> None:

@@ -5,6 +5,7 @@
 #include "llama-impl.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 // One stream of a cache tensor as raw 32-bit words, so that a row moves bit for bit whatever its type:
 // F32 [row_size/4, n_cells, n_head_kv]
@@ -64,6 +65,34 @@ static void move_on_host(ggml_tensor * t, const llama_triattn_moves::layer & m, 
     }
 }
 
+// Transposed V in host memory: the elements of a cell lie far apart, and a loop is ten times as fast as rows of one element.
+template <typename T>
+static void move_columns(ggml_tensor * t, const llama_triattn_moves::layer & m, uint32_t n_head, uint32_t n_embd_head, uint32_t stream) {
+    std::vector<T> buf(m.n);
+
+    auto * base = (T *) ((char *) t->data + stream*t->nb[2]);
+
+    for (uint32_t h = 0; h < n_head; ++h) {
+        const int32_t * src = m.src.data() + (size_t) h*m.n;
+        const int32_t * dst = m.dst.data() + (size_t) h*m.n;
+        for (uint32_t d = 0; d < n_embd_head; ++d) {
+            T * col = base + ((size_t) h*n_embd_head + d)*t->ne[1];
+            for (uint32_t i = 0; i < m.n; ++i) {
+                buf[i] = col[src[i]];
+            }
+            for (uint32_t i = 0; i < m.n; ++i) {
+                col[dst[i]] = buf[i];
+            }
+        }
+    }
+}
+
+static bool is_in_reach(const ggml_tensor * t) {
+    // LLAMA_TRIATTN_MOVE_GRAPH=1 takes the way of a device on the host too, so that it can be tested there
+    static const char * env = getenv("LLAMA_TRIATTN_MOVE_GRAPH");
+    return ggml_backend_buffer_is_host(t->buffer) && !(env && atoi(env));
+}
+
 bool llama_triattn_move(
         llama_context & lctx,
         const std::vector<llama_triattn_layer> & layers,
@@ -111,6 +140,8 @@ bool llama_triattn_move(
 
         if (!layer.v) {
             // K alone
+        } else if (v_trans && is_in_reach(layer.v)) {
+            // below, on the host
         } else if (v_trans) {
             // a cell is a column: every element is a row of its own, [1, n_cells, n_embd_head_v, n_head_kv]
             const uint32_t n_embd_head = layer.n_embd_head_v;
@@ -157,11 +188,24 @@ bool llama_triattn_move(
         const auto & layer = layers[i];
         const auto & m     = moves.layers[i];
 
-        if (m.n > 0 && !has_whole_words(layer.k, layer.n_head_kv)) {
+        if (m.n == 0) {
+            continue;
+        }
+        if (!has_whole_words(layer.k, layer.n_head_kv)) {
             move_on_host(layer.k, m, layer.n_head_kv, stream);
         }
-        if (m.n > 0 && layer.v && !v_trans && !has_whole_words(layer.v, layer.n_head_kv)) {
+        if (!layer.v) {
+            continue;
+        }
+        if (!v_trans && !has_whole_words(layer.v, layer.n_head_kv)) {
             move_on_host(layer.v, m, layer.n_head_kv, stream);
+        }
+        if (v_trans && is_in_reach(layer.v)) {
+            if (ggml_type_size(layer.v->type) == sizeof(uint32_t)) {
+                move_columns<uint32_t>(layer.v, m, layer.n_head_kv, layer.n_embd_head_v, stream);
+            } else {
+                move_columns<uint16_t>(layer.v, m, layer.n_head_kv, layer.n_embd_head_v, stream);
+            }
         }
     }
 

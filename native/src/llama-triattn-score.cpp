@@ -68,7 +68,7 @@ llama_triattn_scorer::llama_triattn_scorer(
 
     for (const auto & layer : layers) {
         ggml_init_params init = {
-            /*.mem_size   =*/ 2*layer.ils.size()*ggml_tensor_overhead(),
+            /*.mem_size   =*/ 3*layer.ils.size()*ggml_tensor_overhead(),
             /*.mem_buffer =*/ nullptr,
             /*.no_alloc   =*/ true,
         };
@@ -76,10 +76,14 @@ llama_triattn_scorer::llama_triattn_scorer(
 
         for (const int32_t il : layer.ils) {
             auto & t = tensors[il];
-            t.q_mean = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.n_embd_head_k, layer.n_head);
+            t.future = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.n_embd_head_k, layer.n_head);
             t.weight = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, hparams.n_rot(il)/2, layer.n_head);
-            ggml_format_name(t.q_mean, "triattn_q_mean-%d", il);
+            ggml_format_name(t.future, "triattn_future-%d", il);
             ggml_format_name(t.weight, "triattn_weight-%d", il);
+            if (rope_mode(hparams) == LLAMA_ROPE_TYPE_NORM) {
+                t.pairs = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.n_embd_head_k, hparams.n_rot(il)/2);
+                ggml_format_name(t.pairs, "triattn_pairs-%d", il);
+            }
         }
 
         auto * buft = ggml_backend_buffer_get_type(layer.k->buffer);
@@ -93,66 +97,105 @@ llama_triattn_scorer::llama_triattn_scorer(
             const auto   w = make_weights(c, layer.n_head, layer.n_embd_head_k, hparams.n_rot(il), rope_mode(hparams),
                     params.weight_r, rope_magnitude(cparams, model.get_rope_freq_scale(cparams, il)));
 
-            ggml_backend_tensor_set(tensors[il].q_mean, c.q_mean.data(), 0, c.q_mean.size()*sizeof(float));
+            ggml_backend_tensor_set(tensors[il].future, c.q_mean.data(), 0, c.q_mean.size()*sizeof(float));
             ggml_backend_tensor_set(tensors[il].weight, w.data(),        0, w.size()*sizeof(float));
+
+            if (auto * pairs = tensors[il].pairs) {
+                std::vector<float> p(ggml_nelements(pairs), 0.0f);
+                for (int64_t f = 0; f < pairs->ne[1]; ++f) {
+                    p[f*pairs->ne[0] + 2*f] = p[f*pairs->ne[0] + 2*f + 1] = 1.0f;
+                }
+                ggml_backend_tensor_set(pairs, p.data(), 0, p.size()*sizeof(float));
+            }
         }
 
         bufs.emplace_back(std::move(ctx), std::move(buf));
     }
 }
 
-// w = mean over d in D of RoPE(q_mean, pos_next + d), with the model's own RoPE.  [n_embd_head_k, n_head]
-ggml_tensor * llama_triattn_scorer::build_future_query(
-        ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * pos, int32_t il) const {
+ggml_tensor * llama_triattn_scorer::build_rope(
+        ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * cur, ggml_tensor * pos, int32_t il) const {
     const auto & hparams = model.hparams;
 
-    ggml_tensor * q = tensors.at(il).q_mean;
-
-    if (!hparams.has_rope(il)) {
-        return q; // frequency 0 throughout: every future query is the same
-    }
-
-    const int64_t n_embd_head = q->ne[0];
-    const int64_t n_head      = q->ne[1];
-    const int64_t n_offset    = pos->ne[0];
-
-    ggml_tensor * cur = ggml_repeat_4d(ctx, q, n_embd_head, n_head, n_offset, 1);
-
-    cur = ggml_rope_ext(ctx, cur, pos, model.get_rope_factors(cparams, il),
+    return ggml_rope_ext(ctx, cur, pos, model.get_rope_factors(cparams, il),
             hparams.n_rot(il), rope_mode(hparams), cparams.n_ctx_orig_yarn,
             model.get_rope_freq_base(cparams, il), model.get_rope_freq_scale(cparams, il),
             cparams.yarn_ext_factor, cparams.yarn_attn_factor, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
+}
 
-    cur = ggml_reshape_2d(ctx, cur, n_embd_head*n_head, n_offset);
-    cur = ggml_cont(ctx, ggml_transpose(ctx, cur));
-    cur = ggml_scale(ctx, ggml_sum_rows(ctx, cur), 1.0f/n_offset);
+// A rotation by t + d is one by d and then one by t, so the mean over the offsets is made once:
+//
+//     w = mean over d of RoPE(q_mean, t + d) = RoPE(mean over d of RoPE(q_mean, d), t) / c
+//
+// c because each call of ggml_rope_ext multiplies with the attention factor and w is to hold it once.
+bool llama_triattn_scorer::prepare(llama_context & lctx) const {
+    auto * sched = lctx.get_sched();
+    auto * res   = lctx.get_gf_res_reserve();
 
-    return ggml_reshape_2d(ctx, cur, n_embd_head, n_head);
+    ggml_backend_sched_reset(sched);
+    ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);
+    res->reset();
+
+    auto * ctx = res->get_ctx();
+    auto * gf  = res->get_gf();
+
+    const auto & cparams = lctx.get_cparams();
+
+    const int64_t n_offset = offsets.size();
+
+    ggml_tensor * inp_pos = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_offset);
+    ggml_set_input(inp_pos);
+
+    for (const auto & [il, t] : tensors) {
+        if (!model.hparams.has_rope(il)) {
+            continue; // frequency 0 throughout: every future query is the same
+        }
+
+        const int n_nodes = ggml_graph_n_nodes(gf);
+
+        ggml_tensor * cur = ggml_repeat_4d(ctx, t.future, t.future->ne[0], t.future->ne[1], n_offset, 1);
+
+        cur = build_rope(ctx, cparams, cur, inp_pos, il);
+        cur = ggml_reshape_2d(ctx, cur, ggml_nelements(t.future), n_offset);
+        cur = ggml_sum_rows(ctx, ggml_cont(ctx, ggml_transpose(ctx, cur)));
+        cur = ggml_scale(ctx, cur, 1.0f/(n_offset*rope_magnitude(cparams, model.get_rope_freq_scale(cparams, il))));
+        cur = ggml_cpy(ctx, ggml_reshape_2d(ctx, cur, t.future->ne[0], t.future->ne[1]), t.future);
+
+        ggml_build_forward_expand(gf, cur);
+
+        llama_triattn_pin(lctx, gf, n_nodes, t.future);
+    }
+
+    if (ggml_graph_n_nodes(gf) > 0) {
+        if (!ggml_backend_sched_alloc_graph(sched, gf)) {
+            LLAMA_LOG_ERROR("%s: failed to allocate the graph of the future queries\n", __func__);
+            return false;
+        }
+        ggml_backend_tensor_set(inp_pos, offsets.data(), 0, ggml_nbytes(inp_pos));
+        if (lctx.graph_compute(gf, false) != GGML_STATUS_SUCCESS) {
+            LLAMA_LOG_ERROR("%s: failed to compute the future queries\n", __func__);
+            return false;
+        }
+        ggml_backend_sched_synchronize(sched);
+    }
+
+    is_ready = true;
+    return true;
 }
 
 // |k_f| of the rotated bands, the same before and after RoPE.  k: [n_embd_head_k, n_head_kv, n_cand] -> [n_rot/2, n_head_kv, n_cand]
 ggml_tensor * llama_triattn_scorer::build_magnitudes(ggml_context * ctx, ggml_tensor * k, int32_t il) const {
-    const auto & hparams = model.hparams;
+    ggml_tensor * sqr = ggml_mul(ctx, k, k);
 
-    const int64_t n_band = hparams.n_rot(il)/2;
-
-    ggml_tensor * lo;
-    ggml_tensor * hi;
-
-    if (rope_mode(hparams) == LLAMA_ROPE_TYPE_NORM) {
-        // neighbours are a pair: take them apart first
-        ggml_tensor * pairs = ggml_view_4d(ctx, k, 2, n_band, k->ne[1], k->ne[2], 2*k->nb[0], k->nb[1], k->nb[2], 0);
-        pairs = ggml_cont(ctx, ggml_permute(ctx, pairs, 1, 0, 2, 3));
-        pairs = ggml_sqr(ctx, pairs);
-
-        lo = ggml_view_3d(ctx, pairs, n_band, k->ne[1], k->ne[2], pairs->nb[2], pairs->nb[3], 0);
-        hi = ggml_view_3d(ctx, pairs, n_band, k->ne[1], k->ne[2], pairs->nb[2], pairs->nb[3], pairs->nb[1]);
-    } else {
-        ggml_tensor * sqr = ggml_sqr(ctx, k);
-
-        lo = ggml_view_3d(ctx, sqr, n_band, k->ne[1], k->ne[2], sqr->nb[1], sqr->nb[2], 0);
-        hi = ggml_view_3d(ctx, sqr, n_band, k->ne[1], k->ne[2], sqr->nb[1], sqr->nb[2], n_band*sqr->nb[0]);
+    if (auto * pairs = tensors.at(il).pairs) {
+        // neighbours are a pair: no view takes them apart, and a product with ones is faster than a strided copy
+        return ggml_sqrt(ctx, ggml_mul_mat(ctx, pairs, sqr));
     }
+
+    const int64_t n_band = model.hparams.n_rot(il)/2;
+
+    ggml_tensor * lo = ggml_view_3d(ctx, sqr, n_band, k->ne[1], k->ne[2], sqr->nb[1], sqr->nb[2], 0);
+    ggml_tensor * hi = ggml_view_3d(ctx, sqr, n_band, k->ne[1], k->ne[2], sqr->nb[1], sqr->nb[2], n_band*sqr->nb[0]);
 
     return ggml_sqrt(ctx, ggml_add(ctx, lo, hi));
 }
@@ -164,6 +207,10 @@ bool llama_triattn_scorer::compute(
         const std::vector<float> & k_rot,
         llama_pos pos_next,
         std::vector<llama_triattn_layer_scores> & scores) const {
+    if (!is_ready && !prepare(lctx)) {
+        return false;
+    }
+
     auto * sched = lctx.get_sched();
     auto * res   = lctx.get_gf_res_reserve();
 
@@ -179,7 +226,7 @@ bool llama_triattn_scorer::compute(
     const int64_t n_cand = cells.size();
 
     ggml_tensor * inp_cells = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_cand);
-    ggml_tensor * inp_pos   = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, offsets.size());
+    ggml_tensor * inp_pos   = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 1);
     ggml_tensor * inp_rot   = nullptr;
     ggml_set_input(inp_cells);
     ggml_set_input(inp_pos);
@@ -217,8 +264,10 @@ bool llama_triattn_scorer::compute(
                 ggml_tensor * out = nullptr;
 
                 if (params.terms != LLAMA_TRIATTN_TERMS_NORM) {
-                    ggml_tensor * w = build_future_query(ctx, cparams, inp_pos, il);
-
+                    ggml_tensor * w = ggml_reshape_3d(ctx, tensors.at(il).future, n_embd_head, layer.n_head, 1);
+                    if (model.hparams.has_rope(il)) {
+                        w = build_rope(ctx, cparams, w, inp_pos, il);
+                    }
                     w   = ggml_reshape_3d(ctx, w, n_embd_head, n_gqa, n_head_kv);
                     out = ggml_mul_mat(ctx, ggml_permute(ctx, k, 0, 2, 1, 3), w);              // [n_cand, n_gqa, n_head_kv]
                 }
@@ -250,11 +299,7 @@ bool llama_triattn_scorer::compute(
 
     ggml_backend_tensor_set(inp_cells, cells.data(), 0, ggml_nbytes(inp_cells));
     if (inp_pos->buffer) { // not in the graph where no layer needs it
-        std::vector<int32_t> pos(offsets);
-        for (auto & p : pos) {
-            p += pos_next;
-        }
-        ggml_backend_tensor_set(inp_pos, pos.data(), 0, ggml_nbytes(inp_pos));
+        ggml_backend_tensor_set(inp_pos, &pos_next, 0, ggml_nbytes(inp_pos));
     }
     if (inp_rot) {
         ggml_backend_tensor_set(inp_rot, k_rot.data(), 0, ggml_nbytes(inp_rot));

@@ -58,15 +58,20 @@ private:
     std::vector<int32_t> offsets; // D, future distances
 
     struct centres {
-        ggml_tensor * q_mean = nullptr; // F32 [n_embd_head_k, n_head]
+        ggml_tensor * future = nullptr; // F32 [n_embd_head_k, n_head]    mean over d in D of RoPE(q_mean, d)
         ggml_tensor * weight = nullptr; // F32 [n_rot/2, n_head]  a_f - |q_mean_f|
+        ggml_tensor * pairs  = nullptr; // F32 [n_embd_head_k, n_rot/2]  1 where a dimension is of a band; NORM only
     };
 
-    std::map<int32_t, centres> tensors; // by model layer
+    mutable std::map<int32_t, centres> tensors; // by model layer
+    mutable bool is_ready = false;              // future is computed by the first round: it needs a scheduler
 
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> bufs;
 
-    ggml_tensor * build_future_query(ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * pos, int32_t il) const;
+    bool prepare(llama_context & lctx) const;
+
+    // the model's own RoPE.  cur: [n_embd_head_k, n_head, n_pos], pos: [n_pos]
+    ggml_tensor * build_rope(ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * cur, ggml_tensor * pos, int32_t il) const;
     ggml_tensor * build_magnitudes  (ggml_context * ctx, ggml_tensor * k, int32_t il) const;
 };
 

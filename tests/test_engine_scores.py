@@ -1,0 +1,160 @@
+"""The engine's scores and selection against the NumPy reference, and moved rows against the rows that were cached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine import Engine, random_stats
+from texts import prose
+
+from triattn_local import native, scoring
+from triattn_local.config import MODES, EvictionConfig
+from triattn_local.model_info import read_model_info
+
+MODELS = ["smollm2", "gemma3", "qwen25"]
+
+
+@pytest.fixture(params=MODELS)
+def model(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def full_layers(path: Path) -> list[int]:
+    info = read_model_info(path)
+    return list(info.full_layers if info.full_layers is not None else range(info.n_layer))
+
+
+def reference(engine: Engine, stats, info, il: int, cells, t: int, **ablation) -> np.ndarray:
+    keys = np.stack([engine.keys(il, h, cells) for h in range(info.n_head_kv[il])], axis=1)
+    i = stats.layers.index(il)
+    return scoring.score(stats.q_mean[i], stats.q_abs[i], keys, t, scoring.RopeParams.of(info), **ablation)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["f16", "q8_0"])
+def test_scores_match_numpy_before_and_after_rounds(model: Path, cache: str, tmp_path: Path) -> None:
+    info = read_model_info(model)
+    sidecar = tmp_path / "stats.gguf"
+    stats = random_stats(model, full_layers(model), sidecar)
+    eviction = EvictionConfig(budget_tokens=384, window=64, n_keep=4)
+    worst = 0.0
+    with Engine(model, eviction, stats=sidecar, type_k=cache, n_batch=128) as engine:
+        tokens = engine.tokenize(prose(8000))[:1200]
+        for n in (320, 700, 1200):
+            engine.feed(tokens[engine.next_pos() : n])
+            assert (engine.stats().n_rounds > 0) == (n > 448)
+            assert native.score(engine.ctx) > 0
+            t = engine.next_pos()
+            for il in native.get_layers(engine.ctx):
+                for head in range(info.n_head[il]):
+                    got, cells = native.get_scores(engine.ctx, il, head)
+                    if head == 0:
+                        want = reference(engine, stats, info, il, cells, t)
+                    error = np.abs(got - want[head]).max() / np.ptp(want[head])
+                    worst = max(worst, float(error))
+    print(f"largest error, as a part of the score range: {worst:.2e}")
+    assert worst < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "ablation",
+    [{"terms": "trig"}, {"terms": "norm"}, {"weight_r": False}, {"offsets": "linear"}, {"offset_max": 4096}],
+    ids=lambda a: "-".join(f"{k}={v}" for k, v in a.items()),
+)
+def test_ablations_match_numpy(smollm2: Path, ablation: dict, tmp_path: Path) -> None:
+    info = read_model_info(smollm2)
+    sidecar = tmp_path / "stats.gguf"
+    stats = random_stats(smollm2, full_layers(smollm2), sidecar)
+    kwargs = dict(ablation)
+    offsets = scoring.future_offsets(kwargs.pop("offsets", "geometric"), kwargs.pop("offset_max", 65536))
+    with Engine(smollm2, EvictionConfig(budget_tokens=256, window=32, **ablation), stats=sidecar) as engine:
+        engine.feed(engine.tokenize(prose(3000))[:250])
+        native.score(engine.ctx)
+        for il in (0, 13, 29):
+            got, cells = native.get_scores(engine.ctx, il, 5)
+            want = reference(engine, stats, info, il, cells, engine.next_pos(), offsets=offsets, **kwargs)[5]
+            assert np.abs(got - want).max() < 1e-3 * np.ptp(want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("aggregate", ["mean", "max"])
+@pytest.mark.parametrize("mode", MODES)
+def test_selection_matches_numpy(model: Path, mode: str, aggregate: str, tmp_path: Path) -> None:
+    """The tokens kept by the first round are those that the reference keeps, but for near ties."""
+    if aggregate == "max" and mode != "shared":
+        pytest.skip("aggregate is for the shared mode")
+    info = read_model_info(model)
+    sidecar = tmp_path / "stats.gguf"
+    random_stats(model, full_layers(model), sidecar)
+    eviction = EvictionConfig(budget_tokens=200, window=32, n_keep=4, mode=mode, aggregate=aggregate)
+    n_tokens = 300
+    with Engine(model, eviction, stats=sidecar, n_batch=300) as engine:
+        engine.feed(engine.tokenize(prose(4000))[:n_tokens])
+        assert engine.stats().n_rounds == 0
+        n_candidates = native.score(engine.ctx)
+        assert n_candidates == n_tokens - 4 - 32
+        layers = native.get_layers(engine.ctx)
+        raw = {il: [native.get_scores(engine.ctx, il, h)[0] for h in range(info.n_head[il])] for il in layers}
+        cells = native.get_scores(engine.ctx, layers[0], 0)[1]
+        position = dict(zip(*reversed(native.get_kept(engine.ctx, layers[0], 0)), strict=True))
+        candidates = np.array([position[c] for c in cells])
+        assert native.evict(engine.ctx) == n_tokens - 200
+        kept = {
+            (il, h): set(native.get_kept(engine.ctx, il, h)[0].tolist())
+            for il in layers
+            for h in range(info.n_head_kv[il])
+        }
+    z = np.stack([scoring.group_max(scoring.zscore(np.stack(raw[il])), info.n_head_kv[il]) for il in layers])
+    combined = np.broadcast_to(scoring.combine(z, mode, aggregate), z.shape)
+    protected = set(range(4)) | set(range(n_tokens - 32, n_tokens))
+    for i, il in enumerate(layers):
+        for h in range(info.n_head_kv[il]):
+            want = set(candidates[scoring.keep_top(combined[i, h], 200 - len(protected))].tolist()) | protected
+            assert len(kept[il, h]) == 200
+            assert len(kept[il, h] ^ want) <= 2, (il, h)  # one near tie, both ways
+
+
+CACHES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("flash_attn", [True, False], ids=["flash", "no-flash"])
+@pytest.mark.parametrize("name", MODELS)
+def test_moved_rows_are_bit_identical(
+    name: str, cache: str, flash_attn: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """After the first round every kept K and V row is the row that full attention had cached for that token."""
+    model = request.getfixturevalue(name)
+    type_v = cache if flash_attn or cache in ("f32", "f16", "bf16") else "f16"
+    info = read_model_info(model)
+    sidecar = tmp_path / "stats.gguf"
+    random_stats(model, full_layers(model), sidecar)
+    eviction = EvictionConfig(budget_tokens=160, window=16, n_keep=4, mode="per-layer-head")
+    with Engine(
+        model, eviction, stats=sidecar, type_k=cache, type_v=type_v, flash_attn=flash_attn, n_batch=256
+    ) as engine:
+        engine.feed(engine.tokenize(prose(4000))[:256])
+        layers = native.get_layers(engine.ctx)
+        heads = [(il, h) for il in layers for h in range(info.n_head_kv[il])]
+        before = {}
+        for il, h in heads:
+            pos, cells = native.get_kept(engine.ctx, il, h)
+            for is_v in (False, True):
+                rows = native.get_rows(engine.ctx, il, h, cells, is_v=is_v)
+                before[il, h, is_v] = {int(p): row.tobytes() for p, row in zip(pos, rows, strict=True)}
+        assert native.evict(engine.ctx) == 96
+        assert engine.stats().n_rows_moved > 0
+        n_same = 0
+        for il, h in heads:
+            pos, cells = native.get_kept(engine.ctx, il, h)
+            assert len(set(pos.tolist())) == 160
+            for is_v in (False, True):
+                rows = native.get_rows(engine.ctx, il, h, cells, is_v=is_v)
+                for p, row in zip(pos, rows, strict=True):
+                    assert row.tobytes() == before[il, h, is_v][int(p)], (il, h, int(p), is_v)
+                    n_same += 1
+        assert n_same == len(heads) * 160 * 2
