@@ -1,0 +1,395 @@
+"""Queries and keys of a model as it really runs, taken from llama.cpp while it evaluates.
+
+Every other way of calibrating has to reimplement the model, and gets a norm or a bias wrong sooner or later. Here the
+graph that llama.cpp built is asked: what an attention node reads as query and what is written into the K cache of
+layer il, followed back to the RoPE node, names that node's input the pre-RoPE query or key. Nothing depends on how an
+architecture calls its tensors.
+
+RoPE may overwrite its input, so the input has to be read before RoPE runs. Hence two passes: the first decode, of a
+few tokens, only looks at the graph; from then on the callback halts the evaluation right behind the tensors found.
+
+Knows nothing of statistics; imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from triattn_local import native
+from triattn_local.errors import CalibrationError
+from triattn_local.scoring import RopeParams
+
+from .ggml_tensor import GGML_TYPE_F32, Node
+
+Kind = Literal["q_pre", "k_pre", "q_rot", "k_rot"]
+Consumer = Callable[[int, Kind, npt.NDArray[np.float32], int], None]
+"""called with layer, kind, values float32 [n_token, n_head or n_head_kv, head_dim] and position of the first token; the
+array is only lent until the call returns"""
+
+_CACHE_K = re.compile(r"cache_k_l(\d+)")
+# what may stand between RoPE and its use without changing more than layout or scale
+_TRANSPARENT = frozenset(("VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE", "CONT", "CPY", "SCALE"))
+_ROPE_NORM, _ROPE_NEOX, _ROPE_MROPE, _ROPE_IMROPE = 0, 2, 8, 40
+_ROPE_TYPES: dict[int, Literal["norm", "neox"]] = {
+    _ROPE_NORM: "norm",
+    _ROPE_NEOX: "neox",
+    # text gives all sections of M-RoPE the same position
+    _ROPE_MROPE: "neox",
+    _ROPE_IMROPE: "neox",
+}
+# a number that no model has as its count of heads, so that the token dimension cannot be mistaken
+_N_LOOK = 7
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """Attention of one layer, as the graph shows it."""
+
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_cells: int
+    """cells of the layer's K cache; a sliding-window layer has fewer than the context"""
+    rope: RopeParams
+    """what ggml really gets, but for the frequency factors"""
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """Where the values of one kind lie in the memory of a graph node."""
+
+    il: int
+    kind: Kind
+    offset: int
+    """bytes"""
+    shape: tuple[int, int]
+    """heads, head_dim"""
+    strides: tuple[int, int, int]
+    """bytes from token to token, head to head, dimension to dimension"""
+    rope: RopeParams
+    n_cells: int
+
+
+class RuntimeEngine:
+    """A model loaded in llama.cpp, whose queries and keys can be watched. To be used in a ``with`` statement.
+
+    Parameters
+    ----------
+    model : Path
+        First file of the model.
+    n_ctx : int
+        Tokens that are evaluated in one sequence.
+    n_batch : int
+        Tokens that are evaluated at once.
+    n_threads : int, optional
+        All cores if not given.
+    n_gpu_layers : int
+        -1 for all.
+    verbose : bool
+        llama.cpp's own log on stderr.
+    kinds : sequence of "q_pre", "k_pre", "q_rot", "k_rot"
+        What to hand out: queries and keys before RoPE, and after.
+
+    Raises
+    ------
+    BackendMissingError
+        There is no llama.cpp, or not the one that this program knows.
+    CalibrationError
+        llama.cpp cannot load the model.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        n_ctx: int,
+        n_batch: int = 512,
+        n_threads: int | None = None,
+        n_gpu_layers: int = -1,
+        verbose: bool = False,
+        kinds: Sequence[Kind] = ("q_pre", "k_pre"),
+    ) -> None:
+        self.path = model
+        self.n_ctx = n_ctx
+        self.n_batch = min(n_batch, n_ctx)
+        self.verbose = verbose
+        self._kinds = frozenset(kinds)
+        self._taps: dict[tuple[str, str], list[_Tap]] = {}
+        self._unseen: set[tuple[str, str]] = set()
+        self._looking = False
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._no_rope: set[int] = set()
+        self._consumer: Consumer | None = None
+        self._first_pos = 0
+        self._n_token = 0
+        self._error: BaseException | None = None
+        self._buffer = np.empty(0, dtype=np.uint8)
+        self._model: Any = None
+        self._context: Any = None
+        native.library()
+        import llama_cpp
+
+        self._llama = llama_cpp
+        try:
+            self._load(n_threads or os.cpu_count() or 1, n_gpu_layers)
+            self.layers = self._look()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RuntimeEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model. Safe to call twice."""
+        if self._context:
+            self._llama.llama_free(self._context)
+            self._context = None
+        if self._model:
+            self._llama.llama_model_free(self._model)
+            self._model = None
+
+    @property
+    def full_layers(self) -> tuple[int, ...]:
+        """Layers whose cache holds the whole context; tells them apart only if ``n_ctx`` is larger than the window."""
+        n_cells = max(layer.n_cells for layer in self.layers.values())
+        return tuple(il for il, layer in sorted(self.layers.items()) if layer.n_cells == n_cells)
+
+    @property
+    def bos(self) -> int | None:
+        """Token that begins every text of this model; None if it has none."""
+        vocab = self._llama.llama_model_get_vocab(self._model)
+        return int(self._llama.llama_vocab_bos(vocab)) if self._llama.llama_vocab_get_add_bos(vocab) else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the loaded model, by the library."""
+        return native.fingerprint(self._model)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text, without a BOS; control tokens written in the text stay text."""
+        vocab = self._llama.llama_model_get_vocab(self._model)
+        raw = text.encode("utf-8")
+        n_max = len(raw) + 16
+        tokens = (self._llama.llama_token * n_max)()
+        n = self._llama.llama_tokenize(vocab, raw, len(raw), tokens, n_max, False, False)
+        if n < 0:
+            raise CalibrationError("the model's tokenizer fails on the calibration text", where=str(self.path))
+        return list(tokens[:n])
+
+    def evaluate(self, tokens: Sequence[int], consumer: Consumer) -> None:
+        """Run one sequence from position 0 and hand its queries and keys to the consumer.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            At most ``n_ctx``.
+        consumer : callable
+            See ``Consumer``; called once for each layer, kind and batch.
+
+        Raises
+        ------
+        CalibrationError
+            llama.cpp fails.
+        """
+        self._consumer = consumer
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        try:
+            for first in range(0, len(tokens), self.n_batch):
+                batch = tokens[first : first + self.n_batch]
+                self._unseen = set(self._taps)
+                self._decode(batch, first)
+                if self._unseen:
+                    name, op = min(self._unseen)
+                    raise CalibrationError(f"{op} node {name} is gone from the graph", where=str(self.path))
+        finally:
+            self._consumer = None
+
+    def _load(self, n_threads: int, n_gpu_layers: int) -> None:
+        llama = self._llama
+        llama._logger.set_verbose(self.verbose)
+        llama.llama_backend_init()
+        model_params = llama.llama_model_default_params()
+        model_params.n_gpu_layers = n_gpu_layers
+        self._model = llama.llama_model_load_from_file(os.fsencode(self.path), model_params)
+        if not self._model:
+            raise CalibrationError(
+                "llama.cpp cannot load the model", where=str(self.path), fix="see why with --verbose"
+            )
+        # whatever the environment says: evicted keys would be missing in what later tokens read
+        native.set_params(self._model, None)
+        # ctypes does not keep the callbacks alive, so they live as long as the context
+        self._on_node = llama.ggml_backend_sched_eval_callback(self._visit)
+        self._on_abort = llama.ggml_abort_callback(self._wants_to_stop)
+        params = llama.llama_context_default_params()
+        params.n_ctx = self.n_ctx
+        params.n_batch = params.n_ubatch = self.n_batch
+        params.n_seq_max = 1
+        params.n_threads = params.n_threads_batch = n_threads
+        params.cb_eval = self._on_node
+        params.abort_callback = self._on_abort
+        params.swa_full = False
+        self._context = llama.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise CalibrationError(
+                f"llama.cpp makes no context of {self.n_ctx} tokens", where=str(self.path), fix="see if memory is short"
+            )
+
+    def _look(self) -> dict[int, LayerAttention]:
+        """Evaluate a few tokens to learn which nodes hold queries and keys."""
+        self._looking = True
+        token = self.bos or 0
+        self._decode([token] * _N_LOOK, 0)
+        self._looking = False
+        for (name, op), n in self._counts.items():
+            if n > 1 and (name, op) in self._taps:
+                raise CalibrationError(f"the graph has {n} {op} nodes named {name}", where=str(self.path))
+        found: dict[int, dict[str, _Tap]] = {}
+        for tap in (tap for taps in self._taps.values() for tap in taps):
+            if tap.kind in found.setdefault(tap.il, {}):
+                raise CalibrationError(
+                    f"several layers read the keys of layer {tap.il}, which is not supported", where=str(self.path)
+                )
+            found[tap.il][tap.kind] = tap
+        layers: dict[int, LayerAttention] = {}
+        for il, taps in found.items():
+            if "q_pre" not in taps or "k_pre" not in taps:
+                self._no_rope.add(il)
+                continue
+            q, k = taps["q_pre"], taps["k_pre"]
+            layers[il] = LayerAttention(q.shape[0], k.shape[0], q.shape[1], k.n_cells, q.rope)
+        self._taps = {
+            key: wanted
+            for key, taps in self._taps.items()
+            if (wanted := [tap for tap in taps if tap.kind in self._kinds and tap.il in layers])
+        }
+        if not layers:
+            raise CalibrationError(
+                "no layer writes rotated keys into a cache",
+                where=str(self.path),
+                fix="TriAttention needs a decoder with RoPE and plain attention",
+            )
+        return layers
+
+    @property
+    def layers_without_rope(self) -> tuple[int, ...]:
+        """Layers that cache keys, and whose keys or queries do not come from RoPE."""
+        return tuple(sorted(self._no_rope))
+
+    def _decode(self, tokens: Sequence[int], first_pos: int) -> None:
+        self._first_pos, self._n_token = first_pos, len(tokens)
+        array = (self._llama.llama_token * len(tokens))(*tokens)
+        code = self._llama.llama_decode(self._context, self._llama.llama_batch_get_one(array, len(tokens)))
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        if code != 0:
+            raise CalibrationError(
+                f"llama.cpp fails to evaluate {len(tokens)} tokens (code {code})", where=str(self.path)
+            )
+
+    def _visit(self, address: int, ask: bool, _: object) -> bool:
+        # an exception that leaves a ctypes callback is printed and lost, so it waits until the decode is over
+        if self._error is not None:
+            return False
+        try:
+            node = Node(address)
+            if self._looking:
+                self._study(node)
+                return False
+            taps = self._taps.get(node.key)
+            if taps is None or ask:
+                return taps is not None
+            self._unseen.discard(node.key)
+            self._hand_out(node, taps)
+            return True
+        except BaseException as error:
+            self._error = error
+            return False
+
+    def _wants_to_stop(self, _: object) -> bool:
+        return self._error is not None
+
+    def _study(self, node: Node) -> None:
+        self._counts[node.key] += 1
+        if node.op == "SET_ROWS":
+            self._found("k", node, node.src(0))
+        elif node.op == "FLASH_ATTN_EXT":
+            self._found("q", node.src(1), node.src(0))
+        elif node.op == "MUL_MAT":
+            self._found("q", node.src(0), node.src(1))
+
+    def _found(self, letter: Literal["q", "k"], cached: Node | None, value: Node | None) -> None:
+        """Note where a value comes from, if it meets the K cache of some layer."""
+        cache = cached.root() if cached is not None else None
+        match = _CACHE_K.fullmatch(cache.name) if cache is not None else None
+        if cache is None or match is None or value is None:
+            return
+        il = int(match[1])
+        while value is not None and value.op in _TRANSPARENT:
+            value = value.src(0)
+        source = value.src(0) if value is not None and value.op == "ROPE" else None
+        if value is None or source is None:
+            self._no_rope.add(il)
+            return
+        rope = self._rope_params(value)
+        n_cells = cache.shape[1]
+        self._taps.setdefault(source.root().key, []).append(
+            self._tap(il, "q_pre" if letter == "q" else "k_pre", source, rope, n_cells)
+        )
+        self._taps.setdefault(value.key, []).append(
+            self._tap(il, "q_rot" if letter == "q" else "k_rot", value, rope, n_cells)
+        )
+
+    def _rope_params(self, node: Node) -> RopeParams:
+        _, n_rot, mode, _, n_ctx_orig = node.raw.op_params[:5]
+        base, scale, ext, attn, fast, slow = node.f32_params(5, 6)
+        if mode not in _ROPE_TYPES or node.raw.op_params[15] != 0:
+            raise CalibrationError(f"RoPE mode {mode} of {node.name} is not supported", where=str(self.path))
+        return RopeParams(_ROPE_TYPES[mode], n_rot, base, scale, ext, attn, fast, slow, n_ctx_orig)
+
+    def _tap(self, il: int, kind: Kind, node: Node, rope: RopeParams, n_cells: int) -> _Tap:
+        head_dim, n_head, n_token, n_outer = node.shape
+        if node.raw.type != GGML_TYPE_F32 or n_token != _N_LOOK or n_outer != 1:
+            raise CalibrationError(
+                f"{kind} of layer {il} is a tensor of type {node.raw.type} and shape {list(node.shape)}",
+                where=str(self.path),
+                fix="the calibration knows float32 [head_dim, heads, tokens] only",
+            )
+        stride_dim, stride_head, stride_token, _ = node.raw.nb
+        return _Tap(
+            il,
+            kind,
+            node.raw.view_offs if node.raw.view_src else 0,
+            (n_head, head_dim),
+            (stride_token, stride_head, stride_dim),
+            rope,
+            n_cells,
+        )
+
+    def _hand_out(self, node: Node, taps: list[_Tap]) -> None:
+        n_bytes = node.n_bytes()
+        if n_bytes > self._buffer.nbytes:
+            self._buffer = np.empty(n_bytes, dtype=np.uint8)
+        node.read(self._buffer[:n_bytes])
+        for tap in taps:
+            values: npt.NDArray[np.float32] = np.ndarray(
+                (self._n_token, *tap.shape), np.float32, self._buffer[:n_bytes].data, tap.offset, tap.strides
+            )
+            assert self._consumer is not None
+            self._consumer(tap.il, tap.kind, values, self._first_pos)
