@@ -547,7 +547,8 @@ def test_without_a_prompt_in_a_terminal_one_is_asked_for(run: Any, fake: Any, mo
 def test_every_flag_arrives(run: Any, fake: Any, model: Path, tmp_path: Path) -> None:
     sidecar = tmp_path / "s.gguf"
     flags = "--ctx 4096 --budget 512 --window 64 --keep 8 --mode per-head --policy knorm --cache-type-k q8_0"
-    flags += " --cache-type-v q4_0 --flash-attn --threads 3 --gpu-layers 7 --batch 256 --temp 0.5 --seed 9 -n 3 -v"
+    flags += " --cache-type-v q4_0 --flash-attn --threads 3 --gpu-layers 7 --batch 256"
+    flags += " --temp 0.5 --repeat-penalty 1.2 --seed 9 -n 3 -v"
     run("run", model, "hi", *flags.split(), "--stats", sidecar)
     [rt] = fake.loads
     assert rt.config == RuntimeConfig(
@@ -564,7 +565,7 @@ def test_every_flag_arrives(run: Any, fake: Any, model: Path, tmp_path: Path) ->
     assert rt.eviction == EvictionConfig(
         budget_tokens=512, window=64, n_keep=8, mode="per-head", policy="knorm", seed=9
     )
-    assert rt.sampling == SamplingConfig(temperature=0.5, seed=9)
+    assert rt.sampling == SamplingConfig(temperature=0.5, repeat_penalty=1.2, seed=9)
     assert (rt.max_tokens, rt.stats_path) == (3, sidecar)
 
 
@@ -665,6 +666,85 @@ def test_ctrl_c_while_loading(run: Any, fake: Any, model: Path, monkeypatch: Any
     assert run("run", model, "hi").code == 130
 
 
+# convert, through the calibration's own checks
+
+
+def test_convert_says_what_it_would_do(run: Any, model: Path) -> None:
+    result = run("convert", "tiny", "--dry-run")
+    assert (result.code, result.out) == (0, f"{model.with_suffix('.triattn.gguf')}\n")
+    assert result.err.startswith("would calibrate on ")
+    plan = json.loads(run("convert", "tiny", "--dry-run", "--sidecar", "--json").out)
+    assert plan["path"] == str(model.with_name("tiny.triattn-stats.gguf"))
+    assert plan["dry_run"]
+
+
+def test_convert_shows_what_it_did(run: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triattn_local.calib_tools import convert
+
+    asked: dict[str, Any] = {}
+
+    def make(source: Path, out: Path | None, **kwargs: Any) -> convert.ConvertResult:
+        asked.update(kwargs, source=source, out=out)
+        for done in (0, 4, 8):
+            kwargs["progress"]("calibrating", done, 8)
+        kwargs["progress"]("writing x", 0, None)
+        return convert.ConvertResult(
+            path=Path("out.gguf"),
+            model=source,
+            sidecar=False,
+            dry_run=False,
+            replaced_stats=False,
+            corpus="c",
+            n_tokens=8000,
+            n_layers=2,
+            concentration=convert.Concentration(n_heads=8, mean_r=0.98765, min_r=0.5, share_high=0.9),
+        )
+
+    monkeypatch.setattr(convert, "convert", make)
+    result = run("convert", "tiny")
+    assert (result.code, result.out) == (0, "out.gguf\n")
+    assert result.err.splitlines() == [
+        "calibrating ...",
+        "writing x ...",
+        "8,000 tokens, 2 layers, 8 heads, mean R 0.988",
+    ]
+    assert (asked["source"], asked["out"], asked["n_tokens"]) == (model, None, convert.DEFAULT_TOKENS)
+    flags = "-o o.gguf --sidecar --tokens 1000 --corpus c.txt --force --threads 2 --gpu-layers 0"
+    assert json.loads(run("convert", "tiny", *flags.split(), "--json").out)["path"] == "out.gguf"
+    wanted = {
+        "out": Path("o.gguf"),
+        "sidecar": True,
+        "n_tokens": 1000,
+        "corpus": Path("c.txt"),
+        "force": True,
+        "dry_run": False,
+        "n_threads": 2,
+        "n_gpu_layers": 0,
+    }
+    assert asked.items() >= wanted.items()
+
+
+def test_convert_without_torch_says_how_to_get_it(run: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("triattn_local.calib_tools")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(triattn_local, "calib_tools", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)  # what import finds when there is none
+    result = run("convert", "tiny")
+    assert result.code == 5
+    assert "pip install '.[calib]'" in result.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [("--tokens 0", 2), ("--tokens -5", 2), ("--corpus /nowhere.txt", 1), ("-o /nowhere/x.gguf", 2), ("-o {model}", 2)],
+)
+def test_convert_refuses_bad_input(run: Any, model: Path, flags: str, code: int) -> None:
+    result = run("convert", "tiny", *flags.format(model=model).split())
+    assert result.code == code
+    assert re.fullmatch(r"error: .*\n", result.err.splitlines(keepends=True)[-1])
+    assert [path.name for path in model.parent.iterdir()] == ["tiny.gguf"]
+
+
 # the demo
 
 
@@ -691,7 +771,7 @@ def demo(models: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_demo_fetches_and_converts_once(run: Any, fake: Any, demo: list[str], models: Path) -> None:
     for _ in range(2):
         assert run("run", "--demo", "Tell me about the sea").code == 0
-    assert demo == ["pull demo", "convert", "pull demo"]
+    assert demo == ["pull demo", "convert"]
     assert fake.loads[0].path == models / "SmolLM2-135M-Instruct.Q4_1.triattn.gguf"
     assert fake.loads[0].messages[-1]["content"] == "Tell me about the sea"
 

@@ -30,7 +30,9 @@ DEMO_SETTINGS: Mapping[str, object] = {
     "window": 32,
     "batch": 64,
     "max_tokens": 600,
+    # a model of this size turns in circles without, with full attention too
     "temp": 0.7,
+    "repeat_penalty": 1.1,
 }
 
 _EPILOG = (
@@ -246,6 +248,8 @@ def convert(
     """
     from . import store
 
+    if tokens is not None and tokens < 1:
+        raise UsageError(f"must be at least 1, not {tokens}", where="--tokens")
     settings = Settings.load(context.params)
     path = store.resolve(model, settings.models)
     calibration = _calibration()
@@ -506,10 +510,10 @@ def _demo_model(models: Path) -> Path:
     """The demo model with statistics inside: fetched and converted the first time."""
     from . import store
 
-    with console.Stages() as stages:
-        source = store.pull("demo", models, progress=stages)
-    target = source.with_suffix(".triattn.gguf")
+    target = (models / store.DEMO.file).with_suffix(".triattn.gguf")
     if not target.is_file():
+        with console.Stages() as stages:
+            source = store.pull("demo", models, progress=stages)
         with console.Stages("tokens") as stages:
             _calibration().convert(source, target, progress=stages)
     return target

