@@ -255,7 +255,7 @@ class _Cursor:
         try:
             for _ in range(n):
                 pos += 8 + unpack(data, pos)[0]
-        except struct.error:
+        except (struct.error, OverflowError):  # past the end, or past what an offset can be
             raise _TruncatedError from None
         if pos > self.size:
             raise _TruncatedError

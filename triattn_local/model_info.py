@@ -292,8 +292,9 @@ def _per_layer(file: GgufFile, key: str, n_layer: int, default: tuple[int, ...])
         counts = _ints(file, key) or ()
         if len(counts) != n_layer:
             raise file.broken(f"{key} has {len(counts)} entries for {n_layer} layers")
-    if not all(0 <= count <= 2**16 for count in counts):
-        raise file.broken(f"{key} is {max(counts, key=abs)}, not in 0 ... {2**16}")
+    for count in counts:
+        if not 0 <= count <= 2**16:
+            raise file.broken(f"{key} is {count}, not in 0 ... {2**16}")
     return counts
 
 
