@@ -84,7 +84,7 @@ def test_a_budget_larger_than_the_sequence_changes_nothing(
 ) -> None:
     eviction = EvictionConfig(budget_tokens=600, mode=mode)
     with Engine(smollm2, None, n_ctx=2048, flash_attn=flash_attn) as off:
-        tokens = off.tokenize(prose(2000))[:400]
+        tokens = off.tokenize(prose(1000))[:200]
         want = logits_over(off, tokens)
     with Engine(smollm2, eviction, stats=stats, n_ctx=2048, flash_attn=flash_attn) as engine:
         got = logits_over(engine, tokens)
@@ -99,10 +99,10 @@ def test_evicting_changes_something_and_does_the_same_twice(
 ) -> None:
     """Guards the two tests above: with rounds the logits differ from full attention's, and are the same twice."""
     runs = []
-    for eviction in (EvictionConfig(budget_tokens=256, window=32, mode=mode),) * 2 + (None,):
-        with Engine(smollm2, eviction, stats=stats, flash_attn=flash_attn) as engine:
-            tokens = engine.tokenize(prose(3000))[:700]
-            answer, logits = engine.greedy(engine.feed(tokens), 40)
+    for eviction in (EvictionConfig(budget_tokens=128, window=24, mode=mode),) * 2 + (None,):
+        with Engine(smollm2, eviction, stats=stats, flash_attn=flash_attn, n_batch=128) as engine:
+            tokens = engine.tokenize(prose(1000))[:256]
+            answer, logits = engine.greedy(engine.feed(tokens), 30)
             runs.append((answer, logits))
             assert (engine.stats().n_rounds >= 2) == (eviction is not None)
     assert runs[0][0] == runs[1][0]
@@ -121,16 +121,17 @@ def test_the_cache_is_bounded_and_positions_are_not(
     sidecar = tmp_path / "s.gguf"
     random_stats(model, layers, sidecar)
     eviction = EvictionConfig(budget_tokens=256, window=64, n_keep=8, mode=mode)
+    n = 1200
     with Engine(model, eviction, stats=sidecar, n_ctx=8192, n_batch=256) as engine:
-        tokens = engine.tokenize(prose(4000))[:2000]
+        tokens = engine.tokenize(prose(4000))[:n]
         limit = -(-(256 + 64 + 256) // 256) * 256
         assert engine.stats().n_cells == limit
-        for i in range(0, 2000, 200):
+        for i in range(0, n, 200):
             engine.decode(tokens[i : i + 200])
             used = engine.stats().n_cells_used
             assert used <= 256 + 64 + 200
-        assert engine.next_pos() == 2000
-        assert engine.stats().n_rounds >= 8
+        assert engine.next_pos() == n
+        assert engine.stats().n_rounds >= 4
         for il in layers:
             for head in range(info.n_head_kv[il]):
                 pos, cells = native.get_kept(engine.ctx, il, head)
@@ -138,7 +139,7 @@ def test_the_cache_is_bounded_and_positions_are_not(
                 assert len(kept) == len(pos) == engine.stats().n_cells_used, "a head keeps no token twice"
                 assert len(set(cells.tolist())) == len(cells)
                 assert kept >= set(range(8)), "n_keep"
-                assert kept >= set(range(native.seq_pos_whole(engine.ctx), 2000)), "everything from T on"
+                assert kept >= set(range(native.seq_pos_whole(engine.ctx), n)), "everything from T on"
         if mode == "shared":
             assert len({tuple(sorted(native.get_kept(engine.ctx, il, 0)[0])) for il in layers}) == 1
 
@@ -171,9 +172,12 @@ def test_a_batch_that_finds_no_room_forces_a_round(smollm2: Path, stats: Path) -
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("back", [1, 7, 31])
+@pytest.mark.parametrize("back", [1, 7, 20])
 def test_rewinding_inside_the_window_is_exact(mode: str, back: int, smollm2: Path, stats: Path) -> None:
-    """After the rewind the cache is what it was at that point: the same tokens give the same logits."""
+    """After the rewind the cache is what it was at that point: the same tokens give the same logits.
+
+    (Of tokens decoded after the round: those before it had seen more than is there now.)
+    """
     eviction = EvictionConfig(budget_tokens=256, window=32, mode=mode)
     with Engine(smollm2, eviction, stats=stats) as engine:
         tokens = engine.tokenize(prose(3000))
@@ -187,7 +191,7 @@ def test_rewinding_inside_the_window_is_exact(mode: str, back: int, smollm2: Pat
         assert engine.next_pos() == p0
         again = [engine.decode([t]) for t in tokens[p0:321]]
         assert engine.stats().n_rounds == n_rounds
-        for a, b in zip(logits[-min(back, 20) :], again[-min(back, 20) :], strict=True):
+        for a, b in zip(logits[-back:], again, strict=True):
             assert np.array_equal(a, b)
 
 
@@ -251,7 +255,7 @@ def test_sequences_have_a_budget_each_and_do_not_mix(mode: str, unified: bool, s
     """Two sequences fed in turns give the logits that each gives alone in such a context."""
     eviction = EvictionConfig(budget_tokens=200, window=32, mode=mode)
 
-    def run(order: list[int]) -> dict[int, np.ndarray]:
+    def run(order: list[int]) -> dict[int, tuple[np.ndarray, list[set[int]]]]:
         with Engine(
             smollm2, eviction, stats=stats, n_seq_max=2, kv_unified=unified, n_ctx=4096, n_batch=128
         ) as engine:
@@ -261,18 +265,25 @@ def test_sequences_have_a_budget_each_and_do_not_mix(mode: str, unified: bool, s
             for s in order:
                 logits[s] = engine.decode(texts[s][done[s] : done[s] + 100], s)
                 done[s] += 100
+            result = {}
             for s in set(order):
                 assert native.seq_pos_whole(engine.ctx, s) > 0
-                pos, cells = native.get_kept(engine.ctx, 3, 1, s)
-                assert len(set(pos.tolist())) == len(pos) <= 200 + 32 + 100
-            return logits
+                kept = [native.get_kept(engine.ctx, il, h, s)[0].tolist() for il in (0, 13, 29) for h in range(3)]
+                assert all(len(set(k)) == len(k) <= 200 + 32 + 100 for k in kept)
+                result[s] = (logits[s], [set(k) for k in kept])
+            return result
 
     both = run([0, 1] * 6)
     for s in (0, 1):
         alone = run([s] * 6)[s]
-        # cells lie elsewhere, so sums come in another order: the same numbers, but for rounding
-        assert np.abs(both[s] - alone).max() < 0.05 * np.ptp(alone)
-        assert int(both[s].argmax()) == int(alone.argmax())
+        if unified:
+            # cells lie elsewhere, so sums come in another order: the same, but for rounding and near ties
+            assert np.abs(both[s][0] - alone[0]).max() < 0.1 * np.ptp(alone[0])
+            same = [len(a & b) / len(b) for a, b in zip(both[s][1], alone[1], strict=True)]
+            assert np.mean(same) > 0.95
+        else:
+            assert np.array_equal(both[s][0], alone[0])
+            assert both[s][1] == alone[1]
 
 
 @pytest.mark.parametrize("unified", [True, False], ids=["unified", "streams"])

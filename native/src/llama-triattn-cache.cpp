@@ -813,6 +813,71 @@ void llama_triattn::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
     }
 }
 
+// the cells that llama_kv_cache::state_write takes, in its order
+static std::vector<uint32_t> written_cells(const llama_kv_cells & cells, llama_seq_id seq_id, uint32_t n_swa, llama_swa_type swa_type) {
+    std::vector<uint32_t> res;
+    for (uint32_t i = 0; i < cells.size(); ++i) {
+        if (cells.is_empty(i) || (seq_id >= 0 && !cells.seq_has(i, seq_id))) {
+            continue;
+        }
+        if (seq_id >= 0 && llama_hparams::is_masked_swa(n_swa, swa_type, cells.pos_get(i), cells.seq_pos_max(seq_id))) {
+            continue;
+        }
+        res.push_back(i);
+    }
+    return res;
+}
+
+void llama_triattn::write_layout(const llama_kv_cache & kv, llama_io_write_i & io, llama_seq_id seq_id) {
+    for (uint32_t s = 0; s < kv.n_stream; ++s) {
+        const auto idxs = written_cells(kv.v_cells[s], seq_id, kv.n_swa, kv.swa_type);
+
+        write_value<uint32_t>(io, kv.v_heads[s]);
+        write_value<uint32_t>(io, idxs.size());
+        io.write(idxs.data(), idxs.size()*sizeof(uint32_t));
+    }
+}
+
+void llama_triattn::read_in_place(llama_kv_cache & kv, llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    llama_kv_cache::slot_info_vec_t sinfos(kv.n_stream);
+
+    if (seq_id >= 0) {
+        kv.seq_rm(seq_id, -1, -1);
+    }
+
+    uint32_t head = 0;
+    bool in_place = seq_id >= 0; // upstream restores a whole context from cell 0 on
+    for (uint32_t s = 0; s < kv.n_stream; ++s) {
+        const uint32_t head_s = read_value<uint32_t>(io);
+        const uint32_t n      = read_value<uint32_t>(io);
+        require(n <= kv.get_size() && head_s <= kv.get_size(), "the sliding-window part has more cells than the cache");
+        if (n == 0) {
+            continue;
+        }
+        std::vector<uint32_t> idxs(n);
+        io.read(idxs.data(), n*sizeof(uint32_t));
+        if (seq_id < 0) {
+            continue;
+        }
+        const auto strm = kv.seq_to_stream[seq_id];
+        for (const auto i : idxs) {
+            in_place = in_place && i < kv.get_size() && kv.v_cells[strm].is_empty(i);
+        }
+        head = head_s;
+
+        auto & sinfo = sinfos[s];
+        sinfo.s0 = sinfo.s1 = strm;
+        sinfo.resize(1);
+        sinfo.strm[0] = strm;
+        sinfo.idxs[0] = std::move(idxs);
+    }
+
+    kv.state_read_sinfo(io, seq_id, flags, nullptr, in_place ? &sinfos : nullptr);
+    if (in_place) {
+        kv.v_heads[kv.seq_to_stream[seq_id]] = head;
+    }
+}
+
 //
 // for the C API
 //

@@ -39,6 +39,11 @@ public:
     static bool is_on (const llama_kv_cache & kv);
     static bool can_rm(const llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 
+    // The sliding-window half of a memory whose other half evicts: its cells too go back to where they were, see state_read.
+    // Around upstream's own state_write and instead of its state_read.
+    static void write_layout (const llama_kv_cache & kv, llama_io_write_i & io, llama_seq_id seq_id);
+    static void read_in_place(      llama_kv_cache & kv, llama_io_read_i  & io, llama_seq_id seq_id, llama_state_seq_flags flags);
+
     // hooks of llama_kv_cache: what happens to sequences
 
     void clear();

@@ -318,10 +318,19 @@ llama_triattn_status llama_triattn_model::check_stats(const llama_hparams & hpar
 }
 
 void llama_triattn_model::load(llama_model & model, llama_model_loader & ml) {
+    llama_triattn_set_error("");
     if (model.hparams.vocab_only) {
         return;
     }
+    try {
+        model.triattn = read(model, ml);
+    } catch (const std::exception & err) {
+        llama_triattn_set_error(std::string("TriAttention: ") + err.what());
+        throw;
+    }
+}
 
+std::shared_ptr<llama_triattn_model> llama_triattn_model::read(const llama_model & model, llama_model_loader & ml) {
     auto res = std::make_shared<llama_triattn_model>();
 
     for (const auto & [key, ovrd] : ml.kv_overrides) {
@@ -356,5 +365,5 @@ void llama_triattn_model::load(llama_model & model, llama_model_loader & ml) {
         res->read_stats(ml.metadata, "the model file");
     }
 
-    model.triattn = std::move(res);
+    return res;
 }

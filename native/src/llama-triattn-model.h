@@ -61,6 +61,8 @@ private:
 
     std::string fingerprint; // of the loaded tensors
 
+    static std::shared_ptr<llama_triattn_model> read(const llama_model & model, llama_model_loader & ml);
+
     void read_stats(const gguf_context * meta, const char * where);
 };
 
