@@ -5,6 +5,7 @@ A scripted runtime stands in for the model; the slow tests at the end run the in
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import json
@@ -708,7 +709,7 @@ def test_convert_shows_what_it_did(run: Any, model: Path, monkeypatch: pytest.Mo
         "writing x ...",
         "8,000 tokens, 2 layers, 8 heads, mean R 0.988",
     ]
-    assert (asked["source"], asked["out"], asked["n_tokens"]) == (model, None, convert.DEFAULT_TOKENS)
+    assert (asked["source"], asked["out"], asked.get("n_tokens")) == (model, None, None)
     flags = "-o o.gguf --sidecar --tokens 1000 --corpus c.txt --force --threads 2 --gpu-layers 0"
     assert json.loads(run("convert", "tiny", *flags.split(), "--json").out)["path"] == "out.gguf"
     wanted = {
@@ -722,6 +723,31 @@ def test_convert_shows_what_it_did(run: Any, model: Path, monkeypatch: pytest.Mo
         "n_gpu_layers": 0,
     }
     assert asked.items() >= wanted.items()
+
+
+@pytest.mark.parametrize("lost", ["printed", "turned into an error", "noticed at the next step"])
+def test_ctrl_c_in_a_callback_of_the_library_is_not_lost(
+    run: Any, model: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    from triattn_local.calib_tools import convert
+
+    @ctypes.CFUNCTYPE(None)
+    def callback() -> None:
+        press_ctrl_c()
+
+    def make(source: Path, out: Path | None, progress: Any, **kwargs: Any) -> None:
+        callback()
+        if lost == "turned into an error":
+            raise errors.CalibrationError("llama.cpp fails")
+        if lost == "noticed at the next step":
+            progress("calibrating", 1, 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "convert", make)
+    before = (signal.getsignal(signal.SIGINT), sys.unraisablehook)
+    result = run("convert", "tiny")
+    assert (result.code, result.out, result.err) == (130, "", "")
+    assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
 
 
 def test_convert_without_torch_says_how_to_get_it(run: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -847,6 +873,21 @@ def test_ctrl_c_on_a_real_model(smollm2_triattn: Path, tmp_path: Path, in_prompt
     report = json.loads((first + out).splitlines()[-1])
     assert report["interrupted"]
     assert (report["n_generated"] == 0) == in_prompt
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_real_conversion(smollm2: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out.gguf", tmp_path / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen([str(PROGRAM), "convert", str(smollm2), "-o", str(out)], stderr=stderr)
+    while "calibrating" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "Traceback" not in log.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "models"]
 
 
 def test_the_list_of_commands_here_is_that_of_the_program() -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(triattn_local.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "architectures", "atomic", "gguf_file"),
+    ("config", "architectures", "atomic", "gguf_file", "interrupts"),
     ("model_info",),
     ("stats",),
     ("metadata", "scoring"),

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from . import __version__, console
 from .errors import BackendMissingError, StatsError, TriattnError, UsageError
+from .interrupts import stop_for_sure
 from .settings import Settings, fields
 
 EXIT_INTERRUPTED = 130
@@ -255,20 +256,17 @@ def convert(
         raise UsageError(f"must be at least 1, not {tokens}", where="--tokens")
     settings = Settings.load(context.params)
     path = store.resolve(model, settings.models)
-    calibration = _calibration()
-    with console.Stages("tokens") as stages:
-        result = calibration.convert(
-            path,
-            output,
-            sidecar=sidecar,
-            corpus=corpus,
-            n_tokens=calibration.DEFAULT_TOKENS if tokens is None else tokens,
-            force=force,
-            dry_run=dry_run,
-            progress=stages,
-            n_threads=settings.threads,
-            n_gpu_layers=settings.gpu_layers,
-        )
+    result = _convert(
+        path,
+        output,
+        sidecar=sidecar,
+        corpus=corpus,
+        force=force,
+        dry_run=dry_run,
+        n_threads=settings.threads,
+        n_gpu_layers=settings.gpu_layers,
+        **({} if tokens is None else {"n_tokens": tokens}),
+    )
     if as_json:
         console.write_json(result.as_dict())
         return
@@ -280,17 +278,23 @@ def convert(
     print(result.path)
 
 
-def _calibration() -> Any:
-    """The module ``calib_tools.convert``; it alone of the program needs torch, which not every installation has."""
+def _convert(model: Path, output: Path | None, **options: Any) -> Any:
+    """Call ``calib_tools.convert``, which alone of the program needs torch, and show how far it is."""
     try:
-        from triattn_local.calib_tools import convert
+        from triattn_local.calib_tools import convert as calibration
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise BackendMissingError(
             "torch is not installed", where="convert", fix="pip install '.[calib]' in the folder of triattn-local"
         ) from None
-    return convert
+    with stop_for_sure() as check, console.Stages("tokens") as stages:
+
+        def progress(stage: str, done: int, total: int | None) -> None:
+            check()
+            stages(stage, done, total)
+
+        return calibration.convert(model, output, progress=progress, **options)
 
 
 @app.command()
@@ -517,6 +521,5 @@ def _demo_model(models: Path) -> Path:
     if not target.is_file():
         with console.Stages() as stages:
             source = store.pull("demo", models, progress=stages)
-        with console.Stages("tokens") as stages:
-            _calibration().convert(source, target, n_tokens=DEMO_TOKENS, progress=stages)
+        _convert(source, target, n_tokens=DEMO_TOKENS)
     return target

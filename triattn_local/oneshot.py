@@ -6,16 +6,14 @@ nothing of flags and of how text and progress are shown.
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .config import EvictionConfig, SamplingConfig
 from .errors import UsageError
+from .interrupts import stop_on_request
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -112,7 +110,7 @@ def answer(
     n_read, n_generated, prefill_s, reason = 0, 0, 0.0, "cancelled"
     first_s = time.perf_counter()
     done: Done | None = None
-    with interruptible() as stopped:
+    with stop_on_request() as stopped:
         for event in rt.generate(list(prompt), max_tokens=max_tokens, sampling=sampling, cancel=stopped):
             if isinstance(event, Prefill):
                 on_prefill(event.n_done, event.n_total)
@@ -149,24 +147,3 @@ def answer(
         keep=eviction.n_keep if eviction else None,
         seed=sampling.seed,
     )
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, the second raises KeyboardInterrupt."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped  # only the main thread may have a handler
-        return
-
-    def stop(signum: int, frame: object) -> None:
-        del signum, frame
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)

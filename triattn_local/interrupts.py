@@ -1,0 +1,76 @@
+"""Ctrl-C, where Python alone does not do the right thing with it.
+
+An answer that is stopped is still an answer, so that generation wants to be asked, not torn down; and an interrupt
+that falls into a C library's callback is printed and lost. Only the main thread can have handlers: elsewhere nothing
+changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def stop_on_request() -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event, the second raises KeyboardInterrupt."""
+    stopped = threading.Event()
+
+    def stop(signum: int, frame: object) -> None:
+        del signum, frame
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    with _handler(stop):
+        yield stopped
+
+
+@contextlib.contextmanager
+def stop_for_sure() -> Iterator[Callable[[], None]]:
+    """Ctrl-C ends the block with KeyboardInterrupt, even if it falls into a callback of a C library.
+
+    Yields a function to be called now and then: it raises the interrupt that was lost. Whatever fails after Ctrl-C is
+    taken for its consequence.
+    """
+    pressed = threading.Event()
+    show = sys.unraisablehook
+
+    def stop(signum: int, frame: object) -> None:
+        del signum, frame
+        pressed.set()
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    def lost(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            show(unraisable)
+
+    with _handler(stop):
+        sys.unraisablehook = lost
+        try:
+            yield check
+        except Exception:
+            check()
+            raise
+        finally:
+            sys.unraisablehook = show
+
+
+@contextlib.contextmanager
+def _handler(handle: Callable[[int, object], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
