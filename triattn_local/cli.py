@@ -438,9 +438,73 @@ def run(
 
 
 @app.command()
-def bench(as_json: AsJson = False) -> None:
-    """Compare speed and memory with full attention's."""
-    raise UsageError("not built yet", where="bench")
+def bench(
+    context: typer.Context,
+    model: Model,
+    depth: Annotated[
+        int, typer.Option("--depth", metavar="TOKENS", help="Logical depth at which to compare.", rich_help_panel=_CACHE)
+    ] = 8000,
+    blocks: Annotated[
+        int, typer.Option("--blocks", metavar="N", help="Blocks of --window tokens that each side decodes in turn.")
+    ] = 5,
+    budget: Annotated[int | None, _flag("budget", "TOKENS", _CACHE)] = None,
+    window: Annotated[int | None, _flag("window", "TOKENS", _CACHE)] = None,
+    keep: Annotated[int | None, _flag("keep", "TOKENS", _CACHE)] = None,
+    mode: Annotated[str | None, _flag("mode", "MODE", _CACHE)] = None,
+    policy: Annotated[str | None, _flag("policy", "POLICY", _CACHE)] = None,
+    stats: Stats = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
+    flash_attn: Annotated[bool | None, _flag("flash_attn", "", _COMPUTE, "--flash-attn/--no-flash-attn")] = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    batch: Annotated[int | None, _flag("batch", "TOKENS", _COMPUTE)] = None,
+    verbose: Annotated[bool, _switch("--verbose", "llama.cpp's own log on stderr.", "-v")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time decoding at a large depth beside full attention, all in one process, in turns.
+
+    Full attention is measured at that depth and at a depth of the budget, which is the limit that eviction can reach.
+    A table goes to stdout, and one JSON object as its last line.
+    """
+    settings = Settings.load(context.params)
+    config, eviction = settings.runtime(verbose=verbose), settings.eviction()
+
+    from . import store
+    from .bench import run_bench
+
+    path = store.resolve(model, settings.models)
+    with console.Stages("tokens") as stages:
+        report = run_bench(
+            path, config, eviction, stats_path=settings.stats, depth=depth, n_blocks=blocks, progress=stages
+        )
+    if not as_json:
+        console.write_table(
+            ("", "depth", "cells", "KV cache", "decode tok/s", "(min to max)", "prompt tok/s"),
+            [
+                (
+                    side.name,
+                    f"{side.depth:,}",
+                    f"{side.n_cells:,}",
+                    console.mebibytes(side.kv_bytes),
+                    f"{side.decode_tps:.1f}",
+                    f"{side.decode_tps_min:.1f} to {side.decode_tps_max:.1f}",
+                    f"{side.prefill_tps:.0f}",
+                )
+                for side in (report.full_shallow, report.full_deep, report.evicting)
+            ],
+            right=(1, 2, 3, 4, 5, 6),
+        )
+        console.write_pairs(
+            f"{report.policy}, {report.mode}, budget {report.budget}, window {report.window}, {report.threads} threads",
+            [
+                ("of the limit", f"{report.ratio_to_limit:.3f} of full attention's speed at depth {report.budget}"),
+                ("speed-up", f"{report.speedup:.2f} x full attention at depth {depth:,}"),
+                ("memory", f"{report.kv_ratio:.1f} x less KV cache"),
+                ("rounds", f"{report.n_rounds}, {report.round_ms:.1f} ms each, {report.round_share:.2%} of decode time"),
+            ],
+        )
+    console.write_json(report.as_dict())
 
 
 @app.command()
