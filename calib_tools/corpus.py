@@ -83,7 +83,7 @@ def read_corpus(paths: Sequence[Path]) -> Corpus:
                 where=str(path),
                 fix="convert it, for example with: iconv -f latin1 -t utf-8",
             ) from None
-        _check_varied(text, path)
+        check_varied(text, path)
         documents.append(Document(path.name, text))
     if not documents:
         raise CalibrationError("no calibration text", fix=_FIX)
@@ -118,13 +118,18 @@ def share_out(documents: Sequence[Sequence[int]], n_tokens: int, n_chunk: int) -
     return [piece for i in range(len(documents)) for piece in pieces[i]]
 
 
-def _check_varied(text: str, path: Path) -> None:
+def check_varied(text: str, path: Path) -> None:
+    """Check that a text says many different things.
+
+    Raises
+    ------
+    CalibrationError
+        It is empty, or says one thing over and over.
+    """
     raw = text.encode("utf-8")
     if not text.strip():
         raise CalibrationError("is empty", where=str(path), fix=_FIX)
     lines = raw.splitlines()
     distinct = sum(map(len, set(lines))) / max(1, sum(map(len, lines)))
     if len(zlib.compress(raw)) < MIN_COMPRESSED * len(raw) or distinct < MIN_DISTINCT:
-        raise CalibrationError(
-            "repeats itself, and would give centres of its own repetition", where=str(path), fix=_FIX
-        )
+        raise CalibrationError("repeats itself, and so would its centres", where=str(path), fix=_FIX)
