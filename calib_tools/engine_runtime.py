@@ -185,12 +185,15 @@ class RuntimeEngine:
         """Tokens of a text, without a BOS; control tokens written in the text stay text."""
         vocab = self._llama.llama_model_get_vocab(self._model)
         raw = text.encode("utf-8")
-        n_max = len(raw) + 16
-        tokens = (self._llama.llama_token * n_max)()
-        n = self._llama.llama_tokenize(vocab, raw, len(raw), tokens, n_max, False, False)
-        if n < 0:
-            raise CalibrationError("the model's tokenizer fails on the calibration text", where=str(self.path))
-        return list(tokens[:n])
+        n = len(raw)
+        # byte tokens can outnumber the bytes, since a space may become a character of three; then -n are needed
+        for _ in range(2):
+            tokens = (self._llama.llama_token * n)()
+            n_token = int(self._llama.llama_tokenize(vocab, raw, len(raw), tokens, n, False, False))
+            if n_token >= 0:
+                return list(tokens[:n_token])
+            n = -n_token
+        raise CalibrationError("the model's tokenizer fails on the calibration text", where=str(self.path))
 
     def evaluate(self, tokens: Sequence[int], consumer: Consumer) -> None:
         """Run one sequence from position 0 and hand its queries and keys to the consumer.

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -21,9 +23,10 @@ from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize
 from packed import BOOL, U16, U32, Packed, stats_for
 from texts import prose
+from tiny_models import write_tiny
 
 from triattn_local import native, scoring
-from triattn_local.architectures import RopeType
+from triattn_local.architectures import ROPE_TYPES, RopeType
 from triattn_local.calib_tools import ggml_tensor
 from triattn_local.calib_tools.accumulate import HeadSums
 from triattn_local.calib_tools.calibrate import SKIP_TOKENS, calibrate, check_can_calibrate
@@ -409,6 +412,104 @@ def test_an_exception_in_the_callback_comes_out_and_the_engine_lives_on(smollm2:
 def test_a_file_that_llama_cpp_does_not_load(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="cannot load the model"):
         RuntimeEngine(Packed().write(tmp_path / "m.gguf"), n_ctx=256)
+
+
+# ---- architectures and RoPE variants of which no small real model is at hand
+
+
+def yarn(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(1024)
+    writer.add_rope_scaling_attn_factors(1.19)
+
+
+def linear(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(8.0)
+    writer.add_rope_freq_base(5e5)
+
+
+def partial(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_dimension_count(16)
+
+
+FACTORS = [1.0, 1.0, 1.5, 2.0] + [8.0] * 12
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "fused weights": {"fused_qkv": True},
+    "yarn": {"add": yarn},
+    "linear scaling": {"add": linear},
+    "frequency factors": {"freq_factors": FACTORS},
+    "neox": {"arch": "qwen2"},
+    "partial": {"arch": "phi3", "fused_qkv": True, "leave_out": ("ffn_gate",), "add": partial},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+def test_rope_variants(variant: dict[str, Any], tmp_path: Path) -> None:
+    """The library rotates with the parameters that the file's description leads to, and so does the reference."""
+    path = write_tiny(tmp_path / "m.gguf", **variant)
+    info = read_model_info(path)
+    factors = variant.get("freq_factors")
+    params = scoring.RopeParams.of(info, None if factors is None else tuple(factors))
+    with RuntimeEngine(path, n_ctx=256, n_batch=100, kinds=ALL) as engine:
+        seen = watch(engine, list(range(3, 203)))
+        assert sorted(engine.layers) == list(range(4))
+        for layer in engine.layers.values():
+            assert layer.rope.rope_type == params.rope_type
+            real, told = (astuple(rope)[1:-1] for rope in (layer.rope, params))  # all but pairing and factors
+            assert real == pytest.approx(told, rel=1e-6)
+    for il in range(4):
+        for letter in ("q", "k"):
+            pre, rot = seen[il, f"{letter}_pre"], seen[il, f"{letter}_rot"]  # type: ignore[index]
+            want = scoring.rope(pre, np.arange(200)[:, None], params, np.float32)
+            assert np.abs(want - rot).max() < 2e-5 * np.abs(rot).max()
+
+
+def test_fused_weights_give_the_same_queries(tmp_path: Path) -> None:
+    seen = []
+    for fused in (False, True):
+        path = write_tiny(tmp_path / f"{fused}.gguf", fused_qkv=fused)
+        with RuntimeEngine(path, n_ctx=256) as engine:
+            seen.append(watch(engine, list(range(3, 203))))
+    assert seen[0].keys() == seen[1].keys()
+    for key, values in seen[0].items():
+        assert np.allclose(values, seen[1][key], rtol=0, atol=1e-4)
+
+
+def test_full_layers_without_rope_are_refused(tmp_path: Path) -> None:
+    def windows(writer: gguf.GGUFWriter) -> None:
+        writer.add_sliding_window(64)
+        writer.add_logit_scale(1.0)
+
+    path = write_tiny(tmp_path / "m.gguf", "cohere2", leave_out=("ffn_norm",), add=windows)
+    with RuntimeEngine(path, n_ctx=256) as engine:
+        assert engine.layers_without_rope == (3,)
+    with pytest.raises(CalibrationError, match="layer 3 has full attention, but caches keys that RoPE did not make"):
+        calibrate(path, n_tokens=600)
+
+
+def test_file_and_library_must_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an upgrade of llama.cpp that changed how an architecture pairs its dimensions."""
+    path = write_tiny(tmp_path / "m.gguf")
+    monkeypatch.setitem(ROPE_TYPES, "llama", "neox")
+    with pytest.raises(CalibrationError, match=r"'norm'\) in llama\.cpp, and .*'neox'\) by its file"):
+        calibrate(path, n_tokens=600)
+
+
+def test_a_tiny_model_from_end_to_end(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "m.gguf", add=yarn)
+    result = convert(path, n_tokens=700)
+    stats, info = read_stats(result.path), read_model_info(result.path)
+    assert stats is not None
+    stats.validate(info)
+    assert result.n_tokens == stats.n_tokens
+    # seven documents, each with a BOS before its 100 tokens
+    assert stats.n_tokens == 7 * (1 + 100 - SKIP_TOKENS)
+    again = convert(result.path, tmp_path / "again.gguf", n_tokens=700)
+    assert again.replaced_stats
+    assert again.path.read_bytes() == result.path.read_bytes()
 
 
 # ---- calibrate
