@@ -6,6 +6,8 @@ The models are fetched when a test first asks for them, so that tests of one mod
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,15 @@ def gemma3_triattn() -> Path:
 def qwen25_triattn() -> Path:
     """Qwen2.5-Coder with statistics inside."""
     return real_models.with_statistics(real_models.QWEN25)
+
+
+@pytest.fixture(scope="session")
+def unpatched_library() -> Path:
+    """Folder of upstream's libllama, built from the same source with the same flags; compiled once and cached."""
+    build = Path(__file__).parent.parent / "native" / "build_backend.py"
+    done = subprocess.run([sys.executable, str(build), "unpatched"], capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Path(done.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(autouse=True)

@@ -522,10 +522,10 @@ def little(text: str) -> Corpus:
 @pytest.mark.slow
 def test_statistics_are_the_means_of_what_the_model_does(smollm2: Path) -> None:
     corpus = little(prose(4000))
-    stats = calibrate(smollm2, corpus, 600)
+    stats = calibrate(smollm2, corpus, 600, n_batch=128)
     assert stats.corpus == corpus.label
     assert stats.model == fingerprint(smollm2)
-    with RuntimeEngine(smollm2, n_ctx=512) as engine:
+    with RuntimeEngine(smollm2, n_ctx=512, n_batch=128) as engine:
         seen: list[dict[tuple[int, Kind], np.ndarray]] = []
         for piece in share_out([engine.tokenize(d.text) for d in corpus.documents], 600, 512):
             seen.append(watch(engine, piece))

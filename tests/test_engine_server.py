@@ -31,6 +31,7 @@ class Server:
             port = s.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
+        self.args = args
         environment = os.environ | {"TRIATTN_BUDGET": str(BUDGET), "TRIATTN_WINDOW": str(WINDOW)}
         command = [SERVER, "-m", model, "--port", str(port), "-c", "4096", "-b", str(BATCH), "-ub", str(BATCH)]
         command += ["--temp", "0", "--seed", "1", "-t", str(len(os.sched_getaffinity(0))), "-lv", "4", *args]
@@ -54,9 +55,7 @@ class Server:
 
     def chat(self, messages: list[dict[str, str]], n: int = 24) -> dict[str, Any]:
         body = json.dumps({"messages": messages, "max_tokens": n, "temperature": 0}).encode()
-        request = urllib.request.Request(
-            self.url + "/v1/chat/completions", body, {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(self.url + "/v1/chat/completions", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=300) as answer:
             reply = json.load(answer)
         assert isinstance(reply, dict)
@@ -67,7 +66,7 @@ class Server:
         assert self.process.wait(60) == 0, self.text()[-3000:]
 
 
-@pytest.fixture(params=[["-np", "1"], ["-np", "2"], ["-np", "2", "-no-kvu"]], ids=["one-slot", "two-slots", "streams"])
+@pytest.fixture(params=[["-np", "1"], ["-np", "2", "-kvu"], ["-np", "2"]], ids=["one-slot", "two-slots", "streams"])
 def server(request: pytest.FixtureRequest, smollm2_triattn: Path, tmp_path: Path) -> Iterator[Server]:
     server = Server(smollm2_triattn, tmp_path / "server.log", *request.param)
     yield server
@@ -88,9 +87,8 @@ def test_two_alternating_conversations_go_past_the_cache(server: Server) -> None
     assert min(n_prompt) > 4 * BUDGET
 
     cells = [int(n) for n in re.findall(r"(\d+) cells instead of \d+", server.text())]
-    n_sequences = 1 if "-np 1" in " ".join(map(str, server.process.args)) else 2
-    unified = "-no-kvu" not in server.process.args
-    expected = (n_sequences if unified else 1) * (BUDGET + WINDOW) + BATCH
+    n_sharing = 2 if "-kvu" in server.args else 1
+    expected = n_sharing * (BUDGET + WINDOW) + BATCH
     assert cells
     assert set(cells) == {-(-expected // 256) * 256}
 

@@ -1,4 +1,4 @@
-"""What an evicting context still does as llama.cpp always did, what it refuses, and what it remembers across processes."""
+"""What an evicting context still does as llama.cpp always did, what it refuses, and what a saved state brings back."""
 
 from __future__ import annotations
 
@@ -256,9 +256,7 @@ def test_sequences_have_a_budget_each_and_do_not_mix(mode: str, unified: bool, s
     eviction = EvictionConfig(budget_tokens=200, window=32, mode=mode)
 
     def run(order: list[int]) -> dict[int, tuple[np.ndarray, list[set[int]]]]:
-        with Engine(
-            smollm2, eviction, stats=stats, n_seq_max=2, kv_unified=unified, n_ctx=4096, n_batch=128
-        ) as engine:
+        with Engine(smollm2, eviction, stats=stats, n_seq_max=2, kv_unified=unified, n_ctx=4096, n_batch=128) as engine:
             texts = {s: engine.tokenize(prose(2000, seed=s))[:600] for s in (0, 1)}
             logits = {}
             done = {0: 0, 1: 0}
@@ -316,7 +314,8 @@ from pathlib import Path
 from engine import Engine
 from triattn_local.config import EvictionConfig
 job = json.loads(Path(sys.argv[2]).read_text())
-with Engine(Path(job["model"]), EvictionConfig(**job["eviction"]), stats=Path(job["stats"]), **job["context"]) as engine:
+eviction = EvictionConfig(**job["eviction"])
+with Engine(Path(job["model"]), eviction, stats=Path(job["stats"]), **job["context"]) as engine:
     assert engine.set_state(Path(job["state"]).read_bytes())
     tokens, logits = engine.greedy(np.load(job["logits"]), job["n"])
     np.savez(job["out"], tokens=tokens, logits=logits)
@@ -345,7 +344,7 @@ def test_saved_restored_in_a_new_process_and_continued_bit_for_bit(
     n = 80
     with Engine(model, EvictionConfig(**eviction), stats=sidecar, **context) as engine:
         logits = engine.feed(engine.tokenize(prose(3000))[:700])
-        tokens, logits = engine.greedy(logits, 50)
+        _, logits = engine.greedy(logits, 50)
         assert engine.stats().n_rounds >= 3
         (tmp_path / "state").write_bytes(engine.state())
         np.save(tmp_path / "logits.npy", logits)
@@ -362,9 +361,7 @@ def test_saved_restored_in_a_new_process_and_continued_bit_for_bit(
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
     support = Path(__file__).parent / "support"
-    subprocess.run(
-        [sys.executable, "-c", _CONTINUE, str(support), str(tmp_path / "job.json")], check=True, timeout=600
-    )
+    subprocess.run([sys.executable, "-c", _CONTINUE, str(support), str(tmp_path / "job.json")], check=True, timeout=600)
     got = np.load(tmp_path / "out.npz")
     assert got["tokens"].tolist() == want_tokens
     assert np.array_equal(got["logits"], want_logits)
@@ -441,7 +438,9 @@ def test_kv_overrides_turn_eviction_on(smollm2: Path) -> None:
         llama = llama_cpp.Llama(str(smollm2), n_ctx=4096, kv_overrides=overrides, verbose=False)
     config = native.get_params(llama._ctx.ctx)
     assert config is not None
-    assert (config.budget_tokens, config.policy, config.window) == (512, "streaming", 64), "overrides before environment"
+    assert (config.budget_tokens, config.policy, config.window) == (512, "streaming", 64), (
+        "overrides before environment"
+    )
     out = llama(prose(900), max_tokens=4)
     assert out["usage"]["prompt_tokens"] > 800
     assert native.get_stats(llama._ctx.ctx)[0].n_rounds > 0

@@ -442,7 +442,8 @@ def bench(
     context: typer.Context,
     model: Model,
     depth: Annotated[
-        int, typer.Option("--depth", metavar="TOKENS", help="Logical depth at which to compare.", rich_help_panel=_CACHE)
+        int,
+        typer.Option("--depth", metavar="TOKENS", help="Logical depth at which to compare.", rich_help_panel=_CACHE),
     ] = 8000,
     blocks: Annotated[
         int, typer.Option("--blocks", metavar="N", help="Blocks of --window tokens that each side decodes in turn.")
@@ -469,6 +470,8 @@ def bench(
     """
     settings = Settings.load(context.params)
     config, eviction = settings.runtime(verbose=verbose), settings.eviction()
+    if eviction is None:
+        raise UsageError("compares eviction with full attention", where="--budget", fix="give a number of tokens")
 
     from . import store
     from .bench import run_bench
@@ -501,7 +504,10 @@ def bench(
                 ("of the limit", f"{report.ratio_to_limit:.3f} of full attention's speed at depth {report.budget}"),
                 ("speed-up", f"{report.speedup:.2f} x full attention at depth {depth:,}"),
                 ("memory", f"{report.kv_ratio:.1f} x less KV cache"),
-                ("rounds", f"{report.n_rounds}, {report.round_ms:.1f} ms each, {report.round_share:.2%} of decode time"),
+                (
+                    "rounds",
+                    f"{report.n_rounds}, {report.round_ms:.1f} ms each, {report.round_share:.2%} of decode time",
+                ),
             ],
         )
     console.write_json(report.as_dict())

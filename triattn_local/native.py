@@ -285,7 +285,8 @@ def get_scores(ctx: int, il: int, head: int) -> tuple[NDArray[np.float32], NDArr
     return scores, cells
 
 
-# int32_t llama_triattn_get_rows(ctx, seq_id, il, head_kv, bool is_v, const int32_t * cells, int32_t n_cells, void * data);
+# int32_t llama_triattn_get_rows(
+#     ctx, seq_id, il, head_kv, bool is_v, const int32_t * cells, int32_t n_cells, void * data);
 def get_rows(
     ctx: int, il: int, head_kv: int, cells: NDArray[np.int32], *, is_v: bool = False, seq_id: int = 0
 ) -> NDArray[np.uint8]:

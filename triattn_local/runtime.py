@@ -252,7 +252,8 @@ class Runtime:
         except Exception as err:  # the template is a program of the model's maker: it may raise anything
             raise UsageError(f"the model's chat template refuses the conversation: {err}") from err
         # tokenize() puts BOS in front where the model wants one: not twice
-        return prompt.removeprefix(bos) if bos and llama_cpp.llama_vocab_get_add_bos(self._vocab) else prompt
+        adds_bos = bool(bos) and llama_cpp.llama_vocab_get_add_bos(self._vocab)
+        return str(prompt.removeprefix(bos) if adds_bos else prompt)
 
     def _special_text(self, token: int) -> str:
         return self.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
@@ -366,7 +367,7 @@ class Runtime:
         yield Done(reason, len(prompt), n_cached, n_generated, prefill_s, time.perf_counter() - first_s)
 
     def _rewind(self, tokens: Sequence[int]) -> int:
-        """Cut the sequence to what it shares with `tokens`, leaving at least one token to decode. Returns its length."""
+        """Cut the sequence to what it shares with `tokens`, one of which is left to decode. Returns its length."""
         n = 0
         while n < min(len(tokens) - 1, len(self._tokens)) and tokens[n] == self._tokens[n]:
             n += 1
@@ -389,7 +390,9 @@ class Runtime:
                 fix="give a larger --ctx, or --budget",
             )
         if status != 0:
-            raise TriattnError(f"llama.cpp failed with status {status} at position {len(self._tokens)}", where="llama_decode")
+            raise TriattnError(
+                f"llama.cpp failed with status {status} at position {len(self._tokens)}", where="llama_decode"
+            )
         self._tokens.extend(tokens)
 
     def reset(self) -> None:
@@ -444,7 +447,7 @@ class Runtime:
         DoesNotFitError, UsageError
             The disk is full, or the file cannot be written.
         """
-        size = llama_cpp.llama_state_seq_get_size(self._ctx, _SEQ)
+        size = int(llama_cpp.llama_state_seq_get_size(self._ctx, _SEQ))
         buffer = (ctypes.c_uint8 * size)()
         if llama_cpp.llama_state_seq_get_data(self._ctx, buffer, size, _SEQ) != size:
             raise StateError("llama.cpp wrote less state than it announced")
@@ -466,8 +469,8 @@ class Runtime:
         Raises
         ------
         StateError
-            Not a saved session, damaged, of another model, or of a context that stores its cache otherwise. The sequence
-            that was there stays, unless llama.cpp itself fails on the state: then it is empty.
+            Not a saved session, damaged, of another model, or of a context that stores its cache otherwise. The
+            sequence that was there stays, unless llama.cpp itself fails on the state: then it is empty.
         """
         snapshot = read_snapshot(Path(path))
         model = native.fingerprint(self._model)

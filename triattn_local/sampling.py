@@ -34,7 +34,9 @@ class Sampler:
         self._chain = chain
         self._free = weakref.finalize(self, llama_cpp.llama_sampler_free, chain)
         if config.repeat_penalty != 1.0:
-            penalties = llama_cpp.llama_sampler_init_penalties(n_vocab, _PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0)
+            penalties = llama_cpp.llama_sampler_init_penalties(
+                n_vocab, _PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0
+            )
             llama_cpp.llama_sampler_chain_add(chain, penalties)
         if config.temperature == 0.0:
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_greedy())

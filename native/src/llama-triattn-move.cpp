@@ -177,11 +177,10 @@ bool llama_triattn_move(
         for (const auto & u : uploads) {
             ggml_backend_tensor_set(u.tensor, u.data.data(), 0, ggml_nbytes(u.tensor));
         }
-        if (lctx.graph_compute(gf, false) != GGML_STATUS_SUCCESS) {
+        if (!llama_triattn_compute(lctx, gf, (int64_t) moves.layers[0].n*layers[0].k->ne[0])) {
             // some rows may have moved and some not: nothing that can be mended here
             GGML_ABORT("failed to compute the graph that moves rows of the KV cache");
         }
-        ggml_backend_sched_synchronize(sched);
     }
 
     for (size_t i = 0; i < layers.size(); ++i) {

@@ -81,7 +81,9 @@ llama_triattn_scorer::llama_triattn_scorer(
             ggml_format_name(t.future, "triattn_future-%d", il);
             ggml_format_name(t.weight, "triattn_weight-%d", il);
             if (rope_mode(hparams) == LLAMA_ROPE_TYPE_NORM) {
-                t.pairs = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.n_embd_head_k, hparams.n_rot(il)/2);
+                // neighbours are pairs throughout the head, so a part of it will do
+                const int64_t n_block = layer.n_embd_head_k % 16 == 0 ? 16 : layer.n_embd_head_k;
+                t.pairs = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_block, n_block/2);
                 ggml_format_name(t.pairs, "triattn_pairs-%d", il);
             }
         }
@@ -172,11 +174,10 @@ bool llama_triattn_scorer::prepare(llama_context & lctx) const {
             return false;
         }
         ggml_backend_tensor_set(inp_pos, offsets.data(), 0, ggml_nbytes(inp_pos));
-        if (lctx.graph_compute(gf, false) != GGML_STATUS_SUCCESS) {
+        if (!llama_triattn_compute(lctx, gf, ggml_nelements(tensors.begin()->second.future)*n_offset)) {
             LLAMA_LOG_ERROR("%s: failed to compute the future queries\n", __func__);
             return false;
         }
-        ggml_backend_sched_synchronize(sched);
     }
 
     is_ready = true;
@@ -185,14 +186,18 @@ bool llama_triattn_scorer::prepare(llama_context & lctx) const {
 
 // |k_f| of the rotated bands, the same before and after RoPE.  k: [n_embd_head_k, n_head_kv, n_cand] -> [n_rot/2, n_head_kv, n_cand]
 ggml_tensor * llama_triattn_scorer::build_magnitudes(ggml_context * ctx, ggml_tensor * k, int32_t il) const {
+    const int64_t n_band = model.hparams.n_rot(il)/2;
+
     ggml_tensor * sqr = ggml_mul(ctx, k, k);
 
     if (auto * pairs = tensors.at(il).pairs) {
         // neighbours are a pair: no view takes them apart, and a product with ones is faster than a strided copy
-        return ggml_sqrt(ctx, ggml_mul_mat(ctx, pairs, sqr));
-    }
+        ggml_tensor * cur = ggml_mul_mat(ctx, pairs, ggml_reshape_2d(ctx, sqr, pairs->ne[0], ggml_nelements(sqr)/pairs->ne[0]));
 
-    const int64_t n_band = model.hparams.n_rot(il)/2;
+        cur = ggml_reshape_3d(ctx, ggml_sqrt(ctx, cur), sqr->ne[0]/2, sqr->ne[1], sqr->ne[2]);
+
+        return ggml_view_3d(ctx, cur, n_band, cur->ne[1], cur->ne[2], cur->nb[1], cur->nb[2], 0);
+    }
 
     ggml_tensor * lo = ggml_view_3d(ctx, sqr, n_band, k->ne[1], k->ne[2], sqr->nb[1], sqr->nb[2], 0);
     ggml_tensor * hi = ggml_view_3d(ctx, sqr, n_band, k->ne[1], k->ne[2], sqr->nb[1], sqr->nb[2], n_band*sqr->nb[0]);
@@ -305,11 +310,10 @@ bool llama_triattn_scorer::compute(
         ggml_backend_tensor_set(inp_rot, k_rot.data(), 0, ggml_nbytes(inp_rot));
     }
 
-    if (lctx.graph_compute(gf, false) != GGML_STATUS_SUCCESS) {
+    if (!llama_triattn_compute(lctx, gf, n_cand*layers[0].k->ne[0])) {
         LLAMA_LOG_ERROR("%s: failed to compute the scoring graph\n", __func__);
         return false;
     }
-    ggml_backend_sched_synchronize(sched);
 
     scores.resize(layers.size());
     for (size_t i = 0; i < layers.size(); ++i) {
@@ -339,6 +343,29 @@ bool llama_triattn_scorer::compute(
     }
 
     return true;
+}
+
+bool llama_triattn_compute(llama_context & lctx, ggml_cgraph * gf, int64_t n_elements) {
+    auto * sched = lctx.get_sched();
+
+    ggml_status status;
+    if (n_elements > 1 << 18) {
+        status = lctx.graph_compute(gf, false);
+    } else {
+        // the context sets the number of threads anew before each of its own graphs
+        for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+            auto * backend = ggml_backend_sched_get_backend(sched, i);
+            auto * reg     = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
+            auto * fn      = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
+            if (fn) {
+                fn(backend, 1);
+            }
+        }
+        status = ggml_backend_sched_graph_compute_async(sched, gf);
+    }
+    ggml_backend_sched_synchronize(sched);
+
+    return status == GGML_STATUS_SUCCESS;
 }
 
 void llama_triattn_pin(llama_context & lctx, ggml_cgraph * gf, int n_nodes_before, const ggml_tensor * where) {

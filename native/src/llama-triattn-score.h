@@ -60,7 +60,7 @@ private:
     struct centres {
         ggml_tensor * future = nullptr; // F32 [n_embd_head_k, n_head]    mean over d in D of RoPE(q_mean, d)
         ggml_tensor * weight = nullptr; // F32 [n_rot/2, n_head]  a_f - |q_mean_f|
-        ggml_tensor * pairs  = nullptr; // F32 [n_embd_head_k, n_rot/2]  1 where a dimension is of a band; NORM only
+        ggml_tensor * pairs  = nullptr; // F32 [n_block, n_block/2]       1 where a dimension is of a pair; NORM only
     };
 
     mutable std::map<int32_t, centres> tensors; // by model layer
@@ -74,6 +74,10 @@ private:
     ggml_tensor * build_rope(ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * cur, ggml_tensor * pos, int32_t il) const;
     ggml_tensor * build_magnitudes  (ggml_context * ctx, ggml_tensor * k, int32_t il) const;
 };
+
+// Compute a round's graph and wait for it. n_elements: of the largest tensors in it. Small operations take one CPU thread: a
+// round has hundreds, and the barrier after each costs more than a second thread gains.
+bool llama_triattn_compute(llama_context & lctx, ggml_cgraph * gf, int64_t n_elements);
 
 // Pin the nodes added to the graph since n_nodes_before to the backend that holds `where`, if it can run them.
 void llama_triattn_pin(llama_context & lctx, ggml_cgraph * gf, int n_nodes_before, const ggml_tensor * where);

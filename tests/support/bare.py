@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import llama_cpp
@@ -22,7 +23,7 @@ def logits_over(model_path: str, tokens: list[int], flash_attn: bool) -> np.ndar
     rows: list[np.ndarray] = []
     n = len(tokens)
     bounds = [0, n // 4, *range(n // 2, n + 1)]
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         batch = llama_cpp.llama_batch_init(end - start, 0, 1)
         for i in range(end - start):
             batch.token[i] = tokens[start + i]
@@ -33,8 +34,7 @@ def logits_over(model_path: str, tokens: list[int], flash_attn: bool) -> np.ndar
         batch.n_tokens = end - start
         assert llama_cpp.llama_decode(ctx, batch) == 0
         rows += [
-            np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(ctx, i), (n_vocab,)).copy()
-            for i in range(end - start)
+            np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(ctx, i), (n_vocab,)).copy() for i in range(end - start)
         ]
         llama_cpp.llama_batch_free(batch)
     return np.stack(rows)

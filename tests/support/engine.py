@@ -177,7 +177,7 @@ def hadamard(n: int) -> NDArray[np.float32]:
 
 
 def random_stats(path: Path, layers: Sequence[int], out: Path, seed: int = 0) -> TriattnStats:
-    """Centres drawn at random, with the model's fingerprint: what selection does with them is nonsense, its arithmetic not."""
+    """Centres drawn at random, with the model's fingerprint: the selection is nonsense, its arithmetic is not."""
     info = read_model_info(path)
     rng = np.random.default_rng(seed)
     q_mean, q_abs, k_mean = [], [], []

@@ -1,0 +1,230 @@
+"""The Python face on real models: past the cache and still fluent, saved and restored, rewound, and what forgetting costs."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine import Engine
+from texts import prose
+
+from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
+from triattn_local.errors import StateError, StatsError, UsageError
+from triattn_local.runtime import Done, Prefill, Runtime, Token
+
+pytestmark = pytest.mark.slow
+
+
+def pad256(n: int) -> int:
+    return -(-n // 256) * 256
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_a_long_prompt_and_a_long_answer_in_a_small_cache(smollm2_triattn: Path) -> None:
+    """5,000 tokens read and 600 written with 512 kept: cells bounded, memory flat, rounds counted, text fluent."""
+    eviction = EvictionConfig(budget_tokens=512)
+    config = RuntimeConfig(n_ctx=8192)
+    sampling = SamplingConfig(temperature=0.7, repeat_penalty=1.1, seed=1)
+    with Runtime.load(smollm2_triattn, config, eviction) as rt:
+        prompt = rt.tokenize(prose(4600))[:5000]
+        assert len(prompt) == 5000
+        text, resident, ids = "", [], []
+        for event in rt.generate(prompt, max_tokens=600, sampling=sampling, ignore_eos=True):
+            if isinstance(event, Token):
+                text += event.text
+                ids.append(event.id)
+                if event.n_generated % 100 == 0:
+                    resident.append(resident_bytes())
+            elif isinstance(event, Done):
+                assert (event.reason, event.n_prompt, event.n_generated) == ("length", 5000, 600)
+            else:
+                assert isinstance(event, Prefill)
+        stats = rt.stats()
+    assert stats.n_cells <= pad256(512 + 128 + config.n_batch)
+    assert stats.n_cells_used <= 512 + 128
+    assert stats.n_past == 5599
+    assert stats.n_evictions >= 9 + 4
+    assert stats.tokens_evicted == 5599 - stats.n_cells_used
+    assert stats.kv_bytes_full >= 6 * stats.kv_bytes
+    # n_past grew by 500 tokens between the first and the last of these: full attention would hold 22 MiB more
+    assert resident[-1] - resident[0] < 4 << 20
+    words = text.split()
+    assert len(words) > 250
+    assert sum(w.strip(".,!?;:\"'()").isascii() for w in words) > 0.95 * len(words)
+    trigrams = list(zip(ids, ids[1:], ids[2:], strict=False))
+    assert len(set(trigrams)) > 0.6 * len(trigrams), "it does not turn in circles"
+
+
+def stream_nll(model: Path, eviction: EvictionConfig | None, n_tokens: int, budget: int) -> tuple[float, int, int]:
+    """NLL of the tokens beyond the budget, rounds, cells: text streamed in batches of 128."""
+    with Engine(model, eviction, n_ctx=4096, n_batch=128) as engine:
+        tokens = engine.tokenize(readme())[: n_tokens + 1]
+        assert len(tokens) == n_tokens + 1
+        total, count = 0.0, 0
+        for i in range(0, n_tokens, 128):
+            logits = engine.decode(tokens[i : i + 128], all_logits=True).astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            target = np.array(tokens[i + 1 : i + 129])
+            nll = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(target)), target]
+            if i >= budget + 128:
+                total, count = total + float(nll.sum()), count + len(nll)
+        stats = engine.stats()
+        return total / count, stats.n_rounds, stats.n_cells
+
+
+def readme() -> str:
+    """Text that the calibration has not seen: our own documents."""
+    root = Path(__file__).parent.parent
+    return "".join((root / p).read_text() for p in ("README.md", "native/README.md", "patches/README.md"))
+
+
+def test_forgetting_costs_less_with_the_centres_than_at_random(qwen25_triattn: Path) -> None:
+    """Rounds that happened, cells that are bounded, and NLL beside full attention, in one run."""
+    budget, n_tokens = 256, 1280
+    full, _, full_cells = stream_nll(qwen25_triattn, None, n_tokens, budget)
+    results = {}
+    for policy in ("triattention", "streaming", "random"):
+        eviction = EvictionConfig(budget_tokens=budget, policy=policy)
+        nll, n_rounds, n_cells = stream_nll(qwen25_triattn, eviction, n_tokens, budget)
+        assert n_rounds >= 7
+        assert n_cells == pad256(budget + 128 + 128) < full_cells
+        results[policy] = nll - full
+        print(f"{policy}: {results[policy]:+.4f} nats, {n_rounds} rounds, {n_cells} of {full_cells} cells")
+    assert results["triattention"] < results["streaming"]
+    assert results["triattention"] < results["random"]
+    assert results["triattention"] < 0.1
+
+
+def test_needle_inside_the_budget_is_found(qwen25_triattn: Path) -> None:
+    """A fact said in the window is used, with rounds on the way; one that full attention finds too."""
+    question = "The secret number of the lighthouse is 4817. What is the secret number of the lighthouse? Answer:"
+    for eviction in (None, EvictionConfig(budget_tokens=512)):
+        with Runtime.load(qwen25_triattn, RuntimeConfig(n_ctx=4096, n_batch=128), eviction) as rt:
+            prompt = rt.tokenize(prose(900) + "\n" + question)
+            text = "".join(e.text for e in rt.generate(prompt, max_tokens=10) if isinstance(e, Token))
+            assert (rt.stats().n_evictions > 2) == (eviction is not None)
+        assert "4817" in text
+
+
+_CONTINUE = """
+import json, sys
+from pathlib import Path
+from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
+from triattn_local.runtime import Runtime, Token
+model, saved, n = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+with Runtime.load(model, RuntimeConfig(n_ctx=4096), EvictionConfig(budget_tokens=256, window=32)) as rt:
+    rt.load_state(saved)
+    sampling = SamplingConfig(temperature=0.8, seed=7, repeat_penalty=1.1)
+    ids = [e.id for e in rt.generate(None, max_tokens=n, sampling=sampling, ignore_eos=True) if isinstance(e, Token)]
+print(json.dumps(ids))
+"""
+
+
+def test_a_saved_session_goes_on_in_a_new_process(smollm2_triattn: Path, tmp_path: Path) -> None:
+    """With a temperature too: the draw of a position depends on the seed and the position."""
+    sampling = SamplingConfig(temperature=0.8, seed=7, repeat_penalty=1.1)
+    saved = tmp_path / "session.tri"
+    with Runtime.load(smollm2_triattn, RuntimeConfig(n_ctx=4096), EvictionConfig(budget_tokens=256, window=32)) as rt:
+
+        def ids(prompt: list[int] | None, n: int) -> list[int]:
+            events = rt.generate(prompt, max_tokens=n, sampling=sampling, ignore_eos=True)
+            return [e.id for e in events if isinstance(e, Token)]
+
+        prompt = rt.tokenize(prose(600))
+        whole = ids(prompt, 160)
+        rt.reset()
+        first = ids(prompt, 80)
+        assert first == whole[:80], "same seed, same text"
+        assert rt.stats().n_evictions > 4
+        size = rt.save(saved)
+        assert size < saved.stat().st_size < size + 20_000
+        rest = ids(None, 80)
+        assert first + rest == whole
+    done = subprocess.run(
+        [sys.executable, "-c", _CONTINUE, str(smollm2_triattn), str(saved), "80"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert json.loads(done.stdout) == rest
+
+
+def test_damaged_or_foreign_sessions_are_refused_and_change_nothing(smollm2_triattn: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "session.tri"
+    eviction = EvictionConfig(budget_tokens=256, window=32)
+    with Runtime.load(smollm2_triattn, RuntimeConfig(n_ctx=2048), eviction) as rt:
+        prompt = rt.tokenize(prose(300))
+        list(rt.generate(prompt, max_tokens=4))
+        rt.save(saved)
+        data = saved.read_bytes()
+        for damage in (data[:100], data[:-1], data[:-5] + b"\0" * 5, b"GGUF" + data[4:], b""):
+            (tmp_path / "bad.tri").write_bytes(damage)
+            with pytest.raises(StateError):
+                rt.load_state(tmp_path / "bad.tri")
+        with pytest.raises(StateError, match="cannot be read"):
+            rt.load_state(tmp_path / "none.tri")
+        assert rt.stats().n_past == len(prompt) + 3
+        rt.load_state(saved)
+    with (
+        Runtime.load(smollm2_triattn, RuntimeConfig(n_ctx=2048), None) as rt,
+        pytest.raises(StateError, match="evicts"),
+    ):
+        rt.load_state(saved)
+
+
+def test_what_a_prompt_shares_is_not_read_again(smollm2_triattn: Path) -> None:
+    with Runtime.load(smollm2_triattn, RuntimeConfig(n_ctx=2048), EvictionConfig(budget_tokens=256, window=64)) as rt:
+        prompt = rt.tokenize(prose(500))[:500]
+
+        def cached(tokens: list[int]) -> int:
+            events = list(rt.generate(tokens, max_tokens=2))
+            done = events[-1]
+            assert isinstance(done, Done)
+            return done.n_cached
+
+        assert cached(prompt) == 0
+        assert rt.stats().pos_whole > 0
+        assert cached([*prompt, 5, 6, 7]) == 500, "appended"
+        assert cached(prompt[:-3] + [9, 9]) == 497, "the window can be rewound"
+        assert cached(prompt[:100]) == 0, "what was evicted must be read anew"
+        assert rt.stats().n_past >= 100
+
+
+def test_stop_texts_and_cancel(smollm2_triattn: Path) -> None:
+    import threading
+
+    with Runtime.load(smollm2_triattn, RuntimeConfig(n_ctx=1024, n_batch=64), None) as rt:
+        prompt = rt.tokenize("One two three four five six seven")
+        events = list(rt.generate(prompt, max_tokens=30))
+        text = "".join(e.text for e in events if isinstance(e, Token))
+        word = text.split()[2]
+        stopped = list(rt.generate(prompt, max_tokens=30, stop=[word]))
+        assert "".join(e.text for e in stopped if isinstance(e, Token)) == text[: text.index(word)]
+        assert isinstance(stopped[-1], Done)
+        assert stopped[-1].reason == "stop"
+        cancel = threading.Event()
+        cancel.set()
+        (done,) = rt.generate(rt.tokenize(prose(200)), cancel=cancel)
+        assert isinstance(done, Done)
+        assert (done.reason, done.n_generated) == ("cancelled", 0)
+
+
+def test_bad_input(smollm2: Path, smollm2_triattn: Path) -> None:
+    with pytest.raises(StatsError, match="no TriAttention statistics"):
+        Runtime.load(smollm2, RuntimeConfig(), EvictionConfig())
+    with pytest.raises(UsageError, match="batch of 512"):
+        Runtime.load(smollm2_triattn, RuntimeConfig(n_ctx=256), EvictionConfig())
+    with Runtime.load(smollm2_triattn, RuntimeConfig(n_ctx=512), None) as rt:
+        with pytest.raises(UsageError, match="empty"):
+            list(rt.generate([]))
+        with pytest.raises(UsageError, match="exceeds the context"):
+            list(rt.generate([5] * 600))
