@@ -13,10 +13,13 @@ Knows nothing of statistics; imports no torch.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -229,7 +232,11 @@ class RuntimeEngine:
         llama.llama_backend_init()
         model_params = llama.llama_model_default_params()
         model_params.n_gpu_layers = n_gpu_layers
-        self._model = llama.llama_model_load_from_file(os.fsencode(self.path), model_params)
+        self._on_load = llama.llama_progress_callback(lambda *_: self._error is None)
+        model_params.progress_callback = self._on_load
+        with self._holding_ctrl_c():
+            self._model = llama.llama_model_load_from_file(os.fsencode(self.path), model_params)
+        self._raise_held()
         if not self._model:
             raise CalibrationError(
                 "llama.cpp cannot load the model", where=str(self.path), fix="see why with --verbose"
@@ -247,7 +254,9 @@ class RuntimeEngine:
         params.cb_eval = self._on_node
         params.abort_callback = self._on_abort
         params.swa_full = False
-        self._context = llama.llama_init_from_model(self._model, params)
+        with self._holding_ctrl_c():
+            self._context = llama.llama_init_from_model(self._model, params)
+        self._raise_held()
         if not self._context:
             raise CalibrationError(
                 f"llama.cpp makes no context of {self.n_ctx} tokens", where=str(self.path), fix="see if memory is short"
@@ -297,14 +306,39 @@ class RuntimeEngine:
     def _decode(self, tokens: Sequence[int], first_pos: int) -> None:
         self._first_pos, self._n_token = first_pos, len(tokens)
         array = (self._llama.llama_token * len(tokens))(*tokens)
-        code = self._llama.llama_decode(self._context, self._llama.llama_batch_get_one(array, len(tokens)))
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        with self._holding_ctrl_c():
+            code = self._llama.llama_decode(self._context, self._llama.llama_batch_get_one(array, len(tokens)))
+        self._raise_held()
         if code != 0:
             raise CalibrationError(
                 f"llama.cpp fails to evaluate {len(tokens)} tokens (code {code})", where=str(self.path)
             )
+
+    @contextlib.contextmanager
+    def _holding_ctrl_c(self) -> Iterator[None]:
+        """Let Ctrl-C wait for the end of a native call, and tell the callbacks to bring that end about.
+
+        Python would raise it inside whatever callback runs, the binding's log among them, where it is printed and
+        lost. A handler of somebody else's, and other threads, are left alone.
+        """
+        ours = threading.current_thread() is threading.main_thread()
+        if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+
+        def hold(*_: object) -> None:
+            self._error = self._error or KeyboardInterrupt()
+
+        signal.signal(signal.SIGINT, hold)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _raise_held(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def _visit(self, address: int, ask: bool, _: object) -> bool:
         # an exception that leaves a ctypes callback is printed and lost, so it waits until the decode is over
