@@ -5,7 +5,8 @@ The one place that joins corpus, engine and sums, and that says which models can
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,18 @@ def _measure(
             n_done += len(values)
             progress(n_done, n_total)
 
-    for piece in pieces:
-        engine.evaluate(piece, add)
+    with _one_torch_thread():
+        for piece in pieces:
+            engine.evaluate(piece, add)
     return sums
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """llama.cpp's threads keep spinning while a callback runs, and more of torch's would only wait for them."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
