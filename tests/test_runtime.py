@@ -1,4 +1,4 @@
-"""The Python face on real models: past the cache and still fluent, saved and restored, rewound, and what forgetting costs."""
+"""The Python face on real models: past the cache and fluent, saved, restored, rewound, and what forgetting costs."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_what_a_prompt_shares_is_not_read_again(smollm2_triattn: Path) -> None:
         assert cached(prompt) == 0
         assert rt.stats().pos_whole > 0
         assert cached([*prompt, 5, 6, 7]) == 500, "appended"
-        assert cached(prompt[:-3] + [9, 9]) == 497, "the window can be rewound"
+        assert cached([*prompt[:-3], 9, 9]) == 497, "the window can be rewound"
         assert cached(prompt[:100]) == 0, "what was evicted must be read anew"
         assert rt.stats().n_past >= 100
 
