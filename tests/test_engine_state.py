@@ -460,3 +460,82 @@ def test_statistics_of_another_model_are_refused(smollm2: Path, qwen25: Path, tm
 def test_contexts_that_cannot_evict_are_refused(smollm2: Path, stats: Path) -> None:
     with pytest.raises(EngineError, match="embedding context"):
         Engine(smollm2, SMALL, stats=stats, embeddings=True)
+
+
+def packed_sidecar(path: Path, fingerprint: str, **changes: object) -> Path:
+    """Statistics for SmolLM2, keys packed one by one so that any of them can be wrong. None leaves a key out."""
+    import gguf
+
+    n_layer = 30
+    values: dict[str, object] = {
+        "version": 1,
+        "model": fingerprint,
+        "layers": list(range(n_layer)),
+        **{f"q_mean.{il}": np.zeros(9 * 64, np.float32) for il in range(n_layer)},
+        **{f"q_abs.{il}": np.ones(9 * 32, np.float32) for il in range(n_layer)},
+    } | changes
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, value in values.items():
+        key = f"triattention.{name}"
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, np.ndarray):
+            writer.add_key_value(key, value.tolist(), gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.FLOAT32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def _with(size: int, value: float) -> np.ndarray:
+    array = np.ones(size, np.float32)
+    array[7] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, None),
+        ({"version": 2}, "version 2 of the statistics is not known"),
+        ({"model": "llama/other"}, "belong to another model"),
+        ({"layers": None}, "triattention.layers is missing"),
+        ({"layers": [*range(29), 40]}, "q_mean.40 is missing"),
+        ({"layers": list(range(20))}, "lack layer 20"),
+        ({"q_mean.3": None}, "q_mean.3 is missing"),
+        ({"q_mean.3": np.zeros(9 * 63, np.float32)}, r"layer 3 has q_mean\[567\]"),
+        ({"q_abs.29": np.ones(9 * 64, np.float32)}, "layer 29"),
+        ({"q_mean.0": _with(9 * 64, np.nan)}, "not finite"),
+        ({"q_abs.0": _with(9 * 32, np.inf)}, "not finite"),
+        ({"q_abs.0": _with(9 * 32, -1.0)}, "negative"),
+        ({"q_mean.5": "text"}, "q_mean.5 has the wrong type"),
+    ],
+    ids=lambda v: "-".join(v) or "good" if isinstance(v, dict) else "",
+)
+def test_malformed_statistics_are_refused_by_the_library(
+    changes: dict[str, object], why: str | None, smollm2: Path, tmp_path: Path
+) -> None:
+    from triattn_local.errors import StatsError
+    from triattn_local.model_info import fingerprint
+
+    path = packed_sidecar(tmp_path / "s.gguf", fingerprint(smollm2), **changes)
+    if why is None:
+        Engine(smollm2, SMALL, stats=path, n_ctx=1024).close()
+    else:
+        with pytest.raises((EngineError, StatsError), match=why):
+            Engine(smollm2, SMALL, stats=path, n_ctx=1024)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 3, 40, 500])
+def test_a_truncated_sidecar_is_refused_by_the_library(n_bytes: int, smollm2: Path, tmp_path: Path) -> None:
+    from triattn_local.errors import StatsError
+    from triattn_local.model_info import fingerprint
+
+    data = packed_sidecar(tmp_path / "s.gguf", fingerprint(smollm2)).read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(data[:n_bytes])
+    with pytest.raises(StatsError, match="cannot be read"):
+        Engine(smollm2, SMALL, stats=tmp_path / "cut.gguf")

@@ -32,6 +32,9 @@ public:
     // the evicting cache of a context, nullptr if there is none
     static llama_triattn * of(const llama_context * ctx);
 
+    // the full-attention cache inside a memory, nullptr if it is of a kind that cannot evict
+    static llama_kv_cache * find_cache(const llama_memory_i * memory);
+
     // cells of a context's full-attention cache, whether it evicts or not
     static uint64_t n_cells(const llama_context * ctx);
 
@@ -143,26 +146,4 @@ private:
 
     // Hadamard matrix of a rotated K cache, empty if it is not rotated
     const std::vector<float> & k_rotation() const;
-};
-
-// Lives in the constructor of llama_context while its memory is made: gives caches their number of cells and their llama_triattn.
-class llama_triattn_scope {
-public:
-    // Throws std::runtime_error with the reason if eviction is on and cannot work here.
-    llama_triattn_scope(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams);
-    ~llama_triattn_scope();
-
-    // Throws if eviction is on and the memory that was made does not evict.
-    void check(const llama_memory_i * memory) const;
-
-    // hooks of the constructor of llama_kv_cache: the number of cells to allocate, and the object once tensors are there
-    static uint32_t n_cells(const llama_kv_cache & kv, uint32_t n_cells_full);
-    static std::shared_ptr<llama_triattn> make(llama_kv_cache & kv, uint32_t n_cells_full);
-
-private:
-    const llama_cparams & cparams;
-
-    llama_triattn_params params = {};
-
-    bool active = false;
 };

@@ -28,6 +28,11 @@ const char * llama_triattn_get_error() {
     return g_error.c_str();
 }
 
+void llama_triattn_refuse(const std::string & why) {
+    llama_triattn_set_error("TriAttention: " + why);
+    throw std::runtime_error("TriAttention: " + why);
+}
+
 //
 // settings
 //

@@ -69,3 +69,6 @@ private:
 // The last error of this thread, for llama_triattn_last_error().
 void         llama_triattn_set_error(const std::string & what);
 const char * llama_triattn_get_error();
+
+// Ends the making of a context: sets the last error and throws it as std::runtime_error.
+[[noreturn]] void llama_triattn_refuse(const std::string & why);

@@ -100,14 +100,8 @@ bool llama_triattn_move(
         uint32_t stream,
         bool v_trans) {
     auto * sched = lctx.get_sched();
-    auto * res   = lctx.get_gf_res_reserve();
 
-    ggml_backend_sched_reset(sched);
-    ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);
-    res->reset();
-
-    auto * ctx = res->get_ctx();
-    auto * gf  = res->get_gf();
+    const auto [ctx, gf] = llama_triattn_begin(lctx);
 
     std::vector<triattn_upload> uploads;
 

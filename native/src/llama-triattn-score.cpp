@@ -132,14 +132,8 @@ ggml_tensor * llama_triattn_scorer::build_rope(
 // c because each call of ggml_rope_ext multiplies with the attention factor and w is to hold it once.
 bool llama_triattn_scorer::prepare(llama_context & lctx) const {
     auto * sched = lctx.get_sched();
-    auto * res   = lctx.get_gf_res_reserve();
 
-    ggml_backend_sched_reset(sched);
-    ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);
-    res->reset();
-
-    auto * ctx = res->get_ctx();
-    auto * gf  = res->get_gf();
+    const auto [ctx, gf] = llama_triattn_begin(lctx);
 
     const auto & cparams = lctx.get_cparams();
 
@@ -217,14 +211,8 @@ bool llama_triattn_scorer::compute(
     }
 
     auto * sched = lctx.get_sched();
-    auto * res   = lctx.get_gf_res_reserve();
 
-    ggml_backend_sched_reset(sched);
-    ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr); // set anew with the next ubatch
-    res->reset();
-
-    auto * ctx = res->get_ctx();
-    auto * gf  = res->get_gf();
+    const auto [ctx, gf] = llama_triattn_begin(lctx);
 
     const auto & cparams = lctx.get_cparams();
 
@@ -343,6 +331,17 @@ bool llama_triattn_scorer::compute(
     }
 
     return true;
+}
+
+llama_triattn_graph llama_triattn_begin(llama_context & lctx) {
+    auto * sched = lctx.get_sched();
+    auto * res   = lctx.get_gf_res_reserve();
+
+    ggml_backend_sched_reset(sched);
+    ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr); // set anew with the next ubatch
+    res->reset();
+
+    return { res->get_ctx(), res->get_gf() };
 }
 
 bool llama_triattn_compute(llama_context & lctx, ggml_cgraph * gf, int64_t n_elements) {

@@ -75,6 +75,14 @@ private:
     ggml_tensor * build_magnitudes  (ggml_context * ctx, ggml_tensor * k, int32_t il) const;
 };
 
+// An empty graph on the context's scheduler, which forgets the context's own: rounds run as memory updates for that reason.
+struct llama_triattn_graph {
+    ggml_context * ctx;
+    ggml_cgraph  * gf;
+};
+
+llama_triattn_graph llama_triattn_begin(llama_context & lctx);
+
 // Compute a round's graph and wait for it. n_elements: of the largest tensors in it. Small operations take one CPU thread: a
 // round has hundreds, and the barrier after each costs more than a second thread gains.
 bool llama_triattn_compute(llama_context & lctx, ggml_cgraph * gf, int64_t n_elements);

@@ -1,0 +1,113 @@
+#include "llama-triattn-scope.h"
+
+#include "llama-triattn-cache.h"
+
+#include "llama-model.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+static thread_local llama_triattn_scope * g_scope = nullptr;
+
+// Why this model or context cannot evict, "" if it can.
+static std::string why_unsupported(const llama_model & model, const llama_cparams & cparams) {
+    const auto & hparams = model.hparams;
+
+    if (!cparams.causal_attn || cparams.embeddings) {
+        return "an embedding context or one without causal attention cannot evict";
+    }
+    if (llama_model_has_encoder(&model)) {
+        return "an encoder model cannot evict";
+    }
+    if (hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f) {
+        return "ALiBi needs the position of each cell, which heads of their own sets do not have";
+    }
+    if (hparams.rope_type == LLAMA_ROPE_TYPE_NONE || hparams.rope_type == LLAMA_ROPE_TYPE_VISION) {
+        return "the model has no RoPE, which the scores are made of";
+    }
+    if (hparams.is_mla()) {
+        return "multi-head latent attention caches a latent vector instead of keys";
+    }
+    if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+        return "tensor split mode cannot move rows of the cache; use --split-mode layer";
+    }
+    return "";
+}
+
+llama_triattn_scope::llama_triattn_scope(
+        const llama_model & model, const llama_memory_params & params_mem, const llama_cparams & cparams) : cparams(cparams) {
+    g_scope = this;
+
+    llama_triattn_set_error("");
+
+    if (!model.triattn || params_mem.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
+        return;
+    }
+
+    try {
+        params = model.triattn->params();
+    } catch (const std::exception & err) {
+        llama_triattn_refuse(err.what());
+    }
+
+    if (params.budget == 0) {
+        return;
+    }
+
+    const std::string why = why_unsupported(model, cparams);
+    if (!why.empty()) {
+        llama_triattn_refuse(why);
+    }
+
+    if (params.policy == LLAMA_TRIATTN_POLICY_TRIATTENTION) {
+        std::string why_stats;
+        if (model.triattn->check_stats(model.hparams, why_stats) != LLAMA_TRIATTN_OK) {
+            llama_triattn_refuse(why_stats);
+        }
+    }
+
+    active = true;
+}
+
+llama_triattn_scope::~llama_triattn_scope() {
+    g_scope = nullptr;
+}
+
+// SWA caches are small already; a cache that shows another one's cells has its size
+static bool can_evict(llama_swa_type swa_type, bool is_view) {
+    return swa_type == LLAMA_SWA_TYPE_NONE && !is_view;
+}
+
+uint32_t llama_triattn_scope::n_cells(const llama_kv_cache & kv, uint32_t n_cells_full) {
+    if (!g_scope || !g_scope->active || !can_evict(kv.swa_type, kv.other)) {
+        return n_cells_full;
+    }
+
+    const auto & p = g_scope->params;
+
+    // a llama_decode() places n_batch tokens at once, and starts with less than budget + window
+    const uint32_t n_seq = kv.n_stream == 1 ? kv.n_seq_max : 1;
+    const uint64_t n     = (uint64_t) n_seq*(p.budget + p.window) + g_scope->cparams.n_batch;
+
+    return (uint32_t) std::min<uint64_t>(n_cells_full, GGML_PAD(n, 256));
+}
+
+std::shared_ptr<llama_triattn> llama_triattn_scope::make(llama_kv_cache & kv, uint32_t n_cells_full) {
+    if (!g_scope || !g_scope->active || !can_evict(kv.swa_type, kv.other) || kv.hparams.no_alloc) {
+        return nullptr;
+    }
+    return std::make_shared<llama_triattn>(kv, g_scope->params, g_scope->cparams, n_cells_full);
+}
+
+void llama_triattn_scope::check(const llama_memory_i * memory) const {
+    if (!active) {
+        return;
+    }
+    const auto * kv = llama_triattn::find_cache(memory);
+    if (!kv) {
+        llama_triattn_refuse("this kind of memory (recurrent, sparse or indexed) cannot evict");
+    }
+    if (!kv->triattn && !kv->hparams.no_alloc) {
+        llama_triattn_refuse("this context has no cache of its own that could evict");
+    }
+}
