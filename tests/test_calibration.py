@@ -660,8 +660,10 @@ def test_convert(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 _CONVERT = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from triattn_local.calib_tools.convert import convert
 print("ready", flush=True)
 convert(Path(sys.argv[1]), Path(sys.argv[2]), progress=lambda stage, *_: print(stage, flush=True))
