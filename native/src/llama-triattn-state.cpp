@@ -265,6 +265,8 @@ void llama_triattn::read_in_place(llama_kv_cache & kv, llama_io_read_i & io, lla
 
     kv.state_read_sinfo(io, seq_id, flags, nullptr, in_place ? &sinfos : nullptr);
     if (in_place) {
+        // masked cells are not saved, so fewer are used now than when the head came to where it was
         kv.v_heads[kv.seq_to_stream[seq_id]] = head;
+        kv.triattn_in_place = true;
     }
 }
