@@ -258,17 +258,16 @@ def test_sequences_have_a_budget_each_and_do_not_mix(mode: str, unified: bool, s
     def run(order: list[int]) -> dict[int, tuple[np.ndarray, list[set[int]]]]:
         with Engine(smollm2, eviction, stats=stats, n_seq_max=2, kv_unified=unified, n_ctx=4096, n_batch=128) as engine:
             texts = {s: engine.tokenize(prose(2000, seed=s))[:600] for s in (0, 1)}
-            logits = {}
             done = {0: 0, 1: 0}
-            for s in order:
-                logits[s] = engine.decode(texts[s][done[s] : done[s] + 100], s)
-                done[s] += 100
             result = {}
-            for s in set(order):
-                assert native.seq_pos_whole(engine.ctx, s) > 0
+            for s in order:
+                logits = engine.decode(texts[s][done[s] : done[s] + 100], s)
+                done[s] += 100
+                # at once: another sequence's decode runs the rounds that are due for this one too
                 kept = [native.get_kept(engine.ctx, il, h, s)[0].tolist() for il in (0, 13, 29) for h in range(3)]
                 assert all(len(set(k)) == len(k) <= 200 + 32 + 100 for k in kept)
-                result[s] = (logits[s], [set(k) for k in kept])
+                result[s] = (logits, [set(k) for k in kept])
+            assert all(native.seq_pos_whole(engine.ctx, s) > 0 for s in set(order))
             return result
 
     n_turns = 4 if unified else 6
