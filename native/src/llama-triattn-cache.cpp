@@ -276,13 +276,16 @@ int32_t llama_triattn::request(llama_context & lctx, std::function<int32_t()> fn
     return requested_res;
 }
 
+bool llama_triattn::is_over(llama_seq_id seq_id, bool forced) const {
+    return forced ? n_used(seq_id) > params.budget : n_used(seq_id) >= params.budget + params.window;
+}
+
 bool llama_triattn::is_due(bool forced) const {
     if (requested) {
         return true;
     }
     for (const auto s : seqs()) {
-        const uint32_t n = n_used(s);
-        if ((forced ? n > params.budget : n >= params.budget + params.window) && !candidates(s).empty()) {
+        if (is_over(s, forced) && !candidates(s).empty()) {
             return true;
         }
     }
@@ -295,8 +298,7 @@ void llama_triattn::update(llama_context & lctx, bool forced) {
         return;
     }
     for (const auto s : seqs()) {
-        const uint32_t n = n_used(s);
-        if (forced ? n > params.budget : n >= params.budget + params.window) {
+        if (is_over(s, forced)) {
             evict(lctx, s, params.budget, forced);
         }
     }

@@ -136,6 +136,9 @@ private:
 
     uint32_t n_used(llama_seq_id seq_id) const;
 
+    // holds so many tokens that a round must come
+    bool is_over(llama_seq_id seq_id, bool forced) const;
+
     std::vector<llama_seq_id> seqs() const; // that hold cells
 
     // cells of the sequence that a round may empty, in ascending order

@@ -34,6 +34,21 @@ static void require(bool ok, const char * why) {
     }
 }
 
+// the cells that llama_kv_cache::state_write takes, in its order
+static std::vector<uint32_t> written_cells(const llama_kv_cells & cells, llama_seq_id seq_id, uint32_t n_swa, llama_swa_type swa_type) {
+    std::vector<uint32_t> res;
+    for (uint32_t i = 0; i < cells.size(); ++i) {
+        if (cells.is_empty(i) || (seq_id >= 0 && !cells.seq_has(i, seq_id))) {
+            continue;
+        }
+        if (seq_id >= 0 && llama_hparams::is_masked_swa(n_swa, swa_type, cells.pos_get(i), cells.seq_pos_max(seq_id))) {
+            continue;
+        }
+        res.push_back(i);
+    }
+    return res;
+}
+
 void llama_triattn::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
     write_value<uint32_t>(io, STATE_MAGIC);
     write_value<uint32_t>(io, STATE_VERSION);
@@ -49,16 +64,12 @@ void llama_triattn::state_write(llama_io_write_i & io, llama_seq_id seq_id) cons
         const auto & cells = kv.v_cells[s];
 
         llama_kv_cache::cell_ranges_t ranges { s, {} };
-        std::vector<uint32_t> idxs;
-        for (uint32_t i = 0; i < cells.size(); ++i) {
-            if (cells.is_empty(i) || (seq_id >= 0 && !cells.seq_has(i, seq_id))) {
-                continue;
-            }
+        const auto idxs = written_cells(cells, seq_id, kv.n_swa, kv.swa_type);
+        for (const auto i : idxs) {
             if (ranges.data.empty() || ranges.data.back().second != i) {
                 ranges.data.emplace_back(i, i);
             }
             ranges.data.back().second = i + 1;
-            idxs.push_back(i);
         }
 
         write_value<uint32_t>(io, kv.v_heads[s]);
@@ -202,21 +213,6 @@ void llama_triattn::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
             throw std::runtime_error("failed to restore kv cache");
         }
     }
-}
-
-// the cells that llama_kv_cache::state_write takes, in its order
-static std::vector<uint32_t> written_cells(const llama_kv_cells & cells, llama_seq_id seq_id, uint32_t n_swa, llama_swa_type swa_type) {
-    std::vector<uint32_t> res;
-    for (uint32_t i = 0; i < cells.size(); ++i) {
-        if (cells.is_empty(i) || (seq_id >= 0 && !cells.seq_has(i, seq_id))) {
-            continue;
-        }
-        if (seq_id >= 0 && llama_hparams::is_masked_swa(n_swa, swa_type, cells.pos_get(i), cells.seq_pos_max(seq_id))) {
-            continue;
-        }
-        res.push_back(i);
-    }
-    return res;
 }
 
 void llama_triattn::write_layout(const llama_kv_cache & kv, llama_io_write_i & io, llama_seq_id seq_id) {
