@@ -21,8 +21,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("stats",),
     ("metadata", "scoring"),
     ("native",),
-    ("sampling", "snapshot"),
+    ("sampling", "snapshot", "vocabulary"),
     ("runtime",),
+    ("contexts",),
     (
         "bench",
         "calib_tools",
@@ -46,7 +47,7 @@ ALLOWED = {
     "typer": {"cli"},
     "rich": {"cli", "console", "tui"},
     "huggingface_hub": {"store"},
-    "llama_cpp": {"bench", "calib_tools", "doctor", "evaluation", "native", "runtime", "sampling"},
+    "llama_cpp": {"calib_tools", "contexts", "doctor", "evaluation", "native", "runtime", "sampling", "vocabulary"},
     "transformers": set(),
 }
 """library -> where it may be imported"""

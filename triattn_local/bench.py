@@ -13,16 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import llama_cpp
-from llama_cpp._logger import set_verbose
-
-from . import native
 from .config import EvictionConfig, RuntimeConfig
-from .errors import DoesNotFitError, TriattnError, UsageError
-from .model_info import read_model_info
-from .runtime import ggml_type, physical_cores
+from .contexts import Context, Model
+from .errors import UsageError
+from .runtime import physical_cores
 
 Progress = Callable[[str, int, int], None]
 """called with the stage, what is done and what there is in all"""
@@ -77,73 +72,21 @@ class BenchReport:
         return asdict(self)
 
 
-class _Model:
-    def __init__(self, path: Path, config: RuntimeConfig) -> None:
-        native.library()
-        set_verbose(config.verbose)
-        params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = config.n_gpu_layers if config.n_gpu_layers >= 0 else 0x7FFFFFFF
-        self.handle: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-        if not self.handle:
-            raise TriattnError(native.last_error() or "llama.cpp cannot load it", where=str(path))
-        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.handle))
-
-    def close(self) -> None:
-        llama_cpp.llama_model_free(self.handle)
+def _prefill(context: Context, tokens: Sequence[int], progress: Progress, stage: str) -> float:
+    """Tokens per second."""
+    start_s = time.perf_counter()
+    context.prefill(tokens, lambda n: progress(stage, n, len(tokens)))
+    context.synchronize()
+    return len(tokens) / (time.perf_counter() - start_s)
 
 
-class _Context:
-    """One sequence in one context; None as eviction: full attention."""
-
-    def __init__(self, model: _Model, config: RuntimeConfig, eviction: EvictionConfig | None, n_ctx: int) -> None:
-        native.set_params(model.handle, eviction)
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = config.n_batch
-        params.n_ubatch = min(config.n_ubatch, config.n_batch)
-        params.n_threads = params.n_threads_batch = config.n_threads or physical_cores()
-        params.type_k, params.type_v = ggml_type(config.cache_type_k), ggml_type(config.cache_type_v)
-        params.flash_attn_type = int(config.flash_attn)
-        params.swa_full = False
-        self.handle: Any = llama_cpp.llama_init_from_model(model.handle, params)
-        if not self.handle:
-            why = native.last_error()
-            raise TriattnError(why) if why else DoesNotFitError(f"no room for a context of {n_ctx} tokens")
-        self._memory = llama_cpp.llama_get_memory(self.handle)
-        self._n_batch = config.n_batch
-        self.n_past = 0
-
-    def close(self) -> None:
-        llama_cpp.llama_free(self.handle)
-
-    def decode(self, tokens: Sequence[int]) -> None:
-        array = (llama_cpp.llama_token * len(tokens))(*tokens)
-        status = llama_cpp.llama_decode(self.handle, llama_cpp.llama_batch_get_one(array, len(tokens)))
-        if status != 0:
-            raise TriattnError(f"llama.cpp failed with status {status} at position {self.n_past}", where="llama_decode")
-        self.n_past += len(tokens)
-
-    def prefill(self, tokens: Sequence[int], progress: Progress, stage: str) -> float:
-        """Read a prompt; tokens per second."""
-        start_s = time.perf_counter()
-        for i in range(0, len(tokens), self._n_batch):
-            self.decode(tokens[i : i + self._n_batch])
-            progress(stage, min(i + self._n_batch, len(tokens)), len(tokens))
-        llama_cpp.llama_synchronize(self.handle)
-        return len(tokens) / (time.perf_counter() - start_s)
-
-    def time_block(self, tokens: Sequence[int]) -> float:
-        """Decode token by token; seconds."""
-        start_s = time.perf_counter()
-        for token in tokens:
-            self.decode([token])
-            llama_cpp.llama_synchronize(self.handle)
-        return time.perf_counter() - start_s
-
-    def rewind(self, n_past: int) -> None:
-        if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n_past, -1):
-            raise TriattnError(f"cannot rewind to {n_past}")
-        self.n_past = n_past
+def _time_block(context: Context, tokens: Sequence[int]) -> float:
+    """Decode token by token; seconds."""
+    start_s = time.perf_counter()
+    for token in tokens:
+        context.decode([token], n_logits=1)
+        context.synchronize()
+    return time.perf_counter() - start_s
 
 
 def run_bench(
@@ -173,19 +116,16 @@ def run_bench(
         )
     if n_blocks < 1:
         raise UsageError(f"{n_blocks} blocks measure nothing", where="--blocks", fix="give 1 or more")
-    read_model_info(path)
     block = eviction.window
     shallow = eviction.budget_tokens
 
-    model = _Model(path, config)
-    contexts: list[_Context] = []
+    model = Model(path, config, stats_path)
+    contexts: list[Context] = []
     try:
-        if stats_path is not None:
-            native.load_stats(model.handle, stats_path)
-        tokens = _tokens(depth + block * (n_blocks + 1), model.n_vocab)
+        tokens = _tokens(depth + block * (n_blocks + 1), model.vocabulary.n_vocab)
 
-        def context(evicts: EvictionConfig | None, n_ctx: int) -> _Context:
-            contexts.append(_Context(model, config, evicts, n_ctx))
+        def context(evicts: EvictionConfig | None, n_ctx: int) -> Context:
+            contexts.append(model.context(evicts, n_ctx))
             return contexts[-1]
 
         evicting = context(eviction, depth + block * (n_blocks + 1))
@@ -193,32 +133,32 @@ def run_bench(
         full_shallow = context(None, shallow + block)
 
         prefill_tps = {
-            "evicting": evicting.prefill(tokens[:depth], progress, "prompt, evicting"),
-            "deep": full_deep.prefill(tokens[:depth], progress, "prompt, full attention"),
-            "shallow": full_shallow.prefill(tokens[:shallow], progress, "prompt, full attention, short"),
+            "evicting": _prefill(evicting, tokens[:depth], progress, "prompt, evicting"),
+            "deep": _prefill(full_deep, tokens[:depth], progress, "prompt, full attention"),
+            "shallow": _prefill(full_shallow, tokens[:shallow], progress, "prompt, full attention, short"),
         }
 
         # one block each that does not count
         for c in contexts:
-            c.time_block(tokens[c.n_past : c.n_past + block])
+            _time_block(c, tokens[c.n_past : c.n_past + block])
         full_deep.rewind(depth)
         full_shallow.rewind(shallow)
 
-        before, _ = native.get_stats(evicting.handle)
+        before = evicting.stats()
         seconds: dict[str, list[float]] = {"evicting": [], "deep": [], "shallow": []}
         for i in range(n_blocks):
             progress("decode", i, n_blocks)
-            seconds["shallow"].append(full_shallow.time_block(tokens[shallow : shallow + block]))
-            seconds["evicting"].append(evicting.time_block(tokens[evicting.n_past : evicting.n_past + block]))
-            seconds["deep"].append(full_deep.time_block(tokens[depth : depth + block]))
+            seconds["shallow"].append(_time_block(full_shallow, tokens[shallow : shallow + block]))
+            seconds["evicting"].append(_time_block(evicting, tokens[evicting.n_past : evicting.n_past + block]))
+            seconds["deep"].append(_time_block(full_deep, tokens[depth : depth + block]))
             full_deep.rewind(depth)
             full_shallow.rewind(shallow)
         progress("decode", n_blocks, n_blocks)
-        after, _ = native.get_stats(evicting.handle)
+        after = evicting.stats()
 
-        def side(name: str, key: str, at: int, c: _Context) -> Side:
+        def side(name: str, key: str, at: int, c: Context) -> Side:
             speeds = [block / s for s in seconds[key]]
-            sizes, _ = native.get_stats(c.handle)
+            sizes = c.stats()
             return Side(
                 name=name,
                 depth=at,

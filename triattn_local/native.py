@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,32 @@ class EngineStats:
     n_head_kv: int
 
 
+# typedef void (*llama_triattn_ranking)(void * user_data, llama_seq_id seq_id, llama_pos pos_next,
+#     int32_t n_set, int32_t n_cand, const llama_pos * pos, const int32_t * cells, float * scores);
+_RANKING = ctypes.CFUNCTYPE(
+    None,
+    ctypes.c_void_p,
+    *[ctypes.c_int32] * 4,
+    *[ctypes.POINTER(ctypes.c_int32)] * 2,
+    ctypes.POINTER(ctypes.c_float),
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a ranking sees of a round. Sets are rows: see ``llama-triattn.h`` for their order."""
+
+    seq_id: int
+    pos_next: int
+    """position of the next token"""
+    pos: NDArray[np.int32]
+    """[n_set, n_candidates] tokens"""
+    cells: NDArray[np.int32]
+    """[n_candidates] where they lie"""
+    scores: NDArray[np.float32]
+    """[n_set, n_candidates] what the policy gave them; may be written, higher is kept longer"""
+
+
 _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "llama_triattn_default_params": (Params, []),
     "llama_triattn_set_params": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(Params)]),
@@ -128,6 +155,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "llama_triattn_seq_pos_whole": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
     "llama_triattn_evict": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32]),
     "llama_triattn_score": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "llama_triattn_set_ranking": (ctypes.c_int32, [ctypes.c_void_p, _RANKING, ctypes.c_void_p]),
     "llama_triattn_get_layers": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]),
     "llama_triattn_get_kept": (
         ctypes.c_int32,
@@ -250,6 +278,36 @@ def evict(ctx: int, seq_id: int = 0, n_tokens: int = 0) -> int:
 def score(ctx: int, seq_id: int = 0) -> int:
     """Score without evicting. Returns the number of candidates."""
     return _check(library().llama_triattn_score(ctx, seq_id))
+
+
+class Ranking:
+    """A Python function as the ranking of a context. Lives as long as the context uses it.
+
+    An exception cannot cross the C library: it is kept, the round goes on with the scores as they are, and ``check``
+    raises it.
+    """
+
+    def __init__(self, ctx: int, rank: Callable[[Round], None]) -> None:
+        self._error: BaseException | None = None
+
+        def call(
+            _: int, seq_id: int, pos_next: int, n_set: int, n_cand: int, pos: Any, cells: Any, scores: Any
+        ) -> None:
+            if self._error is not None:
+                return
+            try:
+                shape = (n_set, n_cand)
+                as_array = np.ctypeslib.as_array
+                rank(Round(seq_id, pos_next, as_array(pos, shape), as_array(cells, shape[1:]), as_array(scores, shape)))
+            except BaseException as err:
+                self._error = err
+
+        self._function = _RANKING(call)
+        _check(library().llama_triattn_set_ranking(ctx, self._function, None))
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
 
 
 def _pointer(array: NDArray[Any]) -> int:

@@ -20,7 +20,6 @@ from typing import Any, Literal, Protocol
 
 import gguf
 import llama_cpp
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from . import native
 from .config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig
@@ -29,6 +28,7 @@ from .metadata import read_stats
 from .model_info import fingerprint, read_model_info
 from .sampling import Sampler
 from .snapshot import Snapshot, read_snapshot, write_snapshot
+from .vocabulary import Vocabulary
 
 _SEQ = 0  # the one sequence that a Runtime drives
 
@@ -110,6 +110,7 @@ class Runtime:
         """the binding's own object, for everything that is not here"""
         self.config = config
         self.eviction = eviction
+        self.vocabulary = Vocabulary(self._model)
         self._tokens: list[int] = []  # in the cache, or evicted from it
         self._pending: int | None = None  # drawn, given out, and not decoded yet
 
@@ -207,56 +208,23 @@ class Runtime:
         return self.llama._ctx.ctx
 
     @property
-    def _vocab(self) -> Any:
-        return self.llama._model.vocab
-
-    @property
     def tokens(self) -> list[int]:
         """The sequence so far: prompt, answer, and the token drawn last."""
         return [*self._tokens, *([] if self._pending is None else [self._pending])]
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids. add_special puts the model's BOS in front; parse_special reads `<|im_start|>` as one token."""
-        data = text.encode()
-        n_max = len(data) + 16
-        tokens = (llama_cpp.llama_token * n_max)()
-        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, n_max, add_special, parse_special)
-        if n < 0:
-            raise TriattnError(f"the tokenizer needs {-n} tokens for {len(data)} bytes")
-        return list(tokens[:n])
+        return self.vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
-        size = 256
-        buffer = ctypes.create_string_buffer(size)
-        n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
-        if n < 0:
-            buffer = ctypes.create_string_buffer(-n)
-            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, -n, 0, special)
-        return buffer.raw[:n]
+        return self.vocabulary.token_bytes(token, special=special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        return b"".join(self.token_bytes(t, special=special) for t in tokens).decode("utf-8", "replace")
+        return self.vocabulary.detokenize(tokens, special=special)
 
     def apply_chat_template(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The conversation in the model's own template; plain texts in a row if it has none.
-
-        The result starts with what the template starts with: tokenize it with parse_special.
-        """
-        template = self.llama.metadata.get("tokenizer.chat_template")
-        if template is None:
-            return "\n\n".join(str(m["content"]) for m in messages)
-        bos, eos = (self._special_text(f(self._vocab)) for f in (llama_cpp.llama_vocab_bos, llama_cpp.llama_vocab_eos))
-        formatter = Jinja2ChatFormatter(template, eos, bos, add_generation_prompt=add_generation_prompt)
-        try:
-            prompt = formatter(messages=list(messages)).prompt
-        except Exception as err:  # the template is a program of the model's maker: it may raise anything
-            raise UsageError(f"the model's chat template refuses the conversation: {err}") from err
-        # tokenize() puts BOS in front where the model wants one: not twice
-        adds_bos = bool(bos) and llama_cpp.llama_vocab_get_add_bos(self._vocab)
-        return str(prompt.removeprefix(bos) if adds_bos else prompt)
-
-    def _special_text(self, token: int) -> str:
-        return self.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+        """The conversation in the model's own template: tokenize the result with parse_special."""
+        return self.vocabulary.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
 
     # -------------------------------------------------------------- generate
 
@@ -318,7 +286,7 @@ class Runtime:
             self._decode(tokens[i : i + self.config.n_batch])
             yield Prefill(len(self._tokens), len(tokens), time.perf_counter() - start_s)
 
-        sampler = Sampler(sampling, llama_cpp.llama_vocab_n_tokens(self._vocab), tokens)
+        sampler = Sampler(sampling, self.vocabulary.n_vocab, tokens)
         try:
             yield from self._draw(sampler, tokens, n_cached, n_ctx, start_s, max_tokens, stop or (), cancel, ignore_eos)
         finally:
@@ -354,7 +322,7 @@ class Runtime:
             token = sampler.sample(self._ctx, len(self._tokens))
             self._pending = token
             n_generated += 1
-            if not ignore_eos and llama_cpp.llama_vocab_is_eog(self._vocab, token):
+            if not ignore_eos and self.vocabulary.ends_turn(token):
                 reason = "stop"
                 break
             yield Token(token, text.push(self.token_bytes(token)), n_generated)

@@ -151,6 +151,24 @@ extern "C" {
     // Returns the number of candidates, or a negative status.
     LLAMA_API int32_t llama_triattn_score(struct llama_context * ctx, llama_seq_id seq_id);
 
+    // A ranking of one's own, for research: called in every round, and in llama_triattn_score(), after the scores were made and
+    // before the lowest are dropped. `scores` [n_set][n_cand] holds what the policy gave (higher: kept longer) and may be
+    // written, what is not a number is dropped first; `pos` [n_set][n_cand] are the tokens, `cells` [n_cand] the cells that
+    // they lie in. Sets are in the order layer by layer, KV head by KV head (`per-layer-head`), KV head (`per-head`), or one
+    // (`shared`). The function may call llama_triattn_get_kept, _get_scores and _get_rows, and nothing that changes the
+    // context. NULL: the policy's scores.
+    typedef void (*llama_triattn_ranking)(
+                         void * user_data,
+                 llama_seq_id   seq_id,
+                    llama_pos   pos_next,
+                      int32_t   n_set,
+                      int32_t   n_cand,
+              const llama_pos * pos,
+                const int32_t * cells,
+                        float * scores);
+
+    LLAMA_API int32_t llama_triattn_set_ranking(struct llama_context * ctx, llama_triattn_ranking fn, void * user_data);
+
     // Model layers that evict, in cache order. Returns their number; writes at most n_max.
     LLAMA_API int32_t llama_triattn_get_layers(const struct llama_context * ctx, int32_t * layers, int32_t n_max);
 

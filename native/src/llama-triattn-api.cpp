@@ -161,6 +161,15 @@ int32_t llama_triattn_score(struct llama_context * ctx, llama_seq_id seq_id) {
     });
 }
 
+int32_t llama_triattn_set_ranking(struct llama_context * ctx, llama_triattn_ranking fn, void * user_data) {
+    auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    if (!triattn) {
+        return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
+    }
+    triattn->set_ranking(fn, user_data);
+    return LLAMA_TRIATTN_OK;
+}
+
 int32_t llama_triattn_get_layers(const struct llama_context * ctx, int32_t * layers, int32_t n_max) {
     const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
     if (!triattn) {

@@ -352,13 +352,37 @@ bool llama_triattn::score_sets(
     return true;
 }
 
+bool llama_triattn::rank_sets(
+        llama_context & lctx, llama_seq_id seq_id, const std::vector<int32_t> & cand, std::vector<float> & scores) {
+    if (!score_sets(lctx, seq_id, cand, scores)) {
+        return false;
+    }
+    if (ranking) {
+        const uint32_t strm   = kv.seq_to_stream[seq_id];
+        const uint32_t n_cand = cand.size();
+
+        std::vector<llama_pos> tokens((size_t) n_set*n_cand);
+        for (uint32_t set = 0; set < n_set; ++set) {
+            for (uint32_t i = 0; i < n_cand; ++i) {
+                tokens[(size_t) set*n_cand + i] = pos_at(strm, cand[i], set);
+            }
+        }
+        ranking(ranking_data, seq_id, kv.seq_pos_max(seq_id) + 1, n_set, n_cand, tokens.data(), cand.data(), scores.data());
+
+        for (auto & s : scores) {
+            s = std::isnan(s) ? -INFINITY : s; // an order needs numbers
+        }
+    }
+    return true;
+}
+
 int32_t llama_triattn::score(llama_context & lctx, llama_seq_id seq_id) {
     const auto cand = candidates(seq_id);
     if (cand.empty()) {
         return 0;
     }
     std::vector<float> scores;
-    return score_sets(lctx, seq_id, cand, scores) ? (int32_t) cand.size() : LLAMA_TRIATTN_FAILED;
+    return rank_sets(lctx, seq_id, cand, scores) ? (int32_t) cand.size() : LLAMA_TRIATTN_FAILED;
 }
 
 int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t n_tokens, bool forced) {
@@ -375,7 +399,7 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
     }
 
     std::vector<float> scores;
-    if (!score_sets(lctx, seq_id, cand, scores)) {
+    if (!rank_sets(lctx, seq_id, cand, scores)) {
         return LLAMA_TRIATTN_FAILED;
     }
 

@@ -84,6 +84,8 @@ public:
 
     // for the C API
 
+    void set_ranking(llama_triattn_ranking fn, void * user_data) { ranking = fn; ranking_data = user_data; }
+
     const llama_triattn_params & get_params() const { return params; }
 
     void get_stats(llama_triattn_stats & stats) const;
@@ -125,6 +127,9 @@ private:
     std::function<int32_t()> requested;
     int32_t                  requested_res = 0;
 
+    llama_triattn_ranking ranking      = nullptr;
+    void *                ranking_data = nullptr;
+
     // last scoring, before the z-score
     std::vector<llama_triattn_layer_scores> last_scores;
     std::vector<int32_t>                    last_cells;
@@ -144,7 +149,8 @@ private:
     // cells of the sequence that a round may empty, in ascending order
     std::vector<int32_t> candidates(llama_seq_id seq_id) const;
 
-    // [n_set][n_cand]
+    // the policy's scores of the candidates, as the caller's ranking leaves them: [n_set][n_cand]
+    bool rank_sets (llama_context & lctx, llama_seq_id seq_id, const std::vector<int32_t> & cand, std::vector<float> & scores);
     bool score_sets(llama_context & lctx, llama_seq_id seq_id, const std::vector<int32_t> & cand, std::vector<float> & scores);
 
     // Hadamard matrix of a rotated K cache, empty if it is not rotated

@@ -1,0 +1,167 @@
+"""Several contexts of one model, side by side: what ``bench`` times and ``evaluation`` compares.
+
+A ``Runtime`` is one model with one sequence for one user. Here the weights are loaded once, and full attention and the
+ways to forget get a context each, so that they meet the same tokens in the same process. Knows no text and no sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp._logger import set_verbose
+from numpy.typing import NDArray
+
+from . import native
+from .config import EvictionConfig, RuntimeConfig
+from .errors import DoesNotFitError, TriattnError
+from .model_info import read_model_info
+from .runtime import ggml_type, physical_cores
+from .vocabulary import Vocabulary
+
+
+class Model:
+    """Weights, and the contexts that were made of them."""
+
+    def __init__(self, path: Path, config: RuntimeConfig, stats_path: Path | None = None) -> None:
+        """
+        Raises
+        ------
+        ModelNotFoundError
+            The file is not there, or not a GGUF.
+        StatsError
+            The sidecar cannot be taken.
+        TriattnError
+            llama.cpp cannot load the file.
+        """
+        read_model_info(path)
+        native.library()
+        set_verbose(config.verbose)
+        self.config = config
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = config.n_gpu_layers if config.n_gpu_layers >= 0 else 0x7FFFFFFF
+        params.use_mmap = config.use_mmap
+        self.handle: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise TriattnError(native.last_error() or "llama.cpp cannot load it", where=str(path))
+        self.vocabulary = Vocabulary(self.handle)
+        if stats_path is not None:
+            native.load_stats(self.handle, stats_path)
+
+    def context(self, eviction: EvictionConfig | None, n_ctx: int) -> Context:
+        """A context with one empty sequence; eviction None: full attention."""
+        return Context(self, eviction, n_ctx)
+
+    def close(self) -> None:
+        llama_cpp.llama_model_free(self.handle)
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Context:
+    """One sequence. Close it before its model."""
+
+    def __init__(self, model: Model, eviction: EvictionConfig | None, n_ctx: int) -> None:
+        config = model.config
+        native.set_params(model.handle, eviction)
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = config.n_batch
+        params.n_ubatch = min(config.n_ubatch, config.n_batch)
+        params.n_threads = params.n_threads_batch = config.n_threads or physical_cores()
+        params.type_k, params.type_v = ggml_type(config.cache_type_k), ggml_type(config.cache_type_v)
+        params.flash_attn_type = int(config.flash_attn)
+        params.swa_full = False
+        self.model = model
+        self.handle: Any = llama_cpp.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            why = native.last_error()
+            raise TriattnError(why) if why else DoesNotFitError(f"no room for a context of {n_ctx} tokens")
+        self._memory = llama_cpp.llama_get_memory(self.handle)
+        self._ranking: native.Ranking | None = None
+        self.n_batch = config.n_batch
+        self.n_past = 0
+
+    def close(self) -> None:
+        llama_cpp.llama_free(self.handle)
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def rank_with(self, rank: Callable[[native.Round], None]) -> None:
+        """Let a function of one's own rewrite the scores of every round from now on."""
+        self._ranking = native.Ranking(self.handle, rank)
+
+    def decode(self, tokens: Sequence[int], n_logits: int = 0) -> NDArray[np.float32]:
+        """Put a batch behind the sequence. Returns the logits of its last n_logits tokens, float32 [n_logits, n_vocab].
+
+        The array is the library's own memory: it holds until the next decode.
+
+        Raises
+        ------
+        DoesNotFitError
+            The cache has no room for the batch.
+        """
+        n = len(tokens)
+        batch = llama_cpp.llama_batch_init(n, 0, 1)
+        try:
+            for i, token in enumerate(tokens):
+                batch.token[i] = token
+                batch.pos[i] = self.n_past + i
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = 0
+                batch.logits[i] = i >= n - n_logits
+            batch.n_tokens = n
+            status = llama_cpp.llama_decode(self.handle, batch)
+        finally:
+            llama_cpp.llama_batch_free(batch)
+        if self._ranking is not None:
+            self._ranking.check()
+        if status == 1:
+            raise DoesNotFitError(f"the cache has no room for {n} more tokens at position {self.n_past}")
+        if status != 0:
+            raise TriattnError(f"llama.cpp failed with status {status} at position {self.n_past}", where="llama_decode")
+        self.n_past += n
+        shape = (n_logits, self.model.vocabulary.n_vocab)
+        if n_logits == 0:
+            return np.empty(shape, np.float32)
+        # rows of a batch lie behind each other
+        logits: NDArray[np.float32] = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.handle), shape)
+        return logits
+
+    def prefill(self, tokens: Sequence[int], progress: Callable[[int], None] = lambda n: None) -> NDArray[np.float32]:
+        """Read a prompt in batches; logits of its last token, float32 [n_vocab]."""
+        logits = np.empty((1, 0), np.float32)
+        for i in range(0, len(tokens), self.n_batch):
+            batch = tokens[i : i + self.n_batch]
+            logits = self.decode(batch, n_logits=int(i + self.n_batch >= len(tokens)))
+            progress(i + len(batch))
+        return logits[-1]
+
+    def rewind(self, n_past: int) -> None:
+        """Cut the sequence; 0 empties it, whatever was evicted."""
+        first = n_past if n_past else -1
+        if not llama_cpp.llama_memory_seq_rm(self._memory, 0, first, -1):
+            raise TriattnError(f"cannot rewind to {n_past}")
+        self.n_past = n_past
+
+    def synchronize(self) -> None:
+        llama_cpp.llama_synchronize(self.handle)
+
+    def stats(self) -> native.EngineStats:
+        return native.get_stats(self.handle)[0]

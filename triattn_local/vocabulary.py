@@ -1,0 +1,74 @@
+"""Text to token ids and back, with the model's own tokenizer and chat template. Knows no context and no cache."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+from .errors import TriattnError, UsageError
+
+
+class Vocabulary:
+    """The tokenizer of a loaded model; lives no longer than the model."""
+
+    def __init__(self, model: Any) -> None:
+        """model : the `llama_model` pointer of the binding."""
+        self._model = model
+        self._vocab = llama_cpp.llama_model_get_vocab(model)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids. add_special puts the model's BOS in front; parse_special reads `<|im_start|>` as one token."""
+        data = text.encode()
+        n_max = len(data) + 16
+        tokens = (llama_cpp.llama_token * n_max)()
+        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, n_max, add_special, parse_special)
+        if n < 0:
+            raise TriattnError(f"the tokenizer needs {-n} tokens for {len(data)} bytes")
+        return list(tokens[:n])
+
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        size = 256
+        buffer = ctypes.create_string_buffer(size)
+        n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+        if n < 0:
+            buffer = ctypes.create_string_buffer(-n)
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, -n, 0, special)
+        return buffer.raw[:n]
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        return b"".join(self.token_bytes(t, special=special) for t in tokens).decode("utf-8", "replace")
+
+    def ends_turn(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source, None if the model has none."""
+        text = llama_cpp.llama_model_chat_template(self._model, None)
+        return None if text is None else bytes(text).decode("utf-8", "replace")
+
+    def apply_chat_template(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """The conversation in the model's own template; plain texts in a row if it has none.
+
+        The result starts with what the template starts with: tokenize it with parse_special.
+        """
+        template = self.chat_template
+        if template is None:
+            return "\n\n".join(str(m["content"]) for m in messages)
+        bos, eos = (self._special_text(f(self._vocab)) for f in (llama_cpp.llama_vocab_bos, llama_cpp.llama_vocab_eos))
+        formatter = Jinja2ChatFormatter(template, eos, bos, add_generation_prompt=add_generation_prompt)
+        try:
+            prompt = formatter(messages=list(messages)).prompt
+        except Exception as err:  # the template is a program of the model's maker: it may raise anything
+            raise UsageError(f"the model's chat template refuses the conversation: {err}") from err
+        # tokenize() puts BOS in front where the model wants one: not twice
+        adds_bos = bool(bos) and llama_cpp.llama_vocab_get_add_bos(self._vocab)
+        return str(prompt.removeprefix(bos) if adds_bos else prompt)
+
+    def _special_text(self, token: int) -> str:
+        return self.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
