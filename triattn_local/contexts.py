@@ -38,10 +38,13 @@ class Model:
         TriattnError
             llama.cpp cannot load the file.
         """
-        read_model_info(path)
+        info = read_model_info(path)
+        self.n_head: int = max(info.n_head)
+        """query heads of a layer"""
+        self.head_dim: int = info.head_dim
         native.library()
         set_verbose(config.verbose)
-        self.config = config
+        self.path, self.config = path, config
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = config.n_gpu_layers if config.n_gpu_layers >= 0 else 0x7FFFFFFF
         params.use_mmap = config.use_mmap
@@ -90,7 +93,8 @@ class Context:
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._ranking: native.Ranking | None = None
         self.n_batch = config.n_batch
-        self.n_past = 0
+        self.tokens: list[int] = []
+        """the sequence so far, evicted tokens included"""
 
     def close(self) -> None:
         llama_cpp.llama_free(self.handle)
@@ -102,6 +106,10 @@ class Context:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def n_past(self) -> int:
+        return len(self.tokens)
 
     def rank_with(self, rank: Callable[[native.Round], None]) -> None:
         """Let a function of one's own rewrite the scores of every round from now on."""
@@ -117,12 +125,13 @@ class Context:
         DoesNotFitError
             The cache has no room for the batch.
         """
-        n = len(tokens)
+        n, n_past = len(tokens), self.n_past
+        self.tokens.extend(tokens)  # a ranking looks at them meanwhile
         batch = llama_cpp.llama_batch_init(n, 0, 1)
         try:
             for i, token in enumerate(tokens):
                 batch.token[i] = token
-                batch.pos[i] = self.n_past + i
+                batch.pos[i] = n_past + i
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = 0
                 batch.logits[i] = i >= n - n_logits
@@ -130,35 +139,35 @@ class Context:
             status = llama_cpp.llama_decode(self.handle, batch)
         finally:
             llama_cpp.llama_batch_free(batch)
+        if status != 0:
+            del self.tokens[n_past:]
         if self._ranking is not None:
             self._ranking.check()
         if status == 1:
-            raise DoesNotFitError(f"the cache has no room for {n} more tokens at position {self.n_past}")
+            raise DoesNotFitError(f"the cache has no room for {n} more tokens at position {n_past}")
         if status != 0:
-            raise TriattnError(f"llama.cpp failed with status {status} at position {self.n_past}", where="llama_decode")
-        self.n_past += n
+            raise TriattnError(f"llama.cpp failed with status {status} at position {n_past}", where="llama_decode")
         shape = (n_logits, self.model.vocabulary.n_vocab)
-        if n_logits == 0:
-            return np.empty(shape, np.float32)
-        # rows of a batch lie behind each other
-        logits: NDArray[np.float32] = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.handle), shape)
+        logits: NDArray[np.float32] = np.empty(shape, np.float32)
+        if n_logits > 0:  # rows of a batch lie behind each other
+            logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.handle), shape)
         return logits
 
     def prefill(self, tokens: Sequence[int], progress: Callable[[int], None] = lambda n: None) -> NDArray[np.float32]:
         """Read a prompt in batches; logits of its last token, float32 [n_vocab]."""
-        logits = np.empty((1, 0), np.float32)
+        last: NDArray[np.float32] = np.empty(0, np.float32)
         for i in range(0, len(tokens), self.n_batch):
             batch = tokens[i : i + self.n_batch]
-            logits = self.decode(batch, n_logits=int(i + self.n_batch >= len(tokens)))
+            last = self.decode(batch, n_logits=1)[0]
             progress(i + len(batch))
-        return logits[-1]
+        return last
 
     def rewind(self, n_past: int) -> None:
         """Cut the sequence; 0 empties it, whatever was evicted."""
         first = n_past if n_past else -1
         if not llama_cpp.llama_memory_seq_rm(self._memory, 0, first, -1):
             raise TriattnError(f"cannot rewind to {n_past}")
-        self.n_past = n_past
+        del self.tokens[n_past:]
 
     def synchronize(self) -> None:
         llama_cpp.llama_synchronize(self.handle)

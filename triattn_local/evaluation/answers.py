@@ -1,0 +1,74 @@
+"""Answers that a model gives, and whether they are right.
+
+Only what was generated is looked at, never the prompt; a needle counts when it is there whole and nothing else that
+could be meant for it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from triattn_local.config import SamplingConfig
+from triattn_local.contexts import Context
+from triattn_local.errors import BackendMissingError
+from triattn_local.sampling import Sampler
+
+_NUMBER = re.compile(r"\d+(?:,\d{3})*")
+
+
+def generate(
+    context: Context,
+    prompt: Sequence[int],
+    max_tokens: int,
+    sampling: SamplingConfig | None = None,
+    *,
+    ignore_eos: bool = False,
+) -> list[int]:
+    """Read a prompt and answer it, greedily without sampling. The end-of-turn token is not part of the answer."""
+    context.prefill(prompt)
+    return go_on(context, max_tokens, sampling, ignore_eos=ignore_eos)
+
+
+def go_on(
+    context: Context, max_tokens: int, sampling: SamplingConfig | None = None, *, ignore_eos: bool = False
+) -> list[int]:
+    """Answer after what the context holds; its last decode must have left logits."""
+    vocabulary = context.model.vocabulary
+    sampler = Sampler(sampling or SamplingConfig(), vocabulary.n_vocab, context.tokens)
+    answer: list[int] = []
+    try:
+        while len(answer) < max_tokens:
+            token = sampler.sample(context.handle, context.n_past)
+            if not ignore_eos and vocabulary.ends_turn(token):
+                break
+            answer.append(token)
+            if len(answer) < max_tokens:
+                context.decode([token], n_logits=1)
+    finally:
+        sampler.close()
+    return answer
+
+
+def has_number(text: str, expected: str, forbidden: Sequence[str] = ()) -> bool:
+    """The number is in the text, and none of those that it could be taken for."""
+    numbers = {found.replace(",", "") for found in _NUMBER.findall(text)}
+    return expected in numbers and not numbers.intersection(forbidden)
+
+
+def is_right(text: str, expected: str) -> bool:
+    """The final answer of a worked solution is the expected one, as mathematics: 1/2 is 0.5 is \\frac{1}{2}.
+
+    Raises
+    ------
+    BackendMissingError
+        The library that reads answers is not installed.
+    """
+    try:
+        from math_verify import parse, verify
+    except ImportError as err:
+        raise BackendMissingError(
+            "answers are read by math-verify, which is not installed", fix="pip install '.[eval]'"
+        ) from err
+    gold = parse(f"${expected}$", parsing_timeout=None)
+    return bool(gold) and bool(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None))

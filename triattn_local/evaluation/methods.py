@@ -1,0 +1,106 @@
+"""The ways to forget that are compared, by name. Each is a change to the settings that the user has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from triattn_local.config import EvictionConfig
+from triattn_local.contexts import Context
+from triattn_local.errors import UsageError
+
+from . import experiments as e
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of a table."""
+
+    name: str
+    about: str
+    changes: dict[str, Any] | None = field(default_factory=dict)
+    """fields of EvictionConfig; None: nothing is forgotten"""
+    attach: Callable[[Context], None] | None = None
+    """what is done to a fresh context, see ``experiments``"""
+
+    def eviction(self, base: EvictionConfig, budget_tokens: int) -> EvictionConfig | None:
+        if self.changes is None:
+            return None
+        return dataclasses.replace(base, budget_tokens=budget_tokens, **self.changes)
+
+
+FULL = "full"
+
+GROUPS: dict[str, tuple[Method, ...]] = {
+    "modes": (
+        Method(FULL, "full attention", None),
+        Method("per-layer-head", "a set for each KV head of each layer"),
+        Method("per-head", "a set for each KV head, over all layers", {"mode": "per-head"}),
+        Method("shared", "one set, mean over layers and heads", {"mode": "shared"}),
+    ),
+    "baselines": (
+        Method("streaming", "the first and the most recent tokens", {"policy": "streaming"}),
+        Method("knorm", "the smallest key norms", {"policy": "knorm"}),
+        Method("random", "any tokens", {"policy": "random"}),
+    ),
+    "ablations": (
+        Method("trig-only", "without the norm term", {"terms": "trig"}),
+        Method("norm-only", "without the trigonometric term", {"terms": "norm"}),
+        Method("no-r", "norm term weighted with a_f instead of a_f (1 - R_f)", {"weight_r": False}),
+        Method("linear-offsets", "as many future distances, evenly spaced", {"offsets": "linear"}),
+        Method("offsets-4096", "future distances up to 4,096", {"offset_max": 4096}),
+        Method("offsets-256", "future distances up to 256", {"offset_max": 256}),
+        Method("shared-max", "one set, max over layers and heads", {"mode": "shared", "aggregate": "max"}),
+        Method("window-32", "a round every 32 tokens, 32 protected", {"window": 32}),
+        Method("window-64", "a round every 64 tokens, 64 protected", {"window": 64}),
+        Method("window-256", "a round every 256 tokens, 256 protected", {"window": 256}),
+        Method("keep-0", "no first token is protected", {"n_keep": 0}),
+        Method("keep-64", "the first 64 tokens are protected", {"n_keep": 64}),
+    ),
+    "experiments": (
+        Method("mass", "expected share of attention", attach=e.ranking(e.mass)),
+        Method("mass-value", "expected share of attention times |v|", attach=e.ranking(e.mass_value)),
+        Method("group-mean", "mean over the query heads of a KV head", attach=e.ranking(e.group_mean)),
+        Method("raw-max", "no z-score", attach=e.ranking(e.raw_max)),
+        Method("value-0.3", "z-score of log |v| added, times 0.3", attach=e.ranking(e.value(0.3))),
+        Method("value-1", "z-score of log |v| added", attach=e.ranking(e.value(1.0))),
+        Method("value-0.5", "z-score of log |v| added, times 0.5", attach=e.ranking(e.value(0.5))),
+        Method(
+            "deviation-0.3",
+            "z-score of log |v - mean| added, times 0.3",
+            attach=e.ranking(e.value(0.3, e.value_deviations)),
+        ),
+        Method("output-0.3", "z-score of log |W_o v| added, times 0.3", attach=e.ranking(e.value(0.3, e.output_norms))),
+        Method("soft-max-2", "log sum exp(2 z) over the query heads", attach=e.ranking(e.soft_max(2.0))),
+        Method("recency-0.5", "0.5 more for the newest than for the oldest", attach=e.ranking(e.recency(0.5))),
+        Method("recency-1", "1 more for the newest than for the oldest", attach=e.ranking(e.recency(1.0))),
+        Method("quotas", "half of the budget in 8 equal stretches", attach=e.ranking(e.quotas(8, 0.5))),
+        Method("delimiters", "1 more for the first tokens of lines", attach=e.ranking(e.delimiters(1.0))),
+    ),
+}
+
+METHODS: dict[str, Method] = {method.name: method for group in GROUPS.values() for method in group}
+
+
+def pick_methods(names: str) -> tuple[Method, ...]:
+    """Methods of a comma-separated list of names and groups, "all" among them, in the order of the registry.
+
+    Full attention is always there: the others are measured against it.
+    """
+    wanted = {FULL}
+    for name in (part.strip() for part in names.split(",")):
+        if name == "all":
+            wanted.update(METHODS)
+        elif name in GROUPS:
+            wanted.update(method.name for method in GROUPS[name])
+        elif name in METHODS:
+            wanted.add(name)
+        else:
+            raise UsageError(
+                f"there is no method {name!r}",
+                where="--methods",
+                fix=f"take some of {', '.join([*METHODS, *GROUPS, 'all'])}",
+            )
+    return tuple(method for method in METHODS.values() if method.name in wanted)

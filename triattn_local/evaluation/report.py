@@ -1,0 +1,97 @@
+"""Rows to what a person reads: a table for the terminal, Markdown, and remarks that a table does not show."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from triattn_local.atomic import atomic_write
+
+from .methods import FULL
+from .summary import Interval, Row
+from .tasks import TASKS, Metric
+
+
+def about(task: str) -> str:
+    return TASKS[task].about
+
+
+def show(metric: Metric, interval: Interval) -> str:
+    """A mean with its interval: "+0.0123 ± 0.0040", or "10 of 12" for right answers."""
+    if metric.is_share:
+        return f"{interval.mean * interval.n:g} of {interval.n}"
+    sign = "+" if metric.name.endswith("_diff") else ""
+    text = f"{interval.mean:{sign}.4f}"
+    return f"{text} ± {interval.half:.4f}" if math.isfinite(interval.half) else text
+
+
+def table(rows: Sequence[Row], task: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Columns and cells of one task's table, full attention first, then by kept fraction."""
+    metrics = TASKS[task].metrics
+    columns = ("method", "kept", "budget", *(m.name for m in metrics), "rounds", "cells used", "KV")
+    cells = []
+    chosen = [row for row in rows if row.task == task]
+    for row in sorted(chosen, key=lambda row: -row.kept):
+        is_full = row.method == FULL
+        cells.append(
+            (
+                row.method,
+                "all" if is_full else f"{row.kept:.4g}",
+                "" if is_full else f"{row.budget:,}",
+                *(show(m, row.metrics[m.name]) for m in metrics),
+                "" if is_full else f"{row.n_rounds:.0f}",
+                "" if is_full else f"{row.n_cells_used_max:,} of {row.n_cells:,}",
+                "1" if is_full else f"1/{row.kv_ratio:.1f}",
+            )
+        )
+    return columns, cells
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What must be known to read the tables: tasks that the model cannot do with all of its cache."""
+    res = []
+    for row in rows:
+        main = next(m for m in TASKS[row.task].metrics if m.name == TASKS[row.task].main)
+        if row.method == FULL and main.is_share and row.metrics[main.name].mean < 0.5:
+            found = show(main, row.metrics[main.name])
+            res.append(f"{row.task}: full attention itself gets {found}; this model is too small for the task.")
+        if row.method != FULL and row.n_rounds < 1:
+            res.append(
+                f"{row.task}, {row.method} at {row.kept:g}: less than one round a case, hardly anything forgotten."
+            )
+    return res
+
+
+def markdown(rows: Sequence[Row], title: str, command: str) -> str:
+    """The tables of all tasks, with the command that made them."""
+    parts = [f"# {title}\n\n    {command}\n"]
+    for task in dict.fromkeys(row.task for row in rows):
+        columns, cells = table(rows, task)
+        n_left = 1
+        lines = [
+            f"## {task}: {TASKS[task].about}\n",
+            "| " + " | ".join(columns) + " |",
+            "|" + "|".join("---" if i < n_left else "---:" for i in range(len(columns))) + "|",
+            *("| " + " | ".join(row) + " |" for row in cells),
+        ]
+        notes = "; ".join(f"{m.name}: {m.about}" for m in TASKS[task].metrics)
+        n_cases = max(row.n_cases for row in rows if row.task == task)
+        parts.append("\n".join(lines) + f"\n\n{notes}. Mean over {n_cases} cases ± 95 % interval.\n")
+    parts += [f"{remark}\n" for remark in remarks(rows)]
+    return "\n".join(parts)
+
+
+def write_files(rows: Sequence[Row], title: str, command: str, folder: Path) -> None:
+    """report.md, and with matplotlib report.html and a PNG for each task."""
+    text = markdown(rows, title, command).encode()
+    with atomic_write(folder / "report.md", len(text)) as file:
+        file.write(text)
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from .plots import write_html, write_png
+
+    for task in dict.fromkeys(row.task for row in rows):
+        write_png(rows, task, title, folder / f"{task}.png")
+    write_html(rows, title, command, folder / "report.html")
