@@ -54,6 +54,9 @@ class EvictionConfig:
     """ablation: how the future distances D are spaced"""
     offset_max: int = 65536
     """largest future distance in D, in tokens"""
+    weight_v: float = 0.5
+    """weight of the z-score of log |v| beside the score's own: a token counts by what it would add to the output; 0:
+    keys alone decide, as in the paper"""
     seed: int = 0
     """seed of the `random` policy"""
 
@@ -76,6 +79,8 @@ class EvictionConfig:
             )
         if self.offset_max < 1:
             raise UsageError(f"offset_max must be at least 1, not {self.offset_max}", where="offset_max")
+        if not 0.0 <= self.weight_v <= 100.0:
+            raise UsageError(f"weight_v must be from 0 to 100, not {self.weight_v}", where="weight_v")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Params(ctypes.Structure):
         ("weight_r", ctypes.c_int32),
         ("offsets", ctypes.c_int32),
         ("offset_max", ctypes.c_uint32),
+        ("weight_v", ctypes.c_float),
         ("seed", ctypes.c_uint32),
     ]
 
@@ -55,6 +56,7 @@ class Params(ctypes.Structure):
             weight_r=int(config.weight_r),
             offsets=OFFSETS.index(config.offsets),
             offset_max=config.offset_max,
+            weight_v=config.weight_v,
             seed=config.seed,
         )
 
@@ -70,6 +72,7 @@ class Params(ctypes.Structure):
             weight_r=bool(self.weight_r),
             offsets=OFFSETS[self.offsets],
             offset_max=self.offset_max,
+            weight_v=self.weight_v,
             seed=self.seed,
         )
 

@@ -532,6 +532,7 @@ def _overrides(eviction: EvictionConfig | None) -> dict[str, bool | int | float 
         "triattention.weight_r": eviction.weight_r,
         "triattention.offsets": eviction.offsets,
         "triattention.offset_max": eviction.offset_max,
+        "triattention.weight_v": float(eviction.weight_v),
         "triattention.seed": eviction.seed,
     }
 

@@ -326,8 +326,22 @@ def group_max(scores: Floats, n_head_kv: int) -> Float64s:
     return np.asarray(scores.reshape(*lead, n_head_kv, n_head // n_head_kv, n_token).max(axis=-2))
 
 
+def value_scores(v: Floats) -> Float64s:
+    """log |v| of each token, z-scored over the candidates: beyond the paper.
+
+    Attention adds p v to a head's output, so that a key with a short value may be wanted and still not be missed.
+    What a token is worth is log p + log |v| up to a constant; z-scores because the score is one as well.
+
+    From V rows [n_token, n_head_kv, head_dim_v] to float64 [n_head_kv, n_token].
+    """
+    sqr = (np.asarray(v, dtype=np.float64) ** 2).sum(axis=-1)
+    return zscore(0.5 * np.log(np.maximum(sqr, 1e-12)).T)
+
+
 def combine(z: Floats, mode: Mode, aggregate: Aggregate = "mean") -> Float64s:
     """Scores of those who decide, from z-scored and grouped scores [n_layer, n_head_kv, n_token].
+
+    With ``weight_v`` times ``value_scores`` added to them if values count.
 
     Returns
     -------

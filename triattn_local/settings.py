@@ -147,6 +147,10 @@ class Settings:
     offsets: str = _setting(EvictionConfig.offsets, _word, None, f"Ablation, future distances: {_one_of(OFFSETS)}.")
     offset_max: int = _setting(EvictionConfig.offset_max, _integer, None, "Ablation, largest future distance.")
 
+    weight_v: float = _setting(
+        EvictionConfig.weight_v, _number, None, "How much the length of a token's value counts; 0 as in the paper."
+    )
+
     cache_type_k: str = _setting(
         RuntimeConfig.cache_type_k, _word, "--cache-type-k", f"Type of the cached keys: {_one_of(CACHE_TYPES)}."
     )
@@ -257,6 +261,7 @@ class Settings:
                 weight_r=self.weight_r,
                 offsets=self.offsets,  # type: ignore[arg-type]
                 offset_max=self.offset_max,
+                weight_v=self.weight_v,
                 seed=self.seed,
             )
         )
@@ -313,6 +318,7 @@ _BEHIND: dict[str, tuple[str, ...]] = {
     "--cache-type-v": ("cache_type_v", "flash_attn"),
     "--offset-max": ("offset_max",),
     "offset_max": ("offset_max",),
+    "weight_v": ("weight_v",),
     "n_ctx": ("ctx",),
     "n_batch": ("batch",),
     "n_ubatch": ("batch",),

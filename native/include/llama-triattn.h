@@ -31,6 +31,7 @@
 //   triattention.weight_r    TRIATTN_WEIGHT_R     bool    true
 //   triattention.offsets     TRIATTN_OFFSETS      string  geometric (default), linear
 //   triattention.offset_max  TRIATTN_OFFSET_MAX   u32     65536
+//   triattention.weight_v    TRIATTN_WEIGHT_V     f32     0.5: how much the length of a token's value counts, 0 as in the paper
 //   triattention.seed        TRIATTN_SEED         u32     0
 //   triattention.stats       TRIATTN_STATS        string  path of a sidecar GGUF with the statistics (overrides the model's)
 
@@ -95,6 +96,7 @@ extern "C" {
         int32_t  weight_r;   // 1: norm term weighted with a_f - |q_f|; 0: with a_f (ablation)
         int32_t  offsets;    // enum llama_triattn_offsets
         uint32_t offset_max; // largest future distance, in tokens
+        float    weight_v;   // weight of the z-score of log |v| beside that of the score; 0: keys alone decide, as in the paper
         uint32_t seed;       // LLAMA_TRIATTN_POLICY_RANDOM
     };
 

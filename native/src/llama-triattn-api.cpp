@@ -46,6 +46,7 @@ struct llama_triattn_params llama_triattn_default_params(void) {
     res.weight_r   = 1;
     res.offsets    = LLAMA_TRIATTN_OFFSETS_GEOMETRIC;
     res.offset_max = 65536;
+    res.weight_v   = 0.5f;
     res.seed       = 0;
     return res;
 }

@@ -335,7 +335,7 @@ bool llama_triattn::score_sets(
     }
 
     last_cells.clear();
-    if (!scorer->compute(lctx, layers, rows, k_rotation(), kv.seq_pos_max(seq_id) + 1, last_scores)) {
+    if (!scorer->compute(lctx, layers, rows, k_rotation(), kv.v_trans, kv.seq_pos_max(seq_id) + 1, last_scores)) {
         return false;
     }
     last_cells = cand;
@@ -348,7 +348,7 @@ bool llama_triattn::score_sets(
         rule = params.aggregate == LLAMA_TRIATTN_AGGREGATE_MAX ? LLAMA_TRIATTN_SET_SHARED_MAX : LLAMA_TRIATTN_SET_SHARED_MEAN;
     }
 
-    scores = llama_triattn_combine(last_scores, n_cand, rule);
+    scores = llama_triattn_combine(last_scores, n_cand, params.weight_v, rule);
     return true;
 }
 

@@ -53,6 +53,15 @@ static uint32_t parse_u32(const std::string & value) {
     return (uint32_t) x;
 }
 
+static float parse_f32(const std::string & value) {
+    char * end = nullptr;
+    const float x = strtof(value.c_str(), &end);
+    if (value.empty() || *end != '\0' || !std::isfinite(x)) {
+        throw std::runtime_error("'" + value + "' is not a number");
+    }
+    return x;
+}
+
 static int32_t parse_name(const std::string & value, const std::vector<const char *> & names) {
     std::string all;
     for (size_t i = 0; i < names.size(); ++i) {
@@ -86,6 +95,7 @@ static const triattn_setting g_settings[] = {
     { "weight_r",   "TRIATTN_WEIGHT_R",   [](llama_triattn_params & p, const std::string & v) { p.weight_r   = parse_bool(v); } },
     { "offsets",    "TRIATTN_OFFSETS",    [](llama_triattn_params & p, const std::string & v) { p.offsets    = parse_name(v, { "geometric", "linear" }); } },
     { "offset_max", "TRIATTN_OFFSET_MAX", [](llama_triattn_params & p, const std::string & v) { p.offset_max = parse_u32(v); } },
+    { "weight_v",   "TRIATTN_WEIGHT_V",   [](llama_triattn_params & p, const std::string & v) { p.weight_v   = parse_f32(v); } },
     { "seed",       "TRIATTN_SEED",       [](llama_triattn_params & p, const std::string & v) { p.seed       = parse_u32(v); } },
 };
 
@@ -106,6 +116,9 @@ void llama_triattn_model::check(const llama_triattn_params & p) {
     }
     if (p.offset_max == 0 || p.offset_max > (1u << 24)) {
         throw std::runtime_error(format("offset_max %u is not from 1 to %u", p.offset_max, 1u << 24));
+    }
+    if (!(p.weight_v >= 0.0f && p.weight_v <= 100.0f)) {
+        throw std::runtime_error(format("weight_v %g is not from 0 to 100", p.weight_v));
     }
     const bool ok =
         p.mode      >= 0 && p.mode      <= LLAMA_TRIATTN_MODE_PER_LAYER_HEAD &&

@@ -7,6 +7,7 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -199,11 +200,33 @@ ggml_tensor * llama_triattn_scorer::build_magnitudes(ggml_context * ctx, ggml_te
     return ggml_sqrt(ctx, ggml_add(ctx, lo, hi));
 }
 
+ggml_tensor * llama_triattn_scorer::build_values(
+        ggml_context * ctx, const llama_triattn_layer & layer, ggml_tensor * cells, bool v_trans, int64_t strm) const {
+    ggml_tensor * v = layer.v;
+
+    const int64_t n_embd_head = layer.n_embd_head_v;
+    const int64_t n_head_kv   = layer.n_head_kv;
+    const int64_t n_cells     = v->ne[1];
+
+    if (!v_trans) {
+        v = ggml_get_rows(ctx, ggml_reshape_2d(ctx, v, v->ne[0], n_cells*v->ne[2]), cells);
+        v = ggml_reshape_3d(ctx, v, n_embd_head, n_head_kv, v->ne[1]);
+        return ggml_sum_rows(ctx, ggml_sqr(ctx, v));
+    }
+
+    // rows of cells, one for each dimension
+    v = ggml_view_2d(ctx, v, n_cells, v->ne[0], ggml_row_size(v->type, n_cells), strm*v->nb[2]);
+    v = ggml_sqr(ctx, ggml_cast(ctx, v, GGML_TYPE_F32));
+    v = ggml_permute(ctx, ggml_reshape_3d(ctx, v, n_cells, n_embd_head, n_head_kv), 1, 0, 2, 3);
+    return ggml_sum_rows(ctx, ggml_cont(ctx, v));
+}
+
 bool llama_triattn_scorer::compute(
         llama_context & lctx,
         const std::vector<llama_triattn_layer> & layers,
         const std::vector<int32_t> & cells,
         const std::vector<float> & k_rot,
+        bool v_trans,
         llama_pos pos_next,
         std::vector<llama_triattn_layer_scores> & scores) const {
     if (!is_ready && !prepare(lctx)) {
@@ -230,6 +253,7 @@ bool llama_triattn_scorer::compute(
     }
 
     std::vector<std::vector<ggml_tensor *>> outs(layers.size()); // [layer][model layer]
+    std::vector<ggml_tensor *> values(layers.size(), nullptr);
 
     for (size_t i = 0; i < layers.size(); ++i) {
         const auto & layer = layers[i];
@@ -275,6 +299,12 @@ bool llama_triattn_scorer::compute(
                 }
                 outs[i].push_back(out);
             }
+        }
+
+        if (params.policy == LLAMA_TRIATTN_POLICY_TRIATTENTION && params.weight_v > 0.0f && layer.v) {
+            values[i] = build_values(ctx, layer, inp_cells, v_trans, cells[0]/layer.k->ne[1]);
+            ggml_set_output(values[i]);
+            ggml_build_forward_expand(gf, values[i]);
         }
 
         for (auto * out : outs[i]) {
@@ -326,6 +356,23 @@ bool llama_triattn_scorer::compute(
             }
             for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
                 ggml_backend_tensor_get(outs[i][j], s.data.data() + ((size_t) h*n_il + j)*n_row, h*n_row*sizeof(float), n_row*sizeof(float));
+            }
+        }
+
+        s.values.clear();
+        if (values[i]) {
+            std::vector<float> sqr(ggml_nelements(values[i]));
+            ggml_backend_tensor_get(values[i], sqr.data(), 0, ggml_nbytes(values[i]));
+
+            const int64_t n_cells = layer.k->ne[1];
+
+            s.values.resize((size_t) s.n_head_kv*n_cand);
+            for (int64_t h = 0; h < s.n_head_kv; ++h) {
+                for (int64_t c = 0; c < n_cand; ++c) {
+                    const float x = v_trans ? sqr[h*n_cells + cells[c] % n_cells] : sqr[c*s.n_head_kv + h];
+
+                    s.values[h*n_cand + c] = 0.5f*logf(std::max(x, 1e-12f));
+                }
             }
         }
     }

@@ -41,12 +41,14 @@ public:
 
     // Scores of the cells `cells` (rows of K over all streams), for queries from position `pos_next` on.
     // k_rot: Hadamard matrix [n][n] that undoes the rotation of a quantised K cache, empty if there is none.
+    // v_trans: V lies as [n_cells, n_embd_v_gqa].
     // Returns false if the graph cannot be computed.
     bool compute(
             llama_context & lctx,
             const std::vector<llama_triattn_layer> & layers,
             const std::vector<int32_t> & cells,
             const std::vector<float> & k_rot,
+            bool v_trans,
             llama_pos pos_next,
             std::vector<llama_triattn_layer_scores> & scores) const;
 
@@ -73,6 +75,10 @@ private:
     // the model's own RoPE.  cur: [n_embd_head_k, n_head, n_pos], pos: [n_pos]
     ggml_tensor * build_rope(ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * cur, ggml_tensor * pos, int32_t il) const;
     ggml_tensor * build_magnitudes  (ggml_context * ctx, ggml_tensor * k, int32_t il) const;
+
+    // |v|^2 of a layer's values: of the cells `cells` [1, n_head_kv, n_cand], or if v_trans of all cells of stream `strm`
+    // [1, n_cells, n_head_kv]. The Hadamard rotation of a quantised cache does not change it.
+    ggml_tensor * build_values(ggml_context * ctx, const llama_triattn_layer & layer, ggml_tensor * cells, bool v_trans, int64_t strm) const;
 };
 
 // An empty graph on the context's scheduler, which forgets the context's own: rounds run as memory updates for that reason.

@@ -30,6 +30,7 @@ static void z_score(const float * src, float * x, uint32_t n) {
 std::vector<float> llama_triattn_combine(
         const std::vector<llama_triattn_layer_scores> & layers,
         uint32_t n_cand,
+        float    weight_v,
         llama_triattn_set_rule rule) {
     uint32_t n_set  = 0;
     uint32_t n_pool = 0; // KV heads that make one set
@@ -63,6 +64,13 @@ std::vector<float> llama_triattn_combine(
                     for (uint32_t i = 0; i < n_cand; ++i) {
                         head[i] = std::max(head[i], z[i]);
                     }
+                }
+            }
+
+            if (!l.values.empty()) {
+                z_score(l.values.data() + (size_t) h*n_cand, z.data(), n_cand);
+                for (uint32_t i = 0; i < n_cand; ++i) {
+                    head[i] += weight_v*z[i];
                 }
             }
 

@@ -10,7 +10,8 @@ struct llama_triattn_layer_scores {
     uint32_t n_head;    // query heads
     uint32_t n_head_kv;
 
-    std::vector<float> data; // [n_head][n_cand], query head h belongs to KV head h/(n_head/n_head_kv)
+    std::vector<float> data;   // [n_head][n_cand], query head h belongs to KV head h/(n_head/n_head_kv)
+    std::vector<float> values; // [n_head_kv][n_cand] log |v|, empty where values do not count
 };
 
 enum llama_triattn_set_rule {
@@ -21,10 +22,12 @@ enum llama_triattn_set_rule {
 };
 
 // z-score each query head over the candidates (population std, floor 1e-6), take the max over the query heads of a KV head,
-// and combine by the rule. Returns [n_set][n_cand]. A score that is not finite counts as the lowest.
+// add the z-score of its values times weight_v, and combine by the rule. Returns [n_set][n_cand]. A score that is not finite
+// counts as the lowest.
 std::vector<float> llama_triattn_combine(
         const std::vector<llama_triattn_layer_scores> & layers,
         uint32_t n_cand,
+        float    weight_v,
         llama_triattn_set_rule rule);
 
 // The n_drop candidates of the lowest scores, as a mask [n_cand]; of equal scores the earlier candidate goes first.

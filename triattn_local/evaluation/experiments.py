@@ -160,6 +160,17 @@ def value(weight: float, size: Callable[[Context, native.Round], Floats] = value
     return rank
 
 
+def log_value(weight: float, size: Callable[[Context, native.Round], Floats] = value_norms) -> Rank:
+    """z-score of S / sqrt(head_dim) + weight log |v|: the logarithm of what attention would add, up to a constant."""
+
+    def rank(context: Context, this: native.Round) -> Floats:
+        logits = head_scores(context, len(this.scores)) / math.sqrt(context.model.head_dim)
+        sizes = np.log(size(context, this) + STD_FLOOR)
+        return np.asarray(zscore(logits + weight * sizes[:, None]).max(axis=1))
+
+    return rank
+
+
 def soft_max(beta: float) -> Rank:
     """log sum exp of the query heads' z-scores: between the largest (large beta) and the mean (small beta)."""
 

@@ -33,6 +33,12 @@ class Method:
 
 FULL = "full"
 
+
+def _experiment(name: str, about: str, rank: e.Rank) -> Method:
+    """On the paper's scores, so that each idea is seen alone."""
+    return Method(name, about, {"weight_v": 0.0}, e.ranking(rank))
+
+
 GROUPS: dict[str, tuple[Method, ...]] = {
     "modes": (
         Method(FULL, "full attention", None),
@@ -52,6 +58,9 @@ GROUPS: dict[str, tuple[Method, ...]] = {
         Method("linear-offsets", "as many future distances, evenly spaced", {"offsets": "linear"}),
         Method("offsets-4096", "future distances up to 4,096", {"offset_max": 4096}),
         Method("offsets-256", "future distances up to 256", {"offset_max": 256}),
+        Method("paper", "keys alone decide, the values do not count", {"weight_v": 0.0}),
+        Method("weight-v-0.25", "values count half as much", {"weight_v": 0.25}),
+        Method("weight-v-1", "values count twice as much", {"weight_v": 1.0}),
         Method("shared-max", "one set, max over layers and heads", {"mode": "shared", "aggregate": "max"}),
         Method("window-32", "a round every 32 tokens, 32 protected", {"window": 32}),
         Method("window-64", "a round every 64 tokens, 64 protected", {"window": 64}),
@@ -60,24 +69,21 @@ GROUPS: dict[str, tuple[Method, ...]] = {
         Method("keep-64", "the first 64 tokens are protected", {"n_keep": 64}),
     ),
     "experiments": (
-        Method("mass", "expected share of attention", attach=e.ranking(e.mass)),
-        Method("mass-value", "expected share of attention times |v|", attach=e.ranking(e.mass_value)),
-        Method("group-mean", "mean over the query heads of a KV head", attach=e.ranking(e.group_mean)),
-        Method("raw-max", "no z-score", attach=e.ranking(e.raw_max)),
-        Method("value-0.3", "z-score of log |v| added, times 0.3", attach=e.ranking(e.value(0.3))),
-        Method("value-1", "z-score of log |v| added", attach=e.ranking(e.value(1.0))),
-        Method("value-0.5", "z-score of log |v| added, times 0.5", attach=e.ranking(e.value(0.5))),
-        Method(
-            "deviation-0.3",
-            "z-score of log |v - mean| added, times 0.3",
-            attach=e.ranking(e.value(0.3, e.value_deviations)),
-        ),
-        Method("output-0.3", "z-score of log |W_o v| added, times 0.3", attach=e.ranking(e.value(0.3, e.output_norms))),
-        Method("soft-max-2", "log sum exp(2 z) over the query heads", attach=e.ranking(e.soft_max(2.0))),
-        Method("recency-0.5", "0.5 more for the newest than for the oldest", attach=e.ranking(e.recency(0.5))),
-        Method("recency-1", "1 more for the newest than for the oldest", attach=e.ranking(e.recency(1.0))),
-        Method("quotas", "half of the budget in 8 equal stretches", attach=e.ranking(e.quotas(8, 0.5))),
-        Method("delimiters", "1 more for the first tokens of lines", attach=e.ranking(e.delimiters(1.0))),
+        _experiment("mass", "expected share of attention", e.mass),
+        _experiment("mass-value", "expected share of attention times |v|", e.mass_value),
+        _experiment("group-mean", "mean over the query heads of a KV head", e.group_mean),
+        _experiment("raw-max", "no z-score", e.raw_max),
+        _experiment("value-0.5", "z-score of log |v| added, times 0.5: the engine's own weight_v", e.value(0.5)),
+        _experiment("deviation-0.5", "the same with |v - mean|", e.value(0.5, e.value_deviations)),
+        _experiment("output-0.5", "the same with |W_o v|", e.value(0.5, e.output_norms)),
+        _experiment("log-value-1", "z-score of S / sqrt(d) + log |v|", e.log_value(1.0)),
+        _experiment("log-value-2", "z-score of S / sqrt(d) + 2 log |v|", e.log_value(2.0)),
+        _experiment("log-value-4", "z-score of S / sqrt(d) + 4 log |v|", e.log_value(4.0)),
+        _experiment("soft-max-4", "log sum exp(4 z) over the query heads", e.soft_max(4.0)),
+        _experiment("recency-0.5", "0.5 more for the newest than for the oldest", e.recency(0.5)),
+        _experiment("recency-1", "1 more for the newest than for the oldest", e.recency(1.0)),
+        _experiment("quotas", "half of the budget in 8 equal stretches", e.quotas(8, 0.5)),
+        _experiment("delimiters", "1 more for the first tokens of lines", e.delimiters(1.0)),
     ),
 }
 
