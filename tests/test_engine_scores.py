@@ -10,7 +10,7 @@ from engine import Engine, random_stats
 from texts import prose
 
 from triattn_local import native, scoring
-from triattn_local.config import MODES, EvictionConfig
+from triattn_local.config import EvictionConfig
 from triattn_local.model_info import read_model_info
 
 MODELS = ["smollm2", "gemma3", "qwen25"]
@@ -79,19 +79,33 @@ def test_ablations_match_numpy(smollm2: Path, ablation: dict, tmp_path: Path) ->
             assert np.abs(got - want).max() < 1e-3 * np.ptp(want)
 
 
+SELECTIONS = [
+    {"mode": "shared"},
+    {"mode": "shared", "aggregate": "max"},
+    {"mode": "per-head"},
+    {"mode": "per-layer-head"},
+    {"mode": "per-layer-head", "weight_v": 0.0},
+    {"mode": "per-layer-head", "weight_v": 2.0},
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("aggregate", ["mean", "max"])
-@pytest.mark.parametrize("mode", MODES)
-def test_selection_matches_numpy(model: Path, mode: str, aggregate: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cache", "flash_attn"), [("f16", True), ("f16", False), ("q8_0", True)], ids=["f16", "no-flash", "q8_0"]
+)
+@pytest.mark.parametrize("settings", SELECTIONS, ids=lambda s: "-".join(str(v) for v in s.values()))
+def test_selection_matches_numpy(model: Path, settings: dict, cache: str, flash_attn: bool, tmp_path: Path) -> None:
     """The tokens kept by the first round are those that the reference keeps, but for near ties."""
-    if aggregate == "max" and mode != "shared":
-        pytest.skip("aggregate is for the shared mode")
+    if (cache, flash_attn) != ("f16", True) and settings.get("weight_v", 1.0) <= 1.0:
+        pytest.skip("how the cache lies in memory matters for the values alone")
     info = read_model_info(model)
     sidecar = tmp_path / "stats.gguf"
     random_stats(model, full_layers(model), sidecar)
-    eviction = EvictionConfig(budget_tokens=200, window=32, n_keep=4, mode=mode, aggregate=aggregate)
+    eviction = EvictionConfig(budget_tokens=200, window=32, n_keep=4, **settings)
     n_tokens = 300
-    with Engine(model, eviction, stats=sidecar, n_batch=300) as engine:
+    with Engine(
+        model, eviction, stats=sidecar, n_batch=300, type_k=cache, type_v=cache, flash_attn=flash_attn
+    ) as engine:
         engine.feed(engine.tokenize(prose(4000))[:n_tokens])
         assert engine.stats().n_rounds == 0
         n_candidates = native.score(engine.ctx)
@@ -101,14 +115,23 @@ def test_selection_matches_numpy(model: Path, mode: str, aggregate: str, tmp_pat
         cells = native.get_scores(engine.ctx, layers[0], 0)[1]
         position = dict(zip(*reversed(native.get_kept(engine.ctx, layers[0], 0)), strict=True))
         candidates = np.array([position[c] for c in cells])
+        values = {
+            il: np.stack([engine.values(il, h, cells) for h in range(info.n_head_kv[il])], axis=1) for il in layers
+        }
         assert native.evict(engine.ctx) == n_tokens - 200
         kept = {
             (il, h): set(native.get_kept(engine.ctx, il, h)[0].tolist())
             for il in layers
             for h in range(info.n_head_kv[il])
         }
-    z = np.stack([scoring.group_max(scoring.zscore(np.stack(raw[il])), info.n_head_kv[il]) for il in layers])
-    combined = np.broadcast_to(scoring.combine(z, mode, aggregate), z.shape)
+    z = np.stack(
+        [
+            scoring.group_max(scoring.zscore(np.stack(raw[il])), info.n_head_kv[il])
+            + eviction.weight_v * scoring.value_scores(values[il])
+            for il in layers
+        ]
+    )
+    combined = np.broadcast_to(scoring.combine(z, eviction.mode, eviction.aggregate), z.shape)
     protected = set(range(4)) | set(range(n_tokens - 32, n_tokens))
     for i, il in enumerate(layers):
         for h in range(info.n_head_kv[il]):

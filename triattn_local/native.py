@@ -72,7 +72,7 @@ class Params(ctypes.Structure):
             weight_r=bool(self.weight_r),
             offsets=OFFSETS[self.offsets],
             offset_max=self.offset_max,
-            weight_v=self.weight_v,
+            weight_v=round(self.weight_v, 6),  # of a float32
             seed=self.seed,
         )
 

@@ -154,9 +154,16 @@ class Engine:
         return bool(llama_cpp.llama_state_seq_set_data(self.ctx, buffer, len(data), seq) == len(data))
 
     def keys(self, il: int, head_kv: int, cells: NDArray[np.int32], *, seq: int = 0) -> NDArray[np.float32]:
-        """Cached keys after RoPE, as numbers: dequantised, and the Hadamard rotation of a quantised cache undone."""
-        raw = native.get_rows(self.ctx, il, head_kv, cells, seq_id=seq)
-        type_number, n_rot = native.get_rows_info(self.ctx)
+        """Cached keys after RoPE, as numbers."""
+        return self._rows(il, head_kv, cells, seq, is_v=False)
+
+    def values(self, il: int, head_kv: int, cells: NDArray[np.int32], *, seq: int = 0) -> NDArray[np.float32]:
+        return self._rows(il, head_kv, cells, seq, is_v=True)
+
+    def _rows(self, il: int, head_kv: int, cells: NDArray[np.int32], seq: int, is_v: bool) -> NDArray[np.float32]:
+        """Dequantised, and the Hadamard rotation of a quantised cache undone."""
+        raw = native.get_rows(self.ctx, il, head_kv, cells, seq_id=seq, is_v=is_v)
+        type_number, n_rot = native.get_rows_info(self.ctx, is_v=is_v)
         kind = gguf.GGMLQuantizationType(type_number)
         if kind == gguf.GGMLQuantizationType.F16:
             rows = raw.view(np.float16).astype(np.float32)

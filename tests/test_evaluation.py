@@ -1,0 +1,382 @@
+"""What eval measures, and that it notices when forgetting does not work."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from triattn_local import errors, native
+from triattn_local.calib_tools.corpus import bundled_corpus
+from triattn_local.config import EvictionConfig, RuntimeConfig
+from triattn_local.contexts import Model
+from triattn_local.evaluation import answers, experiments, methods, problems, quick, report, runner, summary, texts
+from triattn_local.evaluation.tasks import TASKS, Size, pick_tasks
+from triattn_local.evaluation.tasks.drift import distinct, repeated
+from triattn_local.evaluation.tasks.nll import kl_divergence, log_sum_exp
+from triattn_local.evaluation.tasks.reasoning import read_problems
+
+# ------------------------------------------------------------ names and texts
+
+
+def test_methods_by_name_and_group_always_with_full_attention() -> None:
+    assert [m.name for m in methods.pick_methods("random, modes")] == [
+        "full",
+        "per-layer-head",
+        "per-head",
+        "shared",
+        "random",
+    ]
+    with pytest.raises(errors.UsageError, match="no method 'snapkv'"):
+        methods.pick_methods("snapkv")
+    with pytest.raises(errors.UsageError, match="no task 'mmlu'"):
+        pick_tasks("mmlu")
+    assert {task.name for task in pick_tasks("niah")} == {"niah-single", "niah-keys", "niah-hops"}
+
+
+def test_every_method_is_a_setting_that_the_engine_takes() -> None:
+    base = EvictionConfig()
+    for method in methods.METHODS.values():
+        eviction = method.eviction(base, 1000)
+        assert (eviction is None) == (method.name == "full")
+        if eviction is not None:
+            assert eviction.budget_tokens == 1000
+
+
+def test_texts_are_long_enough_held_out_and_the_same_every_time() -> None:
+    trained = "".join(document.text for document in bundled_corpus().documents)
+    for kind in texts.KINDS:
+        text = texts.read_text(kind)
+        assert len(text) > 40_000
+        assert texts.read_text(kind) == text
+        middle = text[20_000:20_100]
+        assert middle not in trained, kind
+
+
+def test_a_text_of_ones_own(tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("Grüße", "utf-8")
+    assert texts.read_text(str(own)) == "Grüße"
+    own.write_bytes(b"\xff\xfe")
+    with pytest.raises(errors.UsageError, match="not UTF-8"):
+        texts.read_text(str(own))
+    with pytest.raises(errors.UsageError, match="cannot be read"):
+        texts.read_text(str(tmp_path / "none.txt"))
+
+
+@pytest.mark.parametrize("make", [problems.column_sum, problems.chain])
+def test_made_problems_are_solved_rightly(make: Any) -> None:
+    for seed in range(50):
+        problem = make(random.Random(seed), 6)
+        assert problem.solution.endswith(f"\\boxed{{{problem.answer}}}.")
+        if make is problems.column_sum:
+            assert eval(problem.question.removeprefix("What is ").rstrip("?")) == int(problem.answer)
+        else:
+            names: dict[str, int] = {}
+            for line in problem.question.split(". What")[0].split("; "):
+                exec(line.replace("lambda", "lam"), {}, names)
+            assert names[problem.question.split()[-1].rstrip("?").replace("lambda", "lam")] == int(problem.answer)
+
+
+# -------------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("7318264", True),
+        ("The number is 7,318,264.", True),
+        ("73182645", False),
+        ("it is 7318264, or perhaps 1111111", False),
+        ("", False),
+    ],
+)
+def test_a_needle_counts_whole_and_alone(text: str, found: bool) -> None:
+    assert answers.has_number(text, "7318264", ["1111111"]) is found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "right"),
+    [
+        ("so the answer is \\boxed{42}.", "42", True),
+        ("so the answer is \\boxed{41}.", "42", False),
+        ("\\boxed{\\frac{1}{2}}", "0.5", True),
+        ("I do not know.", "42", False),
+    ],
+)
+def test_answers_are_compared_as_mathematics(text: str, expected: str, right: bool) -> None:
+    assert answers.is_right(text, expected) is right
+
+
+def test_problem_files(tmp_path: Path) -> None:
+    file = tmp_path / "aime.jsonl"
+    file.write_text('{"problem": "1+1?", "answer": 2}\n\n{"question": "2+2?", "answer": "4"}\n')
+    assert [(p.question, p.answer) for p in read_problems(file)] == [("1+1?", "2"), ("2+2?", "4")]
+    for bad, why in [("nonsense", "line 1"), ('{"problem": "x"}', "line 1"), ("[1]", "line 1"), ("\n", "no problems")]:
+        file.write_text(bad)
+        with pytest.raises(errors.UsageError, match=why):
+            read_problems(file)
+
+
+# ------------------------------------------------------------------ statistics
+
+
+def test_intervals() -> None:
+    # by hand: mean 2, s 1, t(2) = 4.303
+    interval = summary.mean_interval([1.0, 2.0, 3.0])
+    assert interval.mean == 2.0
+    assert interval.half == pytest.approx(4.303 / math.sqrt(3), rel=1e-6)
+    assert math.isinf(summary.mean_interval([1.0]).half)
+    # Wilson, 10 of 12
+    wilson = summary.share_interval([1.0] * 10 + [0.0] * 2)
+    assert (wilson.low, wilson.high) == (pytest.approx(0.5520, abs=1e-3), pytest.approx(0.9530, abs=1e-3))
+    all_right = summary.share_interval([1.0] * 12)
+    assert all_right.high == 1.0
+    assert all_right.low < 0.8
+
+
+def test_kl_of_the_likeliest_and_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 5, 300)).astype(np.float32) * 3
+    p, q = (x - log_sum_exp(x) for x in (a, b))
+    exact = (np.exp(p) * (p - q)).sum(axis=1)
+    assert kl_divergence(p, q) == pytest.approx(exact, rel=1e-4)
+    top = np.argsort(-p, axis=1)[:, :100]
+    rows = np.arange(5)[:, None]
+    coarse = kl_divergence(p[rows, top], q[rows, top])
+    assert (coarse <= exact + 1e-6).all()  # merging outcomes loses some of it, never gains
+    assert coarse == pytest.approx(exact, rel=0.1)
+    assert kl_divergence(p[rows, top], p[rows, top]) == pytest.approx(np.zeros(5), abs=1e-6)
+
+
+def test_repetition() -> None:
+    assert repeated(list(range(100)), 8) == 0.0
+    assert repeated([1, 2] * 50, 8) == pytest.approx(91 / 93)
+    assert distinct(list(range(100)), 4) == 1.0
+    assert distinct([1] * 100, 4) == pytest.approx(1 / 97)
+
+
+# ---------------------------------------------------------------------- runner
+
+
+SMALL = RuntimeConfig(n_batch=64)
+EVICTION = EvictionConfig(window=64)
+
+
+def small_grid(names: str = "per-layer-head,streaming", tokens: int = 400, **more: Any) -> runner.Grid:
+    return runner.Grid(
+        tasks=pick_tasks("nll"),
+        methods=methods.pick_methods(names),
+        fractions=(0.5,),
+        size=Size(n_tokens=tokens, texts=("novel",)),
+        eviction=EVICTION,
+        **more,
+    )
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_where_it_was(smollm2_triattn: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    seen: list[str] = []
+
+    def stop(step: runner.Step) -> None:
+        seen.append(step.method)
+        if step.method == "streaming":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_grid(smollm2_triattn, SMALL, small_grid(), out, progress=stop)
+    assert seen == ["full", "per-layer-head", "streaming"]
+    with (out / "lines.jsonl").open("a") as file:
+        file.write('{"task": "nll", "ca')  # the crash came in the middle of a line
+    before = [line.key for line in runner.read_lines(out)]
+    seen.clear()
+    lines = runner.run_grid(smollm2_triattn, SMALL, small_grid(), out, progress=lambda step: seen.append(step.method))
+    assert seen == ["streaming"]
+    assert [line.key for line in lines][:2] == before
+    forgetting = lines[1]
+    assert forgetting.n_rounds >= 2
+    assert forgetting.n_cells == 512  # 200 + 64 + 64, up to a multiple of 256
+    assert 200 < forgetting.n_cells_used_max <= 200 + 64 + 64
+
+    with pytest.raises(errors.UsageError, match="holds a run with size"):
+        runner.run_grid(smollm2_triattn, SMALL, small_grid(tokens=300), out)
+    whole = (out / "lines.jsonl").read_text()
+    (out / "lines.jsonl").write_text("{}\n" + whole)
+    with pytest.raises(errors.UsageError, match="line 1 is damaged"):
+        runner.read_lines(out)
+
+    rows = summary.summarise(lines)
+    text = report.markdown(rows, "SmolLM2", "triattn-local eval demo")
+    assert "| per-layer-head | 0.5 | 200 |" in text
+    report.write_files(rows, "SmolLM2", "triattn-local eval demo", out)
+    assert (out / "nll.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "report.html").read_text()
+    assert "<svg" in page
+    assert "src=" not in page.replace("xlink:href", "")
+
+
+@pytest.mark.slow
+def test_nll_is_that_of_the_logits(smollm2_triattn: Path, tmp_path: Path) -> None:
+    """Against one batch of the whole text in another context, and a budget that is never reached: nothing is lost."""
+    task = TASKS["nll"]
+    with Model(smollm2_triattn, RuntimeConfig(n_batch=64)) as model:
+        (case,) = task.cases(model, Size(n_tokens=200, texts=["python"]))
+        file = tmp_path / "reference.npz"
+        full = task.run(model, case, 0, lambda n: model.context(None, n), file)
+        whole = task.run(model, case, 150, lambda n: model.context(EvictionConfig(budget_tokens=1024), n), file)
+    with Model(smollm2_triattn, RuntimeConfig(n_batch=256)) as model, model.context(None, 256) as context:
+        logits = context.decode(case.data[:-1], n_logits=199).astype(np.float64)
+    nll = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(199), case.data[1:]]
+    assert full["nll"] == pytest.approx(nll.mean(), abs=2e-3)
+    assert whole["nll"] == pytest.approx(nll[149:].mean(), abs=2e-3)
+    assert whole["nll_diff"] == pytest.approx(0.0, abs=1e-5)
+    assert whole["kl"] == pytest.approx(0.0, abs=1e-5)
+    assert whole["top1"] == 1.0
+
+
+@pytest.mark.slow
+def test_bad_grids(smollm2_triattn: Path, tmp_path: Path) -> None:
+    with pytest.raises(errors.UsageError, match="no fraction"):
+        runner.run_grid(smollm2_triattn, SMALL, runner.Grid((), (), (1.5,)), tmp_path / "a")
+    with pytest.raises(errors.UsageError, match="are needed"):
+        runner.run_grid(smollm2_triattn, SMALL, small_grid(tokens=10**6), tmp_path / "b")
+    with pytest.raises(errors.UsageError, match="budget"):
+        runner.run_grid(smollm2_triattn, SMALL, small_grid(tokens=100), tmp_path / "c")
+
+
+@pytest.mark.slow
+def test_needles_lie_where_the_case_says(smollm2_triattn: Path) -> None:
+    with Model(smollm2_triattn, SMALL) as model:
+        for name in ("niah-single", "niah-keys", "niah-hops"):
+            cases = TASKS[name].cases(model, Size(n_tokens=1000, n_cases=6))
+            assert cases == TASKS[name].cases(model, Size(n_tokens=1000, n_cases=6))
+            for case in cases:
+                prompt, answer, forbidden = case.data
+                text = model.vocabulary.detokenize(prompt, special=True)
+                assert 900 < len(prompt) <= 1000
+                assert text.count(answer) == 1
+                assert all(other not in answer for other in forbidden)
+                if name == "niah-single":
+                    assert abs(text.index(answer) / len(text) - case.axis) < 0.08
+        (case,) = TASKS["recursion"].cases(model, Size(n_tokens=800, n_cases=1))
+        prompt, answer, others = case.data
+        text = model.vocabulary.detokenize(prompt, special=True)
+        assert f"is {answer}." in text
+        assert answer not in others
+        assert 700 < len(prompt) <= 800
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["niah-single", "recursion", "reasoning", "drift"])
+def test_every_task_runs_with_rounds(name: str, smollm2_triattn: Path, tmp_path: Path) -> None:
+    grid = runner.Grid(
+        tasks=pick_tasks(name),
+        methods=methods.pick_methods("per-layer-head"),
+        fractions=(0.5,),
+        size=Size(n_tokens=420, n_cases=1),
+        eviction=EVICTION,
+    )
+    full, forgetting = runner.run_grid(smollm2_triattn, SMALL, grid, tmp_path)
+    assert full.n_rounds == 0
+    if name != "reasoning":  # an answer may end before anything must go
+        assert forgetting.n_rounds >= 1
+    main = TASKS[name].main
+    for line in (full, forgetting):
+        assert math.isfinite(float(line.metrics[main]))
+        json.dumps(line.metrics)
+    row = summary.summarise([full, forgetting])[1]
+    assert row.method == "per-layer-head"
+    assert "per-layer-head" in report.markdown([row], "x", "y")
+
+
+# --------------------------------------------------------------------- ranking
+
+
+@pytest.mark.slow
+def test_a_ranking_of_ones_own_decides(smollm2_triattn: Path) -> None:
+    """Even positions first: what is kept beside the protected tokens is even."""
+    with (
+        Model(smollm2_triattn, RuntimeConfig(n_batch=100)) as model,
+        model.context(EvictionConfig(budget_tokens=160, window=32), 1024) as context,
+    ):
+        seen: list[native.Round] = []
+
+        def even_first(this: native.Round) -> None:
+            seen.append(this)
+            this.scores[:] = (this.pos % 2 == 0).astype(np.float32)
+            this.scores[this.pos % 7 == 0] = np.nan  # no number: goes first
+
+        context.rank_with(even_first)
+        for i in range(0, 400, 100):
+            context.decode(list(range(1000 + i, 1100 + i)))
+        assert len(seen) == context.stats().n_rounds == 2
+        assert [this.pos_next for this in seen] == [200, 300]
+        pos = np.sort(native.get_kept(context.handle, 3, 1)[0])
+        middle = pos[(pos >= 4) & (pos < 168)]
+        assert len(middle) > 50
+        assert (middle % 2 == 0).all()
+        assert not (middle % 7 == 0).any()
+
+        def fails(this: native.Round) -> None:
+            raise ValueError("a bug in a ranking")
+
+        context.rank_with(fails)
+        with pytest.raises(ValueError, match="a bug in a ranking"):
+            context.decode(list(range(1400, 1500)))
+
+
+@pytest.mark.slow
+def test_experiments_rank_every_set(smollm2_triattn: Path) -> None:
+    with Model(smollm2_triattn, RuntimeConfig(n_batch=100)) as model:
+        for method in methods.GROUPS["experiments"]:
+            assert method.attach is not None
+            with model.context(method.eviction(EvictionConfig(window=32), 160), 512) as context:
+                method.attach(context)
+                for i in range(0, 300, 100):
+                    context.decode(list(range(1000 + i, 1100 + i)))
+                assert context.stats().n_rounds == 1, method.name
+
+
+@pytest.mark.slow
+def test_the_engine_counts_values_as_the_experiment_did(smollm2_triattn: Path) -> None:
+    kept = []
+    with Model(smollm2_triattn, RuntimeConfig(n_batch=100)) as model:
+        for weight, rank in ((0.5, None), (0.0, experiments.value(0.5)), (0.0, None)):
+            with model.context(EvictionConfig(budget_tokens=160, window=32, weight_v=weight), 512) as context:
+                if rank is not None:
+                    experiments.ranking(rank)(context)
+                for i in range(0, 300, 100):
+                    context.decode(list(range(1000 + i, 1100 + i)))
+                sets = [(il, h) for il in native.get_layers(context.handle) for h in range(3)]
+                kept.append([frozenset(native.get_kept(context.handle, il, h)[0].tolist()) for il, h in sets])
+    same = [len(a & b) for a, b in zip(kept[0], kept[1], strict=True)]
+    assert sum(same) >= 0.999 * 160 * len(same)
+    assert kept[0] != kept[2]
+
+
+# ----------------------------------------------------------------------- quick
+
+
+@pytest.mark.slow
+def test_quick_passes_and_fails_when_scores_are_noise(
+    smollm2_triattn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = quick.quick_grid(EvictionConfig())
+    lines = runner.run_grid(smollm2_triattn, RuntimeConfig(n_batch=128), grid, tmp_path / "right")
+    assert quick.check(lines) < quick.LIMIT
+
+    def noise(context: Any, this: native.Round) -> Any:
+        del context
+        return np.random.default_rng(int(this.pos_next)).standard_normal(this.scores.shape)
+
+    broken = methods.Method("per-layer-head", "scores that are noise", attach=experiments.ranking(noise))
+    monkeypatch.setitem(methods.METHODS, "per-layer-head", broken)
+    again = quick.quick_grid(EvictionConfig())
+    with pytest.raises(errors.StatsError, match="hardly better than chance"):
+        quick.check(runner.run_grid(smollm2_triattn, RuntimeConfig(n_batch=128), again, tmp_path / "broken"))
