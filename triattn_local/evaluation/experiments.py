@@ -22,7 +22,19 @@ from numpy.typing import NDArray
 
 from triattn_local import native
 from triattn_local.errors import UsageError
-from triattn_local.scoring import STD_FLOOR, zscore
+from triattn_local.metadata import read_stats
+from triattn_local.model_info import read_model_info
+from triattn_local.scoring import (
+    STD_FLOOR,
+    RopeParams,
+    future_offsets,
+    future_query,
+    group_max,
+    norm_weights,
+    score_norm,
+    score_trig,
+    zscore,
+)
 
 if TYPE_CHECKING:
     from triattn_local.contexts import Context
@@ -65,14 +77,23 @@ def head_scores(context: Context, n_set: int) -> Floats:
     )
 
 
+def keys(context: Context, this: native.Round) -> Floats:
+    """K rows of the candidates after RoPE, [n_set, n_candidates, head_dim]"""
+    return _rows(context, this, is_v=False)
+
+
 def values(context: Context, this: native.Round) -> Floats:
-    """V rows of the candidates, [n_set, n_candidates, head_dim_v], as they lie in the cache: a quantised one holds them
-    turned by a Hadamard matrix, which keeps lengths."""
-    type_number, _ = native.get_rows_info(context.handle, is_v=True)
+    """V rows of the candidates, [n_set, n_candidates, head_dim_v]"""
+    return _rows(context, this, is_v=True)
+
+
+def _rows(context: Context, this: native.Round, is_v: bool) -> Floats:
+    """As they lie in the cache: a quantised one holds them turned by a Hadamard matrix, lengths and angles unchanged."""
+    type_number, _ = native.get_rows_info(context.handle, is_v=is_v)
     kind = gguf.GGMLQuantizationType(type_number)
     res = []
     for il, head in _sets_of(context, len(this.scores)):
-        raw = native.get_rows(context.handle, il, head, this.cells, is_v=True)
+        raw = native.get_rows(context.handle, il, head, this.cells, is_v=is_v)
         rows = raw.view(np.float16) if kind == gguf.GGMLQuantizationType.F16 else gguf.dequantize(raw, kind)
         res.append(rows.astype(np.float64))
     return np.array(res)
@@ -178,6 +199,46 @@ def soft_max(beta: float) -> Rank:
         z = beta * zscore(head_scores(context, len(this.scores)))
         top = z.max(axis=1, keepdims=True)
         return np.asarray((top[:, 0] + np.log(np.exp(z - top).mean(axis=1))) / beta)
+
+    return rank
+
+
+def rank_max(context: Context, this: native.Round) -> Floats:
+    """Largest place in the order of a query head's scores, instead of the largest z-score."""
+    return np.asarray(head_scores(context, len(this.scores)).argsort(axis=-1).argsort(axis=-1).max(axis=1), np.float64)
+
+
+def max_over_offsets(context: Context, this: native.Round) -> Floats:
+    """The largest over the future distances instead of the mean. For plain RoPE, and caches that are not quantised."""
+    info = read_model_info(context.model.path)
+    stats = read_stats(context.model.path)
+    if stats is None:
+        raise UsageError("reads the statistics from the model file", where=str(context.model.path))
+    params = RopeParams.of(info)
+    sets = _sets_of(context, len(this.scores))
+    k = keys(context, this)
+    res = np.empty(this.scores.shape)
+    for il in dict.fromkeys(il for il, _ in sets):
+        rows = [i for i, (layer, _) in enumerate(sets) if layer == il]
+        i = stats.layers.index(il)
+        k_rot = k[rows].transpose(1, 0, 2)
+        trig = [
+            score_trig(future_query(stats.q_mean[i], this.pos_next, np.array([d]), params), k_rot)
+            for d in future_offsets()
+        ]
+        norm = score_norm(norm_weights(stats.q_mean[i], stats.q_abs[i], params), k_rot, params)
+        res[rows] = group_max(zscore(np.max(trig, axis=0) + norm), len(rows))
+    return res
+
+
+def key_novelty(weight: float) -> Rank:
+    """Add the z-score of how far a key points from the mean of all keys (KeyDiff, arXiv:2504.15364)."""
+
+    def rank(context: Context, this: native.Round) -> Floats:
+        k = keys(context, this)
+        k /= np.linalg.norm(k, axis=-1, keepdims=True)
+        mean = k.mean(axis=1, keepdims=True)
+        return np.asarray(this.scores - weight * zscore((k * mean).sum(axis=-1)))
 
     return rank
 
