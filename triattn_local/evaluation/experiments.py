@@ -88,7 +88,7 @@ def values(context: Context, this: native.Round) -> Floats:
 
 
 def _rows(context: Context, this: native.Round, is_v: bool) -> Floats:
-    """As they lie in the cache: a quantised one holds them turned by a Hadamard matrix, lengths and angles unchanged."""
+    """As they lie in the cache: a quantised one holds them turned by a Hadamard matrix, which keeps lengths."""
     type_number, _ = native.get_rows_info(context.handle, is_v=is_v)
     kind = gguf.GGMLQuantizationType(type_number)
     res = []
