@@ -77,8 +77,10 @@ class _Full:
 def log_sum_exp(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """[n, n_vocab] -> [n, 1]"""
     top = logits.max(axis=1, keepdims=True)
-    res: NDArray[np.float32] = top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True, dtype=np.float64))
-    return res.astype(np.float32)
+    parts = logits - top
+    np.exp(parts, out=parts)
+    res: NDArray[np.float32] = top + np.log(parts.sum(axis=1, keepdims=True))  # pairwise: float32 is enough
+    return res
 
 
 def _read_full(context: Context, tokens: list[int]) -> _Full:
