@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol
 from triattn_local.contexts import Context, Model
 from triattn_local.errors import UsageError
 
+from ..answers import generate, has_number
+
 Metrics = Mapping[str, float | str]
 """numbers that are averaged, and texts for whoever reads the lines"""
 
@@ -72,6 +74,18 @@ class Task(Protocol):
     def run(self, model: Model, case: Case, budget_tokens: int, open_context: Open, reference: Path) -> Metrics:
         """One case in one context. budget_tokens 0: full attention, which comes first and may leave what the others
         are compared with in the file `reference`."""
+
+
+MAX_NUMBER = 32
+"""tokens of an answer that is to be a number only"""
+
+
+def ask_number(model: Model, case: Case, open_context: Open) -> Metrics:
+    """The answer to a case whose data are its prompt, the right number, and those that it could be taken for."""
+    prompt, expected, forbidden = case.data
+    with open_context(len(prompt) + MAX_NUMBER) as context:
+        answer = model.vocabulary.detokenize(generate(context, prompt, MAX_NUMBER))
+    return {"found": float(has_number(answer, expected, forbidden)), "expected": expected, "answer": answer}
 
 
 def cut(model: Model, text: str, n_tokens: int, offset: int, where: str) -> list[int]:

@@ -12,14 +12,12 @@ from pathlib import Path
 from triattn_local.contexts import Model
 from triattn_local.errors import UsageError
 
-from ..answers import generate, has_number
 from ..texts import read_text
-from .base import Case, Metric, Metrics, Open, Size
+from .base import Case, Metric, Metrics, Open, Size, ask_number
 
 DEFAULT_TOKENS = 3000
 DEFAULT_CASES = 12
 DEPTHS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85)
-MAX_ANSWER = 32
 
 _HAYSTACKS = ("novel", "speech", "manual")
 _CITIES = ("Lisbon", "Oslo", "Cairo", "Lima", "Hanoi", "Quito", "Riga", "Tunis", "Perth", "Turin", "Leeds", "Bern")
@@ -49,17 +47,12 @@ class Niah:
             needles, question, answer, forbidden = self._facts(rng)
             depths = [depth, *((depth + (k + 1) / len(needles)) % 1.0 for k in range(len(needles) - 1))]
             prompt = _prompt(model, text, rng, needles, depths, question, n_tokens)
-            res.append(
-                Case(self.name, f"depth-{depth:g}-seed-{seed}", n_tokens, (prompt, answer, forbidden), axis=depth)
-            )
+            res.append(Case(self.name, f"depth-{depth:g}-seed-{seed}", n_tokens, (prompt, answer, forbidden), depth))
         return res
 
     def run(self, model: Model, case: Case, budget_tokens: int, open_context: Open, reference: Path) -> Metrics:
         del budget_tokens, reference
-        prompt, answer, forbidden = case.data
-        with open_context(len(prompt) + MAX_ANSWER) as context:
-            text = model.vocabulary.detokenize(generate(context, prompt, MAX_ANSWER))
-        return {"found": float(has_number(text, answer, forbidden)), "expected": answer, "answer": text}
+        return ask_number(model, case, open_context)
 
     def _facts(self, rng: random.Random) -> tuple[list[str], str, str, list[str]]:
         """Needles, the question, its answer, and what would be a wrong answer."""

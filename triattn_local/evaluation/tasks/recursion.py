@@ -11,13 +11,11 @@ from pathlib import Path
 
 from triattn_local.contexts import Model
 
-from ..answers import generate, has_number
-from .base import Case, Metric, Metrics, Open, Size
+from .base import Case, Metric, Metrics, Open, Size, ask_number
 
 DEFAULT_TOKENS = 2400
 DEPTHS = (1, 2, 4, 8)
 DEFAULT_CASES = 12
-MAX_ANSWER = 24
 _NODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -33,15 +31,12 @@ class Recursion:
         for i in range(size.n_cases or DEFAULT_CASES):
             depth, seed = DEPTHS[i % len(DEPTHS)], i // len(DEPTHS)
             prompt, answer, others = _walk(model, random.Random(f"walk {depth} {seed}"), depth, n_tokens)
-            res.append(Case(self.name, f"back-{depth}-seed-{seed}", n_tokens, (prompt, answer, others), axis=depth))
+            res.append(Case(self.name, f"back-{depth}-seed-{seed}", n_tokens, (prompt, answer, others), depth))
         return res
 
     def run(self, model: Model, case: Case, budget_tokens: int, open_context: Open, reference: Path) -> Metrics:
         del budget_tokens, reference
-        prompt, answer, others = case.data
-        with open_context(len(prompt) + MAX_ANSWER) as context:
-            text = model.vocabulary.detokenize(generate(context, prompt, MAX_ANSWER))
-        return {"found": float(has_number(text, answer, others)), "expected": answer, "answer": text}
+        return ask_number(model, case, open_context)
 
 
 def _walk(model: Model, rng: random.Random, depth: int, n_tokens: int) -> tuple[list[int], str, list[str]]:
