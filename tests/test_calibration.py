@@ -29,7 +29,7 @@ from triattn_local import native, scoring
 from triattn_local.architectures import ROPE_TYPES, RopeType
 from triattn_local.calib_tools import ggml_tensor
 from triattn_local.calib_tools.accumulate import HeadSums
-from triattn_local.calib_tools.calibrate import SKIP_TOKENS, calibrate, check_can_calibrate
+from triattn_local.calib_tools.calibrate import calibrate, check_can_calibrate
 from triattn_local.calib_tools.convert import convert
 from triattn_local.calib_tools.corpus import (
     Corpus,
@@ -40,6 +40,7 @@ from triattn_local.calib_tools.corpus import (
     share_out,
 )
 from triattn_local.calib_tools.engine_runtime import Kind, RuntimeEngine
+from triattn_local.calib_tools.tokens import SKIP_TOKENS
 from triattn_local.errors import (
     BackendMissingError,
     CalibrationError,
@@ -284,7 +285,7 @@ def test_inputs_that_are_refused(tmp_path: Path) -> None:
         convert(cut)
     text.write_text("again " * 1000)
     with pytest.raises(CalibrationError, match="repeats itself"):
-        convert(path, corpus=text)
+        convert(path, corpus=[text])
     with pytest.raises(CalibrationError, match="100 tokens are too few"):
         convert(path, n_tokens=100)
     assert {p.name for p in tmp_path.iterdir()} == {"m.gguf", "text.gguf", "cut.gguf"}
@@ -293,6 +294,10 @@ def test_inputs_that_are_refused(tmp_path: Path) -> None:
 def test_a_split_model_needs_a_name_that_llama_cpp_can_follow(tmp_path: Path) -> None:
     packed = Packed().set("split.no", U16, 0).set("split.count", U16, 3)
     path = packed.write(tmp_path / "m-00001-of-00003.gguf")
+    with pytest.raises(ModelNotFoundError, match="m-00002-of-00003"):
+        convert(path, sidecar=True, dry_run=True)
+    for i in (1, 2):
+        Packed(tensors={}).set("split.no", U16, i).write(tmp_path / f"m-0000{i + 1}-of-00003.gguf")
     with pytest.raises(UsageError, match=r"split into 3 files.*-00001-of-00003\.gguf"):
         convert(path, dry_run=True)
     with pytest.raises(UsageError, match="split into 3 files"):
@@ -312,7 +317,7 @@ def test_rope_lies_between_what_is_seen_before_and_after(model: Path) -> None:
         assert engine.fingerprint == fingerprint(model)
         assert sorted(engine.layers) == list(range(info.n_layer))
         assert engine.layers_without_rope == ()
-        seen = watch(engine, engine.tokenize(prose(4000))[:400])
+        seen = watch(engine, engine.tokenizer.encode(prose(4000))[:400])
         assert len(seen) == 4 * info.n_layer
         for il, layer in engine.layers.items():
             assert (layer.n_head, layer.n_head_kv, layer.head_dim) == (
@@ -361,7 +366,7 @@ def test_queries_and_keys_of_the_first_layer_follow_from_the_weights(model: Path
     eps = weights.file.number(f"{info.arch}.attention.layer_norm_rms_epsilon")
     assert eps is not None
     with RuntimeEngine(model, n_ctx=256) as engine:
-        tokens = engine.tokenize(prose(2000))[:200]
+        tokens = engine.tokenizer.encode(prose(2000))[:200]
         seen = watch(engine, tokens)
     x = weights.rows("token_embd.weight", tokens)
     if info.arch == "gemma3":
@@ -393,7 +398,7 @@ def test_the_library_tells_full_layers_from_others(gemma3: Path) -> None:
 @pytest.mark.slow
 def test_an_exception_in_the_callback_comes_out_and_the_engine_lives_on(smollm2: Path) -> None:
     with RuntimeEngine(smollm2, n_ctx=256, n_batch=64) as engine:
-        tokens = engine.tokenize(prose(2000))[:200]
+        tokens = engine.tokenizer.encode(prose(2000))[:200]
         calls: list[int] = []
 
         def interrupt(il: int, kind: Kind, values: np.ndarray, first_pos: int) -> None:
@@ -527,7 +532,7 @@ def test_statistics_are_the_means_of_what_the_model_does(smollm2: Path) -> None:
     assert stats.model == fingerprint(smollm2)
     with RuntimeEngine(smollm2, n_ctx=512, n_batch=128) as engine:
         seen: list[dict[tuple[int, Kind], np.ndarray]] = []
-        for piece in share_out([engine.tokenize(d.text) for d in corpus.documents], 600, 512):
+        for piece in share_out([engine.tokenizer.encode(d.text) for d in corpus.documents], 600, 512):
             seen.append(watch(engine, piece))
         rope_type = engine.layers[0].rope.rope_type
     assert len(seen) == 2
@@ -554,7 +559,7 @@ def test_too_little_text(smollm2: Path, tmp_path: Path) -> None:
     path, out = tmp_path / "short.txt", tmp_path / "out.gguf"
     path.write_text(prose(300))
     with pytest.raises(CalibrationError, match=r"short\.txt: has \d+ tokens, too few"):
-        convert(smollm2, out, corpus=path)
+        convert(smollm2, out, corpus=[path])
     assert not out.exists()
 
 
@@ -580,7 +585,7 @@ def test_centres_know_what_will_be_attended_to(converted: Path) -> None:
     stats, info = read_stats(converted), read_model_info(converted)
     assert stats is not None
     with RuntimeEngine(converted, n_ctx=1024, kinds=("q_rot", "k_rot")) as engine:
-        seen = watch(engine, engine.tokenize(prose(8000))[:1000])
+        seen = watch(engine, engine.tokenizer.encode(prose(8000))[:1000])
         ropes = {il: engine.layers[il].rope for il in stats.layers}
     t, candidates = 750, np.arange(SKIP_TOKENS, 750 - 64)
     scale = 1 / 16 if info.arch == "gemma3" else info.head_dim**-0.5
@@ -640,7 +645,7 @@ def test_convert(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.concentration.n_heads == 270
     assert result.concentration.share_high > 0.9
     assert [stage for stage, _, _ in stages if stage != "calibrating"] == [
-        f"loading {smollm2.name}",
+        "runtime engine: as asked for",
         "writing out.gguf",
     ]
     calibrating = [(done, total) for stage, done, total in stages if stage == "calibrating"]
@@ -671,7 +676,7 @@ convert(Path(sys.argv[1]), Path(sys.argv[2]), progress=lambda stage, *_: print(s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["ready", "loading", "calibrating"])
+@pytest.mark.parametrize("stage", ["ready", "runtime engine", "torch engine", "calibrating"])
 def test_ctrl_c_leaves_nothing(stage: str, smollm2: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     command = [sys.executable, "-c", _CONVERT, str(smollm2), str(out)]

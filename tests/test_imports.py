@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("stats",),
     ("metadata", "scoring"),
     ("native",),
-    ("sampling", "snapshot", "vocabulary"),
+    ("devices", "sampling", "snapshot", "vocabulary"),
     ("runtime",),
     ("contexts",),
     (
@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "oneshot",
         "server",
         "sessions",
+        "report",
         "settings",
         "store",
     ),
@@ -48,6 +49,7 @@ ALLOWED = {
     "rich": {"cli", "console", "tui"},
     "huggingface_hub": {"store"},
     "llama_cpp": {"calib_tools", "contexts", "doctor", "evaluation", "native", "runtime", "sampling", "vocabulary"},
+    "matplotlib": {"report"},
     "transformers": set(),
 }
 """library -> where it may be imported"""

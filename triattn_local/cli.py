@@ -21,7 +21,6 @@ from typer.core import TyperGroup
 
 from . import __version__, console
 from .errors import BackendMissingError, StatsError, TriattnError, UsageError
-from .interrupts import stop_for_sure
 from .settings import Settings, fields
 
 EXIT_INTERRUPTED = 130
@@ -235,11 +234,23 @@ def convert(
         typer.Option("--tokens", metavar="N", help="Calibration tokens. [default: 8192]", show_default=False),
     ] = None,
     corpus: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            "--corpus", metavar="FILE", help="Calibration text. [default: the bundled one]", show_default=False
+            "--corpus",
+            metavar="FILE",
+            help="Calibration text, may be given several times. [default: the bundled one]",
+            show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="ENGINE",
+            help="`runtime` (llama.cpp, the whole model in memory), `torch` (one layer at a time), or `auto`.",
+        ),
+    ] = "auto",
+    resume: Annotated[bool, _switch("--resume", "Go on where an interrupted conversion stopped.")] = False,
     force: Annotated[bool, _switch("--force", "Replace the output if it is there.")] = False,
     dry_run: Annotated[bool, _switch("--dry-run", "Say what would be done, and do nothing.")] = False,
     as_json: AsJson = False,
@@ -261,7 +272,9 @@ def convert(
         path,
         output,
         sidecar=sidecar,
-        corpus=corpus,
+        corpus=corpus or (),
+        engine=engine,
+        resume=resume,
         force=force,
         dry_run=dry_run,
         n_threads=settings.threads,
@@ -272,6 +285,7 @@ def convert(
         console.write_json(result.as_dict())
         return
     if dry_run:
+        console.say(f"{result.engine} engine: {result.engine_why}", style="dim")
         console.say(f"would calibrate on {result.corpus} and write:")
     else:
         r = result.concentration
@@ -289,13 +303,22 @@ def _convert(model: Path, output: Path | None, **options: Any) -> Any:
         raise BackendMissingError(
             "torch is not installed", where="convert", fix="pip install '.[calib]' in the folder of triattn-local"
         ) from None
-    with stop_for_sure() as check, console.Stages("tokens") as stages:
+    begun = False
+    try:
+        with console.Stages("tokens") as tokens, console.Stages("bytes") as data:
 
-        def progress(stage: str, done: int, total: int | None) -> None:
-            check()
-            stages(stage, done, total)
+            def progress(stage: str, done: int, total: int | None, unit: str = "tokens") -> None:
+                nonlocal begun
+                begun = begun or done > 0
+                shown, other = (data, tokens) if unit == "bytes" else (tokens, data)
+                other.close()
+                shown(stage, done, total)
 
-        return calibration.convert(model, output, progress=progress, **options)
+            return calibration.convert(model, output, progress=progress, **options)
+    except KeyboardInterrupt:
+        if begun:
+            console.say("interrupted; the same command with --resume goes on from here", style="dim")
+        raise
 
 
 @app.command()
