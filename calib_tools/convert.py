@@ -218,7 +218,6 @@ def write_output(
         return None
     if progress is None:
         return write_with_stats(info.path, path, stats)
-    progress(stage, 0, None)
     return write_with_stats(info.path, path, stats, lambda done, total: progress(stage, done, total, "bytes"))
 
 

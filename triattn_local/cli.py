@@ -293,16 +293,89 @@ def convert(
     print(result.path)
 
 
-def _convert(model: Path, output: Path | None, **options: Any) -> Any:
-    """Call ``calib_tools.convert``, which alone of the program needs torch, and show how far it is."""
+@app.command("import-stats")
+def import_stats(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Statistics as the method's authors write them (.pt).")],
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File to write. [default: MODEL.triattn.gguf]", show_default=False
+        ),
+    ] = None,
+    sidecar: Annotated[
+        bool, _switch("--sidecar", "Write the statistics only, into a small GGUF beside the model.")
+    ] = False,
+    force: Annotated[bool, _switch("--force", "Replace the output if it is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add statistics that TriAttention's own calibration made.
+
+    They must be of this very model: the format does not say whose they are, and only their shape can be checked.
+    """
+    from . import store
+    from .model_info import read_model_info
+
+    calibration, official = _calib_tools("convert"), _calib_tools("official")
+    info = read_model_info(store.resolve(model, Settings.load(context.params).models))
+    path = calibration.output_path(info, output, sidecar, force)
+    stats = official.read_official(file, info)
+    calibration.write_output(info, path, stats, sidecar)
+    if as_json:
+        console.write_json({"path": str(path), "model": stats.model, "layers": list(stats.layers)})
+    else:
+        print(path)
+
+
+@app.command("export-stats")
+def export_stats(
+    context: typer.Context,
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File to write. [default: MODEL.pt]", show_default=False),
+    ] = None,
+    stats: Stats = None,
+    force: Annotated[bool, _switch("--force", "Replace the output if it is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model's statistics as TriAttention's own programs read them (.pt)."""
+    from . import store
+    from .inspection import usable_stats
+    from .model_info import read_model_info
+
+    official = _calib_tools("official")
+    settings = Settings.load(context.params)
+    info = read_model_info(store.resolve(model, settings.models))
+    path = output or info.path.with_suffix(".pt")
+    if path.exists() and not force:
+        raise UsageError("exists already", where=str(path), fix="replace it with --force, or give another name with -o")
+    found = usable_stats(info, settings.stats)
+    official.write_official(path, found, info)
+    if as_json:
+        console.write_json({"path": str(path), "model": found.model, "layers": list(found.layers)})
+    else:
+        print(path)
+
+
+def _calib_tools(module: str) -> Any:
+    """A module of ``calib_tools``, which alone of the program needs torch."""
+    import importlib
+
     try:
-        from triattn_local.calib_tools import convert as calibration
+        return importlib.import_module(f"triattn_local.calib_tools.{module}")
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise BackendMissingError(
-            "torch is not installed", where="convert", fix="pip install '.[calib]' in the folder of triattn-local"
+            "torch is not installed", where="calibration", fix="pip install '.[calib]' in the folder of triattn-local"
         ) from None
+
+
+def _convert(model: Path, output: Path | None, **options: Any) -> Any:
+    """Call ``calib_tools.convert``, and show how far it is."""
+    calibration = _calib_tools("convert")
     begun = False
     try:
         with console.Stages("tokens") as tokens, console.Stages("bytes") as data:

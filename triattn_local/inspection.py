@@ -15,6 +15,7 @@ from .errors import StatsError, TriattnError
 from .gguf_file import read_gguf
 from .metadata import KEY_VERSION, read_stats
 from .model_info import ModelInfo, fingerprint, read_model_info
+from .stats import TriattnStats
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,23 @@ def inspect_model(
         kv_bytes_per_token=info.kv_bytes_per_token(cache_type_k, cache_type_v),
         statistics=_statistics(info, mark, sidecar or path),
     )
+
+
+def usable_stats(info: ModelInfo, sidecar: Path | None = None) -> TriattnStats:
+    """Statistics of a model, inside it or in a sidecar, once they are checked.
+
+    Raises
+    ------
+    StatsError
+        There are none, they are damaged, or another model's.
+    """
+    path = sidecar or info.path
+    stats = read_stats(path)
+    if stats is None:
+        raise StatsError("has no statistics", where=str(path), fix=f"triattn-local convert {info.path}")
+    stats.check_belongs(fingerprint(info.path))
+    stats.validate(info)
+    return stats
 
 
 def glance(path: Path) -> tuple[str, bool]:
