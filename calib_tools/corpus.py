@@ -21,6 +21,7 @@ from pathlib import Path
 from triattn_local.errors import CalibrationError
 
 BUNDLED_NAME = "triattn-local mix 1"
+HELDOUT_NAME = "triattn-local held-out 1"
 
 MIN_COMPRESSED = 0.1
 """zlib leaves a third of ordinary text, a quarter of source code, and a hundredth of a repeated line"""
@@ -63,10 +64,12 @@ class Corpus:
 
 def bundled_corpus() -> Corpus:
     """The mix that comes with the program: 48 kB in seven documents, written for it, CC0."""
-    folder = resources.files(__package__).joinpath("data")
-    texts = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".txt")), key=lambda entry: entry.name)
-    documents = (Document(t.name, t.read_bytes().decode("utf-8"), t.name == _DIALOGUE) for t in texts)
-    return Corpus(BUNDLED_NAME, tuple(documents))
+    return Corpus(BUNDLED_NAME, _documents("data"))
+
+
+def heldout_corpus() -> Corpus:
+    """Three other texts, to measure on what was not calibrated on: 15 kB of prose, code and reasoning, CC0 too."""
+    return Corpus(HELDOUT_NAME, _documents("heldout"))
 
 
 def read_corpus(paths: Sequence[Path]) -> Corpus:
@@ -131,6 +134,12 @@ def turns(text: str) -> list[dict[str, str]] | None:
         return None
     roles, contents = pieces[1::2], pieces[2::2]
     return [{"role": r.lower(), "content": c.strip()} for r, c in zip(roles, contents, strict=True)]
+
+
+def _documents(folder: str) -> tuple[Document, ...]:
+    entries = resources.files(__package__).joinpath(folder).iterdir()
+    texts = sorted((entry for entry in entries if entry.name.endswith(".txt")), key=lambda entry: entry.name)
+    return tuple(Document(t.name, t.read_bytes().decode("utf-8"), t.name == _DIALOGUE) for t in texts)
 
 
 def check_varied(text: str, path: Path) -> None:

@@ -36,6 +36,7 @@ _ROPE_BASE_SWA = 10000.0
 _GEMMA3_27B_LAYERS = 62
 """by its number of layers llama.cpp knows the one Gemma 3 whose queries are not scaled by the dimensions of a head"""
 
+_FREQ_FACTORS = "rope_freqs.weight"
 _GLOBAL_TENSORS = frozenset(("token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"))
 _LAYER_TENSORS = re.compile(
     r"blk\.\d+\.(?:"
@@ -83,6 +84,21 @@ def why_unsupported(info: ModelInfo, weights: Weights) -> str | None:
     return None
 
 
+def attention_scale(info: ModelInfo) -> float:
+    """What multiplies the product of query and key: of all architectures but a few 1 / sqrt(head_dim)."""
+    if info.arch == "gemma3" and info.n_layer == _GEMMA3_27B_LAYERS:
+        return float((info.n_embd // info.n_head[0]) ** -0.5)
+    told = read_gguf(info.path).number(f"{info.arch}.attention.scale")
+    return told or float(info.head_dim**-0.5)
+
+
+def freq_factors(info: ModelInfo, weights: Weights) -> tuple[float, ...] | None:
+    """Divisors of RoPE's frequencies that a file of the Llama family may have, [n_rot / 2]."""
+    if info.arch not in _FAMILIES or not _FAMILIES[info.arch].has_freq_factors or _FREQ_FACTORS not in weights:
+        return None
+    return tuple(weights.read(_FREQ_FACTORS, torch.device("cpu")).tolist())
+
+
 class Decoder:
     """One model's layers.
 
@@ -104,15 +120,11 @@ class Decoder:
         self._eps = file.number(f"{arch}.attention.layer_norm_rms_epsilon") or 1e-5
         self._n_expert_used = file.integer(f"{arch}.expert_used_count", 0) or 0
         self._expert_scale = file.number(f"{arch}.expert_weights_scale", 0.0) or 1.0
-        factors = None
-        if self._family.has_freq_factors and "rope_freqs.weight" in weights:
-            factors = tuple(weights.read("rope_freqs.weight", torch.device("cpu")).tolist())
-        self._rope = RopeParams.of(info, factors)
+        self._rope = RopeParams.of(info, freq_factors(info, weights))
         base_swa = file.number(f"{arch}.rope.freq_base_swa") or _ROPE_BASE_SWA
         self._rope_swa = replace(self._rope, freq_base=base_swa, freq_scale=1.0)
         self._turns: dict[RopeParams, tuple[torch.Tensor, torch.Tensor]] = {}
-        scale_dim = info.n_embd // info.n_head[0] if arch == "gemma3" and info.n_layer == _GEMMA3_27B_LAYERS else 0
-        self.attention_scale = (scale_dim or info.head_dim) ** -0.5
+        self.attention_scale = attention_scale(info)
 
     def embed(self, tokens: list[int]) -> torch.Tensor:
         """Hidden states before the first layer, [n_token, n_embd]."""

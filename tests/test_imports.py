@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model_info",),
     ("stats",),
     ("metadata", "scoring"),
-    ("native",),
+    ("evidence", "native"),
     ("devices", "sampling", "snapshot", "vocabulary"),
     ("runtime",),
     ("contexts",),

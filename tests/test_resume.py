@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -127,61 +125,79 @@ def test_an_engine_that_there_is_not(model: Path, tmp_path: Path) -> None:
 
 # ---- kill -9
 
-_CONVERT = """
-import sys, time
+_KILLER = """
+import json, os, random, signal, sys, time
 from pathlib import Path
 from triattn_local.calib_tools import calibrate, convert, engine_runtime, engine_torch
 from triattn_local import metadata
 
-def slow(function, seconds):
+model, out, engine, n_kill = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+saved = out.with_name(out.name + ".checkpoint")
+
+
+def slow(function):
     def slowed(*args, **kwargs):
-        time.sleep(seconds)
+        time.sleep(0.05)
         return function(*args, **kwargs)
     return slowed
 
+
 # a tiny model is done before anybody can kill it
-engine_torch.TorchEngine.step = slow(engine_torch.TorchEngine.step, 0.06)
-engine_runtime.RuntimeEngine.evaluate = slow(engine_runtime.RuntimeEngine.evaluate, 0.06)
-metadata._copy_in_kernel = slow(metadata._copy_in_kernel, 0.06)
-metadata._compare = slow(metadata._compare, 0.06)
-print("ready", flush=True)
-convert.convert(Path(sys.argv[1]), Path(sys.argv[2]), n_tokens=700, engine=sys.argv[3], resume=True)
+engine_torch.TorchEngine.step = slow(engine_torch.TorchEngine.step)
+engine_runtime.RuntimeEngine.evaluate = slow(engine_runtime.RuntimeEngine.evaluate)
+metadata._copy_in_kernel = slow(metadata._copy_in_kernel)
+metadata._compare = slow(metadata._compare)
+
+
+def attempt(seconds):
+    '''A conversion in a process of its own that lives so long; its exit status.'''
+    child = os.fork()
+    if child == 0:
+        convert.convert(model, out, n_tokens=700, engine=engine, resume=True)
+        os._exit(0)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1]
+
+
+begin = time.monotonic()
+assert attempt(100) == 0
+whole, whole_s = out.read_bytes(), time.monotonic() - begin
+rng, killed, resumed, steps = random.Random(engine), 0, 0, set()
+while killed < n_kill:
+    out.unlink(missing_ok=True)
+    resumed += saved.exists()
+    status = attempt(rng.uniform(0.1, 1.0) * whole_s)
+    assert status in (0, signal.SIGKILL), status
+    killed += status != 0
+    assert not out.exists() or out.read_bytes() == whole
+    for path in out.parent.iterdir():
+        assert path in (out, saved) or path.name.endswith(".tmp"), path
+out.unlink(missing_ok=True)
+time.sleep(1.1)  # younger leftovers could be those of another process that begins
+assert attempt(100) == 0
+assert out.read_bytes() == whole
+print(json.dumps({"resumed": resumed, "left": [path.name for path in out.parent.iterdir()]}))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)  # twenty moments in all
+@pytest.mark.parametrize("engine", ENGINES)  # ten moments each
 def test_kill_9_at_random_moments(engine: str, model: Path, tmp_path: Path) -> None:
-    rng, n_killed, n_resumed = random.Random(engine), 0, 0
-    folder = tmp_path / "out"
-    folder.mkdir()
-    out, saved = folder / "out.gguf", folder / "out.gguf.checkpoint"
-    whole, whole_s = b"", 0.0  # the first run is left in peace, and tells how long one takes
-    while n_killed < 10:
-        command = [sys.executable, "-c", _CONVERT, str(model), str(out), engine]
-        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            n_resumed += saved.exists()
-            ready = time.monotonic()
-            try:
-                process.wait(rng.uniform(0.2, 0.95) * whole_s or None)
-            except subprocess.TimeoutExpired:
-                os.kill(process.pid, signal.SIGKILL)
-                n_killed += 1
-        assert process.returncode in (0, -signal.SIGKILL)
-        for path in folder.iterdir():
-            assert path in (out, saved) or path.name.endswith(".tmp"), path
-        if not whole:
-            whole, whole_s = out.read_bytes(), time.monotonic() - ready
-        if out.exists():
-            assert out.read_bytes() == whole
-            out.unlink()
-    assert n_resumed >= 3
-    time.sleep(1.1)  # younger leftovers could be another process's that begins
-    result = convert(model, out, n_tokens=700, engine=engine, resume=True)
-    assert result.path.read_bytes() == whole
-    assert [path.name for path in folder.iterdir()] == ["out.gguf"]
+    out = tmp_path / "out" / "out.gguf"
+    out.parent.mkdir()
+    command = [sys.executable, "-c", _KILLER, str(model), str(out), engine, "10"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["left"] == ["out.gguf"]
+    assert report["resumed"] >= 3
+    assert out.read_bytes() == convert(model, tmp_path / "whole.gguf", n_tokens=700, engine=engine).path.read_bytes()
 
 
 def test_a_file_that_somebody_writes_is_no_leftover(tmp_path: Path) -> None:
