@@ -20,7 +20,7 @@ from triattn_local.errors import CalibrationError, StatsError, UsageError
 from triattn_local.interrupts import stop_for_sure
 from triattn_local.metadata import read_stats, refuse_same_file, write_sidecar, write_with_stats
 from triattn_local.model_info import ModelInfo, read_model_info
-from triattn_local.stats import TriattnStats
+from triattn_local.stats import HIGH_R, TriattnStats
 
 from .calibrate import DEFAULT_TOKENS, calibrate, check_can_calibrate, check_enough
 from .checkpoint import saved_task
@@ -39,10 +39,6 @@ class Progress(Protocol):
     """Called with the stage, what is done of it and what there is in all; None for a stage that is not counted."""
 
     def __call__(self, stage: str, done: int, total: int | None, unit: Unit = "tokens") -> None: ...
-
-
-HIGH_R = 0.95
-"""the paper's mark for a head whose queries point one way"""
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "oneshot",
         "server",
         "sessions",
-        "report",
         "settings",
         "store",
     ),
-    ("doctor", "tui"),
+    ("doctor", "report", "tui"),
     ("cli",),
 )
 """modules and packages of triattn_local, from the ground up: each imports from below only"""

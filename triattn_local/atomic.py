@@ -63,6 +63,12 @@ def atomic_write(dst: Path, n_bytes: int) -> Iterator[BinaryIO]:
         raise _not_writable(dst, error) from None
 
 
+def write_whole(dst: Path, data: bytes) -> None:
+    """``atomic_write`` of what is in memory. Raises the same."""
+    with atomic_write(dst, len(data)) as out:
+        out.write(data)
+
+
 def check_writable(dst: Path, n_bytes: int) -> None:
     """Check what can be known before ``atomic_write`` about a name and the disk behind it.
 

@@ -143,8 +143,9 @@ class LayerEvidence:
         """share of the most attended tokens that a method keeps, summed over sequences"""
         self.mass = np.zeros((len(METHODS) + 1, len(FRACTIONS), n_head_kv))
         """share of attention that the kept tokens hold, summed; last the best that any choice could"""
-        self.heavy = np.zeros((4, n_head))
-        """heavily attended keys: all; at a non-preferred distance; of these high in the norm term; high in both"""
+        self.heavy = np.zeros((5, n_head))
+        """heavily attended keys: all; at a non-preferred distance; of these in the upper half by the norm term, by the
+        trigonometric term with the key's own direction, by both"""
 
     def add(self, q_pre: Floats, k_pre: Floats, domain: int, n_skip: int) -> None:
         """Look at one sequence.
@@ -181,7 +182,8 @@ class LayerEvidence:
             attention = np.exp(logits - logits.max(axis=-1, keepdims=True))
             attention /= attention.sum(axis=-1, keepdims=True)
             mass[head] = attention[:, candidates].mean(axis=0)
-            self._look_at_heavy(head, attention, future, k_norm[head])
+            k = k_rot[:, head // n_group]
+            self._look_at_heavy(head, attention[::QUERY_STEP], future[::QUERY_STEP], k, k_norm[head])
         self._n_measured += len(future)
         self._compare_sets(mass, k_rot, half, candidates)
         self.n_sequences += 1
@@ -224,21 +226,23 @@ class LayerEvidence:
             part = np.asarray(q_pre[max(first, n_skip) : end], np.float64)
             self._by_position[i] += part.sum(axis=0)
 
-    def _look_at_heavy(self, head: int, attention: Floats, future: npt.NDArray[np.int64], k_norm: Floats) -> None:
+    def _look_at_heavy(
+        self, head: int, attention: Floats, future: npt.NDArray[np.int64], k_rot: Floats, k_norm: Floats
+    ) -> None:
         """How often a query's most attended keys lie where the curve is below its median, and what saves them."""
-        for row in range(0, len(future), QUERY_STEP):
-            i = int(future[row])
+        centre = np.broadcast_to(self.q_mean[head], (len(future), self.q_mean.shape[1]))
+        k_trig = scoring.rope(centre, future, self.params) @ k_rot.T
+        for row, i in enumerate(future):
             candidates = np.arange(N_SINK, i - N_WINDOW)
             top = candidates[np.argsort(-attention[row, candidates], kind="stable")[:N_HEAVY]]
             curve = self._every_distance[head, i - candidates]
-            norm = k_norm[candidates]
-            both = curve + norm * self.scale
             place = top - N_SINK
             low = curve[place] < np.median(curve)
             self.heavy[0, head] += len(top)
             self.heavy[1, head] += low.sum()
-            self.heavy[2, head] += (low & (norm[place] >= np.median(norm))).sum()
-            self.heavy[3, head] += (low & (both[place] >= np.median(both))).sum()
+            trig, norm = k_trig[row, candidates], k_norm[candidates]
+            for n, score in enumerate((norm, trig, trig + norm), start=2):
+                self.heavy[n, head] += (low & (score[place] >= np.median(score))).sum()
 
     def _compare_sets(self, mass: Float64s, k_rot: Floats, t: int, candidates: npt.NDArray[np.int64]) -> None:
         """Tokens that a method keeps at position t, beside those that later queries attend to."""
@@ -297,13 +301,44 @@ class Evidence:
 
     def heavy(self) -> dict[str, float]:
         """How often heavily attended keys lie at a non-preferred distance, and what raises those."""
-        n, low, by_norm, by_both = sum(layer.heavy.sum(axis=-1) for layer in self.of_layers)
+        n, low, by_norm, by_trig, by_both = sum(layer.heavy.sum(axis=-1) for layer in self.of_layers)
         low_all = max(low, 1)
         return {
             "at_non_preferred_distance": low / n,
-            "of_these_high_in_norm_term": by_norm / low_all,
-            "of_these_high_in_both": by_both / low_all,
+            "of_these_high_by_norm": by_norm / low_all,
+            "of_these_high_by_trig": by_trig / low_all,
+            "of_these_high_by_both": by_both / low_all,
         }
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The same for a person: names and figures."""
+        near, middle, far = self.spread_quantiles(0.05, 0.5, 0.95)
+        curve = self.over_heads(LayerEvidence.pearson_curve).mean()
+        single = self.over_heads(LayerEvidence.pearson_logits).mean()
+        overlap, mass = self.of_sets(lambda e: e.overlap), self.of_sets(lambda e: e.mass)
+        by_domain = np.median(self.over_heads(LayerEvidence.cosine_by_domain), axis=-1)
+        terms = ", ".join(f"{name} {overlap[i, MAIN_FRACTION]:.0%}" for i, name in enumerate(METHODS))
+        heavy = self.heavy()
+        return [
+            ("held-out text", f"{self.n_tokens:,} tokens of {self.corpus}, {self.engine} engine"),
+            ("distance to centre", f"{middle:.2f} of the centre's length (5 to 95 %: {near:.2f} to {far:.2f})"),
+            (
+                "centres by text",
+                ", ".join(f"{name} {one:.3f}" for name, one in zip(self.domains, by_domain, strict=True))
+                + " (cosine with the stored ones, median of heads)",
+            ),
+            (
+                "curve over distance",
+                f"Pearson {curve:.2f} with mean logits, {single:.2f} with single ones (mean of heads)",
+            ),
+            (f"overlap at {FRACTIONS[MAIN_FRACTION]:.0%}", f"{terms}; chance {FRACTIONS[MAIN_FRACTION]:.0%}"),
+            ("attention kept", f"{mass[0, MAIN_FRACTION]:.0%} by the score, {mass[-1, MAIN_FRACTION]:.0%} at best"),
+            (
+                "heavy keys",
+                f"{heavy['at_non_preferred_distance']:.0%} lie at a non-preferred distance, of which the score ranks "
+                f"{heavy['of_these_high_by_both']:.0%} in the upper half",
+            ),
+        ]
 
     def as_dict(self) -> dict[str, object]:
         """A summary for JSON: medians and means over heads."""

@@ -24,6 +24,9 @@ Floats = npt.NDArray[np.float32]
 TRIANGLE_TOLERANCE = 1e-4
 """part of a_f by which |q_mean_f| may exceed it: both were rounded to float32, and may come from other tools"""
 
+HIGH_R = 0.95
+"""the paper's mark for a head whose queries point one way"""
+
 _FIX = "calibrate the model again with `triattn-local convert`"
 
 
