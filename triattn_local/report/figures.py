@@ -106,7 +106,7 @@ def _no_grid(ax: Axes) -> Iterator[None]:
 
 
 def _heatmap(ax: Axes, rows: list[Array], layers: tuple[int, ...], low: float, high: float, label: str) -> None:
-    """Layers downwards, heads to the right; layers may have different numbers of heads."""
+    """Layers downwards, heads to the right; layers may have different numbers of heads. No label, no colour bar."""
     table = np.full((len(rows), max(map(len, rows))), np.nan)
     for i, row in enumerate(rows):
         table[i, : len(row)] = row
@@ -117,9 +117,10 @@ def _heatmap(ax: Axes, rows: list[Array], layers: tuple[int, ...], low: float, h
     step = max(1, -(-len(layers) // 12))
     ax.set_yticks(range(0, len(layers), step), [str(il) for il in layers[::step]])
     ax.set_xticks(range(0, table.shape[1], max(1, table.shape[1] // 8)))
-    bar = ax.figure.colorbar(image, ax=ax, fraction=0.05, pad=0.03)
-    bar.set_label(label)
-    bar.outline.set_visible(False)
+    if label:
+        bar = ax.figure.colorbar(image, ax=ax, fraction=0.05, pad=0.03)
+        bar.set_label(label)
+        bar.outline.set_visible(False)
 
 
 def _concentration(info: ModelInfo, stats: TriattnStats) -> Picture:
@@ -319,10 +320,9 @@ def _overlap_by_head(evidence: Evidence) -> Picture:
     trig = [layer.overlap[1, MAIN_FRACTION] / layer.n_sequences for layer in evidence.of_layers]
     norm = [layer.overlap[2, MAIN_FRACTION] / layer.n_sequences for layer in evidence.of_layers]
     figure = Figure(figsize=(9, 3.9))
-    for ax, table, title in zip(
-        figure.subplots(1, 3), (rows, trig, norm), ("both terms", "trigonometric alone", "norm alone"), strict=True
-    ):
-        _heatmap(ax, table, evidence.layers, 0.0, 1.0, "overlap")
+    titles = ("both terms", "trigonometric alone", "norm alone")
+    for i, (ax, table, title) in enumerate(zip(figure.subplots(1, 3), (rows, trig, norm), titles, strict=True)):
+        _heatmap(ax, table, evidence.layers, 0.0, 1.0, "overlap" if i == len(titles) - 1 else "")
         ax.set_xlabel("KV head")
         ax.set_title(title)
     return Picture(
@@ -349,7 +349,8 @@ def _heavy(evidence: Evidence) -> Picture:
     values = [found[f"of_these_high_by_{term}"] * 100 for term in ("norm", "trig", "both")]
     bars = right.bar(names, values, color=[RED, GREEN, BLUE], width=0.5)
     right.bar_label(bars, fmt="%.0f %%", padding=3)
-    right.set_ylim(0, 100)
+    right.set_ylim(0, 110)
+    right.set_yticks(range(0, 101, 20))
     right.set_ylabel("% of these keys")
     right.grid(axis="x", visible=False)
     right.set_title("ranked in the upper half nevertheless, by")
