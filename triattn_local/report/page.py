@@ -38,7 +38,23 @@ td { overflow-wrap: anywhere; }
 def page(report: ModelReport, evidence: Evidence | None, pictures: Sequence[Picture]) -> str:
     """The report of one model as an HTML document."""
     name = escape(report.name)
-    sections = [_section(p.title, p.reading, _inline(p)) for p in pictures]
+    types = " and ".join(dict.fromkeys((report.cache_type_k, report.cache_type_v)))
+    cost = (
+        f"{report.kv_bytes_per_token:,} bytes a token as {types}. "
+        "With eviction the cache stays as large as its budget, whatever the context."
+    )
+    sections = [
+        _section("Model", "", _pairs(_model(report, evidence))),
+        _section("KV cache", cost, _memory(report)),
+        *(_section(p.title, p.reading, _inline(p)) for p in pictures),
+    ]
+    if evidence is None:
+        reading = (
+            "Only the statistics were looked at. triattn-local inspect --measure runs held-out text through the model, "
+            "and adds the rest."
+        )
+        sections.append(_section("Not measured", reading, ""))
+    cards = "".join(_cards(report, evidence))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -52,27 +68,8 @@ def page(report: ModelReport, evidence: Evidence | None, pictures: Sequence[Pict
 <h1>{name}</h1>
 <p>TriAttention report. Do the queries of this model gather around fixed centres, and does the cache that is built on
 them keep what is attended to?</p>
-<div class="cards">{"".join(_cards(report, evidence))}</div>
-{_section("Model", "", _pairs(_model(report, evidence)))}
-{
-        _section(
-            "KV cache",
-            f"{report.kv_bytes_per_token:,} bytes a token as {report.cache_type_k} and "
-            f"{report.cache_type_v}. With eviction the cache stays as large as its budget, whatever the context.",
-            _memory(report),
-        )
-    }
+<div class="cards">{cards}</div>
 {"".join(sections)}
-{
-        ""
-        if evidence
-        else _section(
-            "Not measured",
-            "Only the statistics were looked at. triattn-local inspect --measure runs "
-            "held-out text through the model, and adds the rest.",
-            "",
-        )
-    }
 </main>
 </body>
 </html>
