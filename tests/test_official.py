@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_transformers
 import torch
+from malicious import Malicious
 from packed import U32, Packed
 from tiny_models import write_tiny
 
@@ -90,11 +90,6 @@ def test_out_and_in_again(arch: str, tmp_path: Path) -> None:
     assert read.k_mean == ()
     read.validate(info)
     assert len(read.head_concentration(info)) == 4
-
-
-class Malicious:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("touch executed",)
 
 
 def test_a_pickle_that_tries_to_execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
