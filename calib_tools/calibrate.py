@@ -28,7 +28,7 @@ from .choose import EngineName, choose
 from .corpus import Corpus, bundled_corpus
 from .engine_runtime import Kind, LayerAttention, RuntimeEngine
 from .engine_torch import Hidden, TorchEngine, best_device
-from .tokens import MIN_TOKENS, SKIP_TOKENS, open_tokenizer, sequences, text_bytes
+from .tokens import MIN_TOKENS, SKIP_TOKENS, open_vocabulary, sequences, text_bytes
 from .weights import Weights
 
 DEFAULT_TOKENS = 8192
@@ -122,8 +122,8 @@ def calibrate(
     if engine is None:
         with Weights(info) as weights:
             engine = choose(info, weights, n_gpu_layers).engine
-    with open_tokenizer(info.path) as tokenizer:
-        texts = sequences(tokenizer, corpus, n_tokens, min(CHUNK_TOKENS, info.n_ctx_train))
+    with open_vocabulary(info.path) as vocabulary:
+        texts = sequences(vocabulary, corpus, n_tokens, min(CHUNK_TOKENS, info.n_ctx_train))
     mark = fingerprint(info.path)
     task = {
         "model": mark,

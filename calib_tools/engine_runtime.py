@@ -28,9 +28,9 @@ import numpy.typing as npt
 from triattn_local import native
 from triattn_local.errors import CalibrationError
 from triattn_local.scoring import RopeParams
+from triattn_local.vocabulary import Vocabulary
 
 from .ggml_tensor import GGML_TYPE_F32, Node
-from .tokens import Tokenizer
 
 Kind = Literal["q_pre", "k_pre", "q_rot", "k_rot"]
 Consumer = Callable[[int, Kind, npt.NDArray[np.float32], int], None]
@@ -143,7 +143,7 @@ class RuntimeEngine:
         self._llama = llama_cpp
         try:
             self._load(n_threads or os.cpu_count() or 1, n_gpu_layers)
-            self.tokenizer = Tokenizer(self._model, model)
+            self.vocabulary = Vocabulary(self._model)
             self.layers = self._look()
         except BaseException:
             self.close()
@@ -242,7 +242,7 @@ class RuntimeEngine:
     def _look(self) -> dict[int, LayerAttention]:
         """Evaluate a few tokens to learn which nodes hold queries and keys."""
         self._looking = True
-        token = self.tokenizer.bos or 0
+        token = self.vocabulary.bos or 0
         self._decode([token] * _N_LOOK, 0)
         self._looking = False
         for (name, op), n in self._counts.items():

@@ -25,7 +25,7 @@ from .corpus import Corpus, heldout_corpus, read_corpus
 from .decoder import attention_scale, freq_factors
 from .engine_runtime import Kind, RuntimeEngine
 from .engine_torch import TorchEngine, best_device
-from .tokens import SKIP_TOKENS, open_tokenizer
+from .tokens import SKIP_TOKENS, encode_document, open_vocabulary
 from .weights import Weights
 
 DEFAULT_TOKENS = 3072
@@ -104,9 +104,9 @@ Tell = Callable[[float], None]
 
 def _sequences(info: ModelInfo, text: Corpus, n_tokens: int) -> list[list[int]]:
     n_each = min(n_tokens // len(text.documents), MAX_SEQUENCE, info.n_ctx_train)
-    with open_tokenizer(info.path) as tokenizer:
-        head = [] if tokenizer.bos is None else [tokenizer.bos]
-        sequences = [(head + tokenizer.encode_document(document))[:n_each] for document in text.documents]
+    with open_vocabulary(info.path) as vocabulary:
+        head = [] if vocabulary.bos is None else [vocabulary.bos]
+        sequences = [(head + encode_document(vocabulary, document))[:n_each] for document in text.documents]
     shortest = min(map(len, sequences))
     if shortest < MIN_SEQUENCE or shortest // 2 <= N_SINK + N_WINDOW:
         raise CalibrationError(

@@ -6,15 +6,14 @@ chat template first, for that is the form in which a model will read most of wha
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from triattn_local import native
-from triattn_local.errors import CalibrationError
+from triattn_local.errors import CalibrationError, UsageError
+from triattn_local.vocabulary import Vocabulary
 
 from .corpus import Corpus, Document, share_out, turns
 
@@ -27,92 +26,32 @@ times as far from the centre as others and are down to half as long, and it take
 off (three models of the Llama, Gemma 3 and Qwen2 families). The queries to be foreseen come much later."""
 
 
-class Tokenizer:
-    """The vocabulary of a loaded model.
+def encode_document(vocabulary: Vocabulary, document: Document) -> list[int]:
+    """Tokens of a document, its conversations in the model's chat template if it has one that takes them."""
 
-    Parameters
-    ----------
-    model : llama_model pointer
-        Must outlive the tokenizer.
-    path : Path
-        Named in errors.
-    """
+    def plain(text: str) -> list[int]:
+        return vocabulary.tokenize(text, add_special=False)
 
-    def __init__(self, model: Any, path: Path) -> None:
-        import llama_cpp
-
-        self.path = path
-        self._llama = llama_cpp
-        self._model = model
-        self._vocab = llama_cpp.llama_model_get_vocab(model)
-
-    @property
-    def bos(self) -> int | None:
-        """Token that begins every text of this model; None if it has none."""
-        has_one = self._llama.llama_vocab_get_add_bos(self._vocab)
-        return int(self._llama.llama_vocab_bos(self._vocab)) if has_one else None
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Tokens of a text, without a BOS.
-
-        Parameters
-        ----------
-        special : bool
-            Control tokens written in the text become such; else they stay text.
-        """
-        raw = text.encode("utf-8")
-        n = len(raw)
-        # byte tokens can outnumber the bytes, since a space may become a character of three; then -n are needed
-        for _ in range(2):
-            tokens = (self._llama.llama_token * n)()
-            n_token = int(self._llama.llama_tokenize(self._vocab, raw, len(raw), tokens, n, False, special))
-            if n_token >= 0:
-                return list(tokens[:n_token])
-            n = -n_token
-        raise CalibrationError("the model's tokenizer fails on the calibration text", where=str(self.path))
-
-    def encode_document(self, document: Document) -> list[int]:
-        """Tokens of a document, its conversations in the model's chat template if it has one that takes them."""
-        if not document.is_dialogue or self._template is None:
-            return self.encode(document.text)
-        tokens: list[int] = []
-        for part in document.text.split("\n---\n"):
-            messages = turns(part)
-            prompt = None if messages is None else self._render(messages)
-            tokens += self.encode(part) if prompt is None else self.encode(prompt, special=True)
-        return tokens
-
-    @property
-    def _template(self) -> str | None:
-        n = 1 << 20
-        buffer = ctypes.create_string_buffer(n)
-        if self._llama.llama_model_meta_val_str(self._model, b"tokenizer.chat_template", buffer, n) < 0:
-            return None
-        return buffer.value.decode("utf-8", "replace")
-
-    def _render(self, messages: list[dict[str, str]]) -> str | None:
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-        bos, eos = (self._text(f(self._vocab)) for f in (self._llama.llama_vocab_bos, self._llama.llama_vocab_eos))
+    if not document.is_dialogue or vocabulary.chat_template is None:
+        return plain(document.text)
+    tokens: list[int] = []
+    for part in document.text.split("\n---\n"):
+        messages = turns(part)
+        if messages is None:
+            tokens += plain(part)
+            continue
         try:
-            formatter = Jinja2ChatFormatter(str(self._template), eos, bos, add_generation_prompt=False)
-            prompt = str(formatter(messages=messages).prompt)
-        except Exception:  # the template is a program of the model's maker, and may refuse whatever it likes
-            return None
-        # the BOS stands before the whole sequence already
-        return prompt.removeprefix(bos) if bos and self.bos is not None else prompt
-
-    def _text(self, token: int) -> str:
-        if token < 0:
-            return ""
-        buffer = ctypes.create_string_buffer(256)
-        n = self._llama.llama_token_to_piece(self._vocab, token, buffer, 256, 0, True)
-        return buffer.raw[: max(0, n)].decode("utf-8", "replace")
+            prompt = vocabulary.apply_chat_template(messages, add_generation_prompt=False)
+        except UsageError:  # the template is a program of the model's maker, and may refuse whatever it likes
+            tokens += plain(part)
+        else:
+            tokens += vocabulary.tokenize(prompt, add_special=False, parse_special=True)
+    return tokens
 
 
 @contextmanager
-def open_tokenizer(path: Path) -> Iterator[Tokenizer]:
-    """The tokenizer of a model file, without its weights.
+def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
+    """The vocabulary of a model file, without its weights.
 
     Raises
     ------
@@ -132,12 +71,12 @@ def open_tokenizer(path: Path) -> Iterator[Tokenizer]:
     if not model:
         raise CalibrationError("llama.cpp cannot read its vocabulary", where=str(path))
     try:
-        yield Tokenizer(model, path)
+        yield Vocabulary(model)
     finally:
         llama_cpp.llama_model_free(model)
 
 
-def sequences(tokenizer: Tokenizer, corpus: Corpus, n_tokens: int, n_longest: int) -> list[list[int]]:
+def sequences(vocabulary: Vocabulary, corpus: Corpus, n_tokens: int, n_longest: int) -> list[list[int]]:
     """A corpus as sequences that are read one by one, each from position 0 and with the model's BOS.
 
     Parameters
@@ -152,8 +91,8 @@ def sequences(tokenizer: Tokenizer, corpus: Corpus, n_tokens: int, n_longest: in
     CalibrationError
         The text is too short.
     """
-    head = [] if tokenizer.bos is None else [tokenizer.bos]
-    documents = [tokenizer.encode_document(document) for document in corpus.documents]
+    head = [] if vocabulary.bos is None else [vocabulary.bos]
+    documents = [encode_document(vocabulary, document) for document in corpus.documents]
     pieces = [piece for piece in share_out(documents, n_tokens, n_longest - len(head)) if len(piece) > SKIP_TOKENS]
     n_counted = sum(len(piece) + len(head) - SKIP_TOKENS for piece in pieces)
     if n_counted < MIN_TOKENS * 3 // 4:

@@ -317,7 +317,7 @@ def test_rope_lies_between_what_is_seen_before_and_after(model: Path) -> None:
         assert engine.fingerprint == fingerprint(model)
         assert sorted(engine.layers) == list(range(info.n_layer))
         assert engine.layers_without_rope == ()
-        seen = watch(engine, engine.tokenizer.encode(prose(4000))[:400])
+        seen = watch(engine, engine.vocabulary.tokenize(prose(4000), add_special=False)[:400])
         assert len(seen) == 4 * info.n_layer
         for il, layer in engine.layers.items():
             assert (layer.n_head, layer.n_head_kv, layer.head_dim) == (
@@ -366,7 +366,7 @@ def test_queries_and_keys_of_the_first_layer_follow_from_the_weights(model: Path
     eps = weights.file.number(f"{info.arch}.attention.layer_norm_rms_epsilon")
     assert eps is not None
     with RuntimeEngine(model, n_ctx=256) as engine:
-        tokens = engine.tokenizer.encode(prose(2000))[:200]
+        tokens = engine.vocabulary.tokenize(prose(2000), add_special=False)[:200]
         seen = watch(engine, tokens)
     x = weights.rows("token_embd.weight", tokens)
     if info.arch == "gemma3":
@@ -398,7 +398,7 @@ def test_the_library_tells_full_layers_from_others(gemma3: Path) -> None:
 @pytest.mark.slow
 def test_an_exception_in_the_callback_comes_out_and_the_engine_lives_on(smollm2: Path) -> None:
     with RuntimeEngine(smollm2, n_ctx=256, n_batch=64) as engine:
-        tokens = engine.tokenizer.encode(prose(2000))[:200]
+        tokens = engine.vocabulary.tokenize(prose(2000), add_special=False)[:200]
         calls: list[int] = []
 
         def interrupt(il: int, kind: Kind, values: np.ndarray, first_pos: int) -> None:
@@ -532,7 +532,9 @@ def test_statistics_are_the_means_of_what_the_model_does(smollm2: Path) -> None:
     assert stats.model == fingerprint(smollm2)
     with RuntimeEngine(smollm2, n_ctx=512, n_batch=128) as engine:
         seen: list[dict[tuple[int, Kind], np.ndarray]] = []
-        for piece in share_out([engine.tokenizer.encode(d.text) for d in corpus.documents], 600, 512):
+        for piece in share_out(
+            [engine.vocabulary.tokenize(d.text, add_special=False) for d in corpus.documents], 600, 512
+        ):
             seen.append(watch(engine, piece))
         rope_type = engine.layers[0].rope.rope_type
     assert len(seen) == 2
@@ -585,7 +587,7 @@ def test_centres_know_what_will_be_attended_to(converted: Path) -> None:
     stats, info = read_stats(converted), read_model_info(converted)
     assert stats is not None
     with RuntimeEngine(converted, n_ctx=1024, kinds=("q_rot", "k_rot")) as engine:
-        seen = watch(engine, engine.tokenizer.encode(prose(8000))[:1000])
+        seen = watch(engine, engine.vocabulary.tokenize(prose(8000), add_special=False)[:1000])
         ropes = {il: engine.layers[il].rope for il in stats.layers}
     t, candidates = 750, np.arange(SKIP_TOKENS, 750 - 64)
     scale = 1 / 16 if info.arch == "gemma3" else info.head_dim**-0.5

@@ -48,7 +48,7 @@ ALLOWED = {
     "rich": {"cli", "console", "tui"},
     "huggingface_hub": {"store"},
     "llama_cpp": {"calib_tools", "contexts", "doctor", "evaluation", "native", "runtime", "sampling", "vocabulary"},
-    "matplotlib": {"report"},
+    "matplotlib": {"evaluation", "report"},
     "transformers": set(),
 }
 """library -> where it may be imported"""

@@ -22,7 +22,7 @@ from triattn_local.calib_tools.corpus import Corpus, Document, bundled_corpus
 from triattn_local.calib_tools.dequantize import can_dequantize, dequantize
 from triattn_local.calib_tools.engine_runtime import RuntimeEngine
 from triattn_local.calib_tools.engine_torch import Hidden, TorchEngine
-from triattn_local.calib_tools.tokens import SKIP_TOKENS, open_tokenizer, sequences
+from triattn_local.calib_tools.tokens import SKIP_TOKENS, open_vocabulary, sequences
 from triattn_local.calib_tools.weights import Weights
 from triattn_local.errors import CalibrationError
 from triattn_local.model_info import read_model_info
@@ -162,8 +162,8 @@ def test_transformers_on_the_same_file(smollm2: Path, monkeypatch: pytest.Monkey
     corpus = Corpus("short", (Document("prose", prose(1200)), bundled_corpus().documents[0]))
     info = read_model_info(smollm2)
     assert info.rope_type == "norm"
-    with open_tokenizer(smollm2) as tokenizer:
-        texts = sequences(tokenizer, corpus, 1000, 2048)
+    with open_vocabulary(smollm2) as vocabulary:
+        texts = sequences(vocabulary, corpus, 1000, 2048)
     ours = calibrate(smollm2, corpus, 1000, engine="torch")
     seen = tiny_transformers.watch(model, texts, info.n_head[0], info.n_head_kv[0])
     begins = np.cumsum([0, *map(len, texts)])
