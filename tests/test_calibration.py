@@ -635,8 +635,14 @@ def test_convert(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     # settings of a chat must not reach into a calibration
     monkeypatch.setenv("TRIATTN_BUDGET", "256")
     stages: list[tuple[str, int, int | None]] = []
+    units: dict[str, str] = {}
+
+    def progress(stage: str, done: int, total: int | None, unit: str = "tokens") -> None:
+        stages.append((stage, done, total))
+        units[stage] = unit
+
     out = tmp_path / "out.gguf"
-    result = convert(smollm2, out, n_tokens=600, progress=lambda *news: stages.append(news))
+    result = convert(smollm2, out, n_tokens=600, progress=progress, engine="runtime")
     assert result.path == out
     assert (result.n_layers, result.fingerprint) == (30, fingerprint(smollm2))
     assert result.n_tokens is not None
@@ -646,16 +652,14 @@ def test_convert(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.concentration is not None
     assert result.concentration.n_heads == 270
     assert result.concentration.share_high > 0.9
-    assert [stage for stage, _, _ in stages if stage != "calibrating"] == [
-        "runtime engine: as asked for",
-        "writing out.gguf",
-    ]
-    calibrating = [(done, total) for stage, done, total in stages if stage == "calibrating"]
-    assert calibrating == sorted(calibrating)
-    assert calibrating[-1][0] == calibrating[-1][1]
+    assert units == {"runtime engine: as asked for": "tokens", "calibrating": "tokens", "writing out.gguf": "bytes"}
+    for wanted in ("calibrating", "writing out.gguf"):
+        counts = [(done, total) for stage, done, total in stages if stage == wanted]
+        assert counts == sorted(counts)
+        assert counts[-1][0] == counts[-1][1]
     json.dumps(result.as_dict())
 
-    sidecar = convert(smollm2, tmp_path / "stats.gguf", sidecar=True, n_tokens=600)
+    sidecar = convert(smollm2, tmp_path / "stats.gguf", sidecar=True, n_tokens=600, engine="runtime")
     ours, theirs = read_stats(out), read_stats(sidecar.path)
     assert ours is not None
     assert theirs is not None
@@ -673,15 +677,18 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from triattn_local.calib_tools.convert import convert
 print("ready", flush=True)
-convert(Path(sys.argv[1]), Path(sys.argv[2]), progress=lambda stage, *_: print(stage, flush=True))
+convert(Path(sys.argv[1]), Path(sys.argv[2]), engine=sys.argv[3], progress=lambda stage, *_: print(stage, flush=True))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["ready", "runtime engine", "torch engine", "calibrating"])
-def test_ctrl_c_leaves_nothing(stage: str, smollm2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "stage"),
+    [("runtime", "ready"), ("runtime", "runtime engine"), ("runtime", "calibrating"), ("torch", "calibrating")],
+)
+def test_ctrl_c_leaves_nothing_but_a_checkpoint(engine: str, stage: str, smollm2: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    command = [sys.executable, "-c", _CONVERT, str(smollm2), str(out)]
+    command = [sys.executable, "-c", _CONVERT, str(smollm2), str(out), engine]
     # not in the checkout: -c would import from there what is to be imported as installed
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -693,7 +700,7 @@ def test_ctrl_c_leaves_nothing(stage: str, smollm2: Path, tmp_path: Path) -> Non
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT or "KeyboardInterrupt" in stderr
     assert time.monotonic() - sent < 30
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"out.gguf.checkpoint"}
 
 
 @pytest.mark.slow
