@@ -6,6 +6,8 @@ of the batches matters. Knows nothing of where queries and keys come from.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -34,7 +36,8 @@ class HeadSums:
 
     def add(self, x_pre: torch.Tensor) -> None:
         """Add vectors before RoPE, any float type and device, [n_token, n_head, head_dim]."""
-        x = x_pre.to(torch.float64)
+        # Apple's GPUs have no float64
+        x = (x_pre.cpu() if x_pre.device.type == "mps" else x_pre).to(torch.float64)
         n = self.n_rot
         if self.rope_type == "norm":
             real, imag = x[..., 0:n:2], x[..., 1:n:2]
@@ -43,6 +46,27 @@ class HeadSums:
         self._sum += x.sum(dim=0).cpu()
         self._sum_abs += torch.hypot(real, imag).sum(dim=0).cpu()
         self.n_tokens += len(x)
+
+    def state(self) -> dict[str, npt.NDArray[np.float64]]:
+        """All that the sums hold, for a checkpoint."""
+        return {
+            "sum": self._sum.numpy().copy(),
+            "sum_abs": self._sum_abs.numpy().copy(),
+            "n": np.array(self.n_tokens, np.float64),
+        }
+
+    def restore(self, state: Mapping[str, npt.NDArray[np.float64]]) -> None:
+        """Go on from what ``state`` gave.
+
+        Raises
+        ------
+        ValueError
+            It comes from sums of another shape.
+        """
+        if state["sum"].shape != self._sum.shape or state["sum_abs"].shape != self._sum_abs.shape:
+            raise ValueError("sums of another shape")
+        self._sum, self._sum_abs = torch.from_numpy(state["sum"]), torch.from_numpy(state["sum_abs"])
+        self.n_tokens = int(state["n"])
 
     def mean(self) -> npt.NDArray[np.float32]:
         """E[x], float32 [n_head, head_dim]."""

@@ -1,12 +1,15 @@
 """From a model and a text to its statistics: share out the text, watch the model read it, average.
 
-The one place that joins corpus, engine and sums, and that says which models can be calibrated at all.
+The one place that joins corpus, engines and sums, that says which models can be calibrated at all, and that lets an
+interrupted calibration go on.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +18,24 @@ import torch
 
 import triattn_local
 from triattn_local.errors import CalibrationError
+from triattn_local.gguf_file import read_gguf
 from triattn_local.model_info import ModelInfo, fingerprint, read_model_info
 from triattn_local.stats import TriattnStats
 
 from .accumulate import HeadSums
-from .corpus import Corpus, bundled_corpus, share_out
+from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from .choose import EngineName, choose
+from .corpus import Corpus, bundled_corpus
 from .engine_runtime import Kind, LayerAttention, RuntimeEngine
+from .engine_torch import Hidden, TorchEngine, best_device
+from .tokens import MIN_TOKENS, SKIP_TOKENS, open_vocabulary, sequences, text_bytes
+from .weights import Weights
 
 DEFAULT_TOKENS = 8192
-MIN_TOKENS = 512
-"""fewer leave the centres of rare directions to chance"""
+"""docs/calibration.md shows where the centres stop moving"""
 
 CHUNK_TOKENS = 2048
-"""tokens in one context; positions do not matter before RoPE, but what a token has read does"""
-
-SKIP_TOKENS = 16
-"""first tokens of each context that are not counted. The very first is an attention sink: its queries lie 1.4 to 1.6
-times as far from the centre as others and are down to half as long, and it takes some 16 tokens until that has worn
-off (three models of the Llama, Gemma 3 and Qwen2 families). The queries to be foreseen come much later."""
+"""tokens in one sequence; positions do not matter before RoPE, but what a token has read does"""
 
 Progress = Callable[[int, int], None]
 """called with tokens done and tokens in all"""
@@ -72,6 +75,9 @@ def calibrate(
     n_tokens: int = DEFAULT_TOKENS,
     progress: Progress | None = None,
     *,
+    engine: EngineName | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
     n_batch: int = 512,
@@ -88,6 +94,12 @@ def calibrate(
         Tokens to read, evenly from all documents; fewer if the text is shorter.
     progress : callable, optional
         Called with (tokens done, tokens in all).
+    engine : "torch" or "runtime", optional
+        See ``choose``, which chooses if it is not given.
+    checkpoint : Path, optional
+        File that keeps what is done, after every layer (torch) or sequence (runtime).
+    resume : bool
+        Go on from what the file keeps, if it is there.
     n_threads, n_gpu_layers, n_batch : int
         As for ``RuntimeEngine``.
 
@@ -101,25 +113,33 @@ def calibrate(
     ModelNotFoundError, BackendMissingError
         Nothing to run, or nothing to run it with.
     CalibrationError
-        The model cannot be calibrated, or the text is too short.
+        The model cannot be calibrated, the text is too short, or the checkpoint belongs to something else.
     """
     info = read_model_info(model)
     check_can_calibrate(info)
+    check_enough(n_tokens)
     corpus = bundled_corpus() if corpus is None else corpus
-    if n_tokens < MIN_TOKENS:
-        raise CalibrationError(f"{n_tokens} tokens are too few", fix=f"give --tokens {MIN_TOKENS} or more")
-
-    n_ctx = min(CHUNK_TOKENS, info.n_ctx_train)
-    if info.full_layers is None:
-        # only a context larger than any window shows which caches are as large as the context
-        n_ctx = max(n_ctx, info.n_swa + 2 * n_batch)
-    with RuntimeEngine(
-        info.path, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads, n_gpu_layers=n_gpu_layers
-    ) as engine:
-        mark = _checked_fingerprint(info, engine)
-        layers = _layers_to_measure(info, engine)
-        pieces = _pieces(engine, corpus, n_tokens, min(n_ctx, CHUNK_TOKENS))
-        sums = _measure(engine, layers, pieces, progress)
+    if engine is None:
+        with Weights(info) as weights:
+            engine = choose(info, weights, n_gpu_layers).engine
+    with open_vocabulary(info.path) as vocabulary:
+        texts = sequences(vocabulary, corpus, n_tokens, min(CHUNK_TOKENS, info.n_ctx_train))
+    mark = fingerprint(info.path)
+    task = {
+        "model": mark,
+        "weights": _tensor_types(info),
+        "corpus": corpus.label,
+        "tokens": hashlib.sha256(b"\n".join(map(text_bytes, texts))).hexdigest(),
+        "engine": engine,
+        "writer": triattn_local.__version__,
+    }
+    saved = None if checkpoint is None or not resume else read_checkpoint(checkpoint, task)
+    run = _Run(info, mark, texts, task, checkpoint, saved, progress)
+    if engine == "torch":
+        sums = _run_torch(run, best_device(n_gpu_layers), n_threads)
+    else:
+        sums = _run_runtime(run, n_threads, n_gpu_layers, n_batch)
+    layers = tuple(sorted({il for il, _ in sums}))
     q_sums, k_sums = [sums[il, "q_pre"] for il in layers], [sums[il, "k_pre"] for il in layers]
     stats = TriattnStats(
         layers=layers,
@@ -128,37 +148,157 @@ def calibrate(
         k_mean=tuple(s.mean() for s in k_sums),
         n_tokens=q_sums[0].n_tokens,
         corpus=corpus.label,
-        tool=f"triattn-local {triattn_local.__version__}, runtime engine",
+        tool=f"triattn-local {triattn_local.__version__}, {engine} engine",
         model=mark,
     )
     stats.validate(info)
     return stats
 
 
-def _checked_fingerprint(info: ModelInfo, engine: RuntimeEngine) -> str:
+def check_enough(n_tokens: int) -> None:
+    """Refuse a number of tokens that no centre can be made of.
+
+    Raises
+    ------
+    CalibrationError
+        It is smaller than MIN_TOKENS.
+    """
+    if n_tokens < MIN_TOKENS:
+        raise CalibrationError(f"{n_tokens} tokens are too few", fix=f"give --tokens {MIN_TOKENS} or more")
+
+
+Sums = dict[tuple[int, Kind], HeadSums]
+
+
+@dataclass
+class _Run:
+    """One calibration under way."""
+
+    info: ModelInfo
+    mark: str
+    texts: list[list[int]]
+    task: Mapping[str, str | int]
+    path: Path | None
+    saved: Checkpoint | None
+    progress: Progress | None
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(map(len, self.texts))
+
+    def tell(self, n_done: float) -> None:
+        if self.progress is not None:
+            self.progress(int(n_done), self.n_tokens)
+
+    def new_sums(self, layers: tuple[int, ...]) -> Sums:
+        """Empty sums of the layers, or those of the checkpoint as far as it has them."""
+        info = self.info
+        assert info.rope_type is not None
+        sums: Sums = {}
+        for il in layers:
+            for kind, n_head in (("q_pre", info.n_head[il]), ("k_pre", info.n_head_kv[il])):
+                one = HeadSums(n_head, info.head_dim, info.n_rot, info.rope_type)
+                prefix = f"{il}.{kind}."
+                state = {} if self.saved is None else _with_prefix(self.saved.arrays, prefix)
+                if state:
+                    one.restore(state)
+                sums[il, kind] = one  # type: ignore[index]
+        return sums
+
+    def save(self, n_done: int, sums: Sums, hidden: torch.Tensor | None = None) -> None:
+        if self.path is None:
+            return
+        arrays = {
+            f"{il}.{kind}.{name}": array
+            for (il, kind), one in sums.items()
+            if one.n_tokens
+            for name, array in one.state().items()
+        }
+        if hidden is not None:
+            arrays["hidden"] = hidden.cpu().numpy()
+        write_checkpoint(self.path, Checkpoint(self.task, n_done, arrays))
+
+
+def _with_prefix(arrays: Mapping[str, npt.NDArray[np.float64]], prefix: str) -> dict[str, npt.NDArray[np.float64]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _run_torch(run: _Run, device: torch.device, n_threads: int | None) -> Sums:
+    layers = run.info.full_layers
+    assert layers, "the torch engine knows no architecture whose file does not tell"
+    sums = run.new_sums(layers)
+    with Weights(run.info) as weights:
+        engine = TorchEngine(run.info, weights, device, n_threads)
+        hidden = engine.start(run.texts)
+        if run.saved is not None:
+            values = torch.from_numpy(run.saved.arrays["hidden"]).to(device)
+            hidden = Hidden(values, hidden.spans, run.saved.n_done)
+
+        def add(il: int, q_pre: torch.Tensor, k_pre: torch.Tensor) -> None:
+            sums[il, "q_pre"].add(q_pre[SKIP_TOKENS:])
+            sums[il, "k_pre"].add(k_pre[SKIP_TOKENS:])
+
+        n_layer = layers[-1] + 1
+        while hidden.next_layer < n_layer:
+            run.tell(run.n_tokens * hidden.next_layer / n_layer)
+            engine.step(hidden, layers, add)
+            if hidden.next_layer < n_layer:
+                run.save(hidden.next_layer, sums, hidden.values)
+        run.tell(run.n_tokens)
+    return sums
+
+
+def _run_runtime(run: _Run, n_threads: int | None, n_gpu_layers: int, n_batch: int) -> Sums:
+    info = run.info
+    n_ctx = max(map(len, run.texts))
+    if info.full_layers is None:
+        # only a context larger than any window shows which caches are as large as the context
+        n_ctx = max(n_ctx, info.n_swa + 2 * n_batch)
+    with (
+        RuntimeEngine(
+            info.path, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads, n_gpu_layers=n_gpu_layers
+        ) as engine,
+        _one_torch_thread(),
+    ):
+        _check_fingerprint(run, engine)
+        layers = _layers_to_measure(info, engine)
+        sums = run.new_sums(layers)
+        n_read = 0 if run.saved is None else run.saved.n_done
+        n_done = sum(map(len, run.texts[:n_read]))
+
+        def add(il: int, kind: Kind, values: npt.NDArray[np.float32], first_pos: int) -> None:
+            nonlocal n_done
+            if (il, kind) in sums:
+                sums[il, kind].add(torch.from_numpy(values[max(0, SKIP_TOKENS - first_pos) :]))
+            # the last layer's keys come last, when the batch is as good as done
+            if il == layers[-1] and kind == "q_pre":
+                n_done += len(values)
+                run.tell(n_done)
+
+        for i in range(n_read, len(run.texts)):
+            engine.evaluate(run.texts[i], add)
+            if i + 1 < len(run.texts):
+                run.save(i + 1, sums)
+    return sums
+
+
+def _tensor_types(info: ModelInfo) -> str:
+    """Hash of names, types and shapes of all tensors: tells quantisations of one model apart."""
+    digest = hashlib.sha256()
+    for shard in info.shards:
+        file = read_gguf(shard)
+        digest.update(file.head[file.infos_start : file.infos_end])
+    return digest.hexdigest()
+
+
+def _check_fingerprint(run: _Run, engine: RuntimeEngine) -> None:
     """The engine will refuse statistics whose fingerprint it does not find itself, so ask it at once."""
-    mark = fingerprint(info.path)
-    if engine.fingerprint != mark:
+    if engine.fingerprint != run.mark:
         raise CalibrationError(
-            f"has the fingerprint {mark}, and llama.cpp says {engine.fingerprint}",
-            where=str(info.path),
+            f"has the fingerprint {run.mark}, and llama.cpp says {engine.fingerprint}",
+            where=str(run.info.path),
             fix="this is a bug of triattn-local, please report it",
         )
-    return mark
-
-
-def _pieces(engine: RuntimeEngine, corpus: Corpus, n_tokens: int, n_chunk: int) -> list[list[int]]:
-    head = [] if engine.bos is None else [engine.bos]
-    documents = [engine.tokenize(document.text) for document in corpus.documents]
-    pieces = [p for p in share_out(documents, n_tokens, n_chunk - len(head)) if len(p) > SKIP_TOKENS]
-    n_counted = sum(len(piece) + len(head) - SKIP_TOKENS for piece in pieces)
-    if n_counted < MIN_TOKENS * 3 // 4:
-        raise CalibrationError(
-            f"has {sum(map(len, documents))} tokens, too few to calibrate on",
-            where=corpus.name,
-            fix=f"give {2 * MIN_TOKENS} tokens of text or more, or leave out --corpus to use the bundled text",
-        )
-    return [head + piece for piece in pieces]
 
 
 def _layers_to_measure(info: ModelInfo, engine: RuntimeEngine) -> tuple[int, ...]:
@@ -185,33 +325,6 @@ def _check_agrees(info: ModelInfo, il: int, seen: LayerAttention) -> None:
             where=str(info.path),
             fix="this is a bug of triattn-local, please report it",
         )
-
-
-def _measure(
-    engine: RuntimeEngine, layers: tuple[int, ...], pieces: list[list[int]], progress: Progress | None
-) -> dict[tuple[int, Kind], HeadSums]:
-    sums: dict[tuple[int, Kind], HeadSums] = {}
-    for il in layers:
-        seen = engine.layers[il]
-        rope = seen.rope
-        sums[il, "q_pre"] = HeadSums(seen.n_head, seen.head_dim, rope.n_rot, rope.rope_type)
-        sums[il, "k_pre"] = HeadSums(seen.n_head_kv, seen.head_dim, rope.n_rot, rope.rope_type)
-
-    n_done, n_total = 0, sum(map(len, pieces))
-
-    def add(il: int, kind: Kind, values: npt.NDArray[np.float32], first_pos: int) -> None:
-        nonlocal n_done
-        if (il, kind) in sums:
-            sums[il, kind].add(torch.from_numpy(values[max(0, SKIP_TOKENS - first_pos) :]))
-        # the last layer's keys come last, when the batch is as good as done
-        if progress is not None and il == layers[-1] and kind == "q_pre":
-            n_done += len(values)
-            progress(n_done, n_total)
-
-    with _one_torch_thread():
-        for piece in pieces:
-            engine.evaluate(piece, add)
-    return sums
 
 
 @contextlib.contextmanager

@@ -8,28 +8,37 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 
 from triattn_local.atomic import check_writable
-from triattn_local.errors import StatsError, UsageError
+from triattn_local.errors import CalibrationError, StatsError, UsageError
+from triattn_local.interrupts import stop_for_sure
 from triattn_local.metadata import read_stats, refuse_same_file, write_sidecar, write_with_stats
 from triattn_local.model_info import ModelInfo, read_model_info
-from triattn_local.stats import TriattnStats
+from triattn_local.stats import HIGH_R, TriattnStats
 
-from .calibrate import DEFAULT_TOKENS, calibrate, check_can_calibrate
-from .corpus import Corpus, bundled_corpus, read_corpus
+from .calibrate import DEFAULT_TOKENS, calibrate, check_can_calibrate, check_enough
+from .checkpoint import saved_task
+from .choose import ENGINES, Choice, choose
+from .corpus import bundled_corpus, read_corpus
+from .decoder import why_unsupported
+from .weights import Weights
 
-__all__ = ["DEFAULT_TOKENS", "Concentration", "ConvertResult", "convert"]
+__all__ = ["DEFAULT_TOKENS", "ENGINES", "Concentration", "ConvertResult", "Progress", "convert"]
 
-Progress = Callable[[str, int, int | None], None]
-"""called with the stage, what is done and what there is in all: tokens, or None for a stage that is not counted"""
 
-HIGH_R = 0.95
-"""the paper's mark for a head whose queries point one way"""
+Unit = Literal["tokens", "bytes"]
+
+
+class Progress(Protocol):
+    """Called with the stage, what is done of it and what there is in all; None for a stage that is not counted."""
+
+    def __call__(self, stage: str, done: int, total: int | None, unit: Unit = "tokens") -> None: ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,10 @@ class ConvertResult:
     """the model had statistics already"""
     corpus: str
     """name and sha256 of the calibration text"""
+    engine: str
+    engine_why: str
+    checkpoint: Path
+    """what --resume goes on from; gone once all is done"""
     n_tokens: int | None = None
     """tokens averaged; this and all below is None of a dry run"""
     n_layers: int | None = None
@@ -71,23 +84,28 @@ class ConvertResult:
 
     def as_dict(self) -> dict[str, object]:
         """The same, ready for JSON."""
-        return {**asdict(self), "path": str(self.path), "model": str(self.model)}
+        paths = {name: str(getattr(self, name)) for name in ("path", "model", "checkpoint")}
+        return {**asdict(self), **paths}
 
 
 def convert(
     model: Path,
     out: Path | None = None,
     sidecar: bool = False,
-    corpus: Path | None = None,
+    corpus: Sequence[Path] = (),
     n_tokens: int = DEFAULT_TOKENS,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
     *,
+    engine: str = "auto",
+    resume: bool = False,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
 ) -> ConvertResult:
     """Calibrate a model and write its statistics into a copy of it, or into a sidecar.
+
+    An interrupted call leaves a checkpoint beside the output and nothing else.
 
     Parameters
     ----------
@@ -97,8 +115,8 @@ def convert(
         ``MODEL.triattn.gguf`` beside the model if not given, or ``MODEL.triattn-stats.gguf`` for a sidecar.
     sidecar : bool
         Write the statistics alone.
-    corpus : Path, optional
-        UTF-8 text to calibrate on; the bundled text if not given.
+    corpus : sequence of Path
+        UTF-8 texts to calibrate on; the bundled text if there are none.
     n_tokens : int
         Tokens of it.
     force : bool
@@ -107,6 +125,10 @@ def convert(
         Check everything, do nothing.
     progress : callable, optional
         See ``Progress``.
+    engine : "auto", "torch" or "runtime"
+        See ``choose``.
+    resume : bool
+        Go on from the checkpoint of an interrupted call, if there is one.
     n_threads, n_gpu_layers : int
         As for ``RuntimeEngine``.
 
@@ -115,37 +137,62 @@ def convert(
     ModelNotFoundError
         ``model`` is not a readable GGUF, or is damaged.
     CalibrationError
-        The model or the text cannot be calibrated.
+        The model or the text cannot be calibrated, or the checkpoint belongs to something else.
     UsageError
-        ``out`` exists, is the model, or cannot be written.
+        ``out`` exists, is the model, or cannot be written; or an engine that there is not.
     DoesNotFitError
         The disk does not hold the output.
     BackendMissingError
         There is no llama.cpp to run the model.
     """
     started_s = time.monotonic()
+    if engine not in ENGINES:
+        raise UsageError(f"{engine!r} is not one of {', '.join(ENGINES)}", where="--engine")
     info = read_model_info(model)
     check_can_calibrate(info)
-    path = _output(info, out, sidecar, force)
-    text = bundled_corpus() if corpus is None else read_corpus([corpus])
+    check_enough(n_tokens)
+    path = output_path(info, out, sidecar, force)
+    text = read_corpus(corpus) if corpus else bundled_corpus()
     had_stats = not sidecar and _has_stats(info.path)
-    if dry_run:
-        return ConvertResult(path, info.path, sidecar, True, had_stats, text.label)
-
-    stats = _calibrate(info, text, n_tokens, progress, n_threads, n_gpu_layers)
-    if progress is not None:
-        progress(f"writing {path.name}", 0, None)
-    tensor_sha256 = None
-    if sidecar:
-        write_sidecar(path, stats, info)
-    else:
-        tensor_sha256 = write_with_stats(info.path, path, stats)
-    return ConvertResult(
+    checkpoint = path.with_name(path.name + ".checkpoint")
+    choice = _choose(info, engine, checkpoint if resume else None, n_gpu_layers)
+    plan = ConvertResult(
         path=path,
         model=info.path,
         sidecar=sidecar,
-        dry_run=False,
+        dry_run=dry_run,
         replaced_stats=had_stats,
+        corpus=text.label,
+        engine=choice.engine,
+        engine_why=choice.why,
+        checkpoint=checkpoint,
+    )
+    if dry_run:
+        return plan
+
+    with stop_for_sure() as check:
+
+        def tell(stage: str, done: int, total: int | None, unit: Unit = "tokens") -> None:
+            check()
+            if progress is not None:
+                progress(stage, done, total, unit)
+
+        tell(f"{choice.engine} engine: {choice.why}", 0, None)
+        stats = calibrate(
+            info.path,
+            text,
+            n_tokens,
+            lambda n_done, n_total: tell("calibrating", n_done, n_total),
+            engine=choice.engine,
+            checkpoint=checkpoint,
+            resume=resume,
+            n_threads=n_threads,
+            n_gpu_layers=n_gpu_layers,
+        )
+        tensor_sha256 = write_output(info, path, stats, sidecar, tell)
+        checkpoint.unlink(missing_ok=True)
+    return replace(
+        plan,
         corpus=stats.corpus,
         n_tokens=stats.n_tokens,
         n_layers=len(stats.layers),
@@ -157,7 +204,39 @@ def convert(
     )
 
 
-def _output(info: ModelInfo, out: Path | None, sidecar: bool, force: bool) -> Path:
+def write_output(
+    info: ModelInfo, path: Path, stats: TriattnStats, sidecar: bool, progress: Progress | None = None
+) -> str | None:
+    """Write statistics where ``convert`` puts them; the sha256 of the tensors if there are any in the file."""
+    stage = f"writing {path.name}"
+    if sidecar:
+        write_sidecar(path, stats, info)
+        return None
+    if progress is None:
+        return write_with_stats(info.path, path, stats)
+    return write_with_stats(info.path, path, stats, lambda done, total: progress(stage, done, total, "bytes"))
+
+
+def _choose(info: ModelInfo, engine: str, checkpoint: Path | None, n_gpu_layers: int) -> Choice:
+    with Weights(info) as weights:
+        if engine == "torch" and (reason := why_unsupported(info, weights)):
+            raise CalibrationError(f"the torch engine {reason}", where=str(info.path), fix="give --engine runtime")
+        if engine != "auto":
+            return Choice("torch" if engine == "torch" else "runtime", "as asked for")
+        began = None if checkpoint is None else saved_task(checkpoint).get("engine")
+        if began in ("torch", "runtime"):
+            return Choice("torch" if began == "torch" else "runtime", "the checkpoint is its work")
+        return choose(info, weights, n_gpu_layers)
+
+
+def output_path(info: ModelInfo, out: Path | None, sidecar: bool, force: bool) -> Path:
+    """Name of the output, once all is checked that can be known before it is written.
+
+    Raises
+    ------
+    UsageError, DoesNotFitError
+        As ``convert``.
+    """
     if info.split is not None and not sidecar:
         _check_first_shard(info, out)
     stem = info.path.name.removesuffix(".gguf")
@@ -187,24 +266,6 @@ def _has_stats(path: Path) -> bool:
         return read_stats(path) is not None
     except StatsError:  # damaged ones are replaced like any others
         return True
-
-
-def _calibrate(
-    info: ModelInfo,
-    corpus: Corpus,
-    n_tokens: int,
-    progress: Progress | None,
-    n_threads: int | None,
-    n_gpu_layers: int,
-) -> TriattnStats:
-    if progress is not None:
-        progress(f"loading {info.path.name}", 0, None)
-
-    def tell(n_done: int, n_total: int) -> None:
-        if progress is not None:
-            progress("calibrating", n_done, n_total)
-
-    return calibrate(info.path, corpus, n_tokens, tell, n_threads=n_threads, n_gpu_layers=n_gpu_layers)
 
 
 def _concentration(stats: TriattnStats, info: ModelInfo) -> Concentration:

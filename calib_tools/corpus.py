@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +21,14 @@ from pathlib import Path
 from triattn_local.errors import CalibrationError
 
 BUNDLED_NAME = "triattn-local mix 1"
+HELDOUT_NAME = "triattn-local held-out 1"
 
 MIN_COMPRESSED = 0.1
 """zlib leaves a third of ordinary text, a quarter of source code, and a hundredth of a repeated line"""
 MIN_DISTINCT = 0.2
 """share of the text in lines that do not repeat an earlier one: catches repeats that are too far apart for zlib"""
+
+_DIALOGUE = "dialogue.txt"
 
 _FIX = "give other text with --corpus, or leave it out to use the bundled text"
 
@@ -33,6 +37,8 @@ _FIX = "give other text with --corpus, or leave it out to use the bundled text"
 class Document:
     name: str
     text: str
+    is_dialogue: bool = False
+    """holds conversations of user and assistant, see ``turns``"""
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,12 @@ class Corpus:
 
 def bundled_corpus() -> Corpus:
     """The mix that comes with the program: 48 kB in seven documents, written for it, CC0."""
-    folder = resources.files(__package__).joinpath("data")
-    texts = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".txt")), key=lambda entry: entry.name)
-    return Corpus(BUNDLED_NAME, tuple(Document(t.name, t.read_bytes().decode("utf-8")) for t in texts))
+    return Corpus(BUNDLED_NAME, _documents("data"))
+
+
+def heldout_corpus() -> Corpus:
+    """Three other texts, to measure on what was not calibrated on: 15 kB of prose, code and reasoning, CC0 too."""
+    return Corpus(HELDOUT_NAME, _documents("heldout"))
 
 
 def read_corpus(paths: Sequence[Path]) -> Corpus:
@@ -116,6 +125,21 @@ def share_out(documents: Sequence[Sequence[int]], n_tokens: int, n_chunk: int) -
         bounds = [n_take * j // n_piece for j in range(n_piece + 1)] if n_piece else [0]
         pieces[i] = [list(documents[i][a:b]) for a, b in itertools.pairwise(bounds)]
     return [piece for i in range(len(documents)) for piece in pieces[i]]
+
+
+def turns(text: str) -> list[dict[str, str]] | None:
+    """Messages of a conversation whose turns begin with "User:" and "Assistant:"; None if it is something else."""
+    pieces = re.split(r"^(User|Assistant):\s*", text.strip(), flags=re.MULTILINE)
+    if len(pieces) < 5 or pieces[0]:
+        return None
+    roles, contents = pieces[1::2], pieces[2::2]
+    return [{"role": r.lower(), "content": c.strip()} for r, c in zip(roles, contents, strict=True)]
+
+
+def _documents(folder: str) -> tuple[Document, ...]:
+    entries = resources.files(__package__).joinpath(folder).iterdir()
+    texts = sorted((entry for entry in entries if entry.name.endswith(".txt")), key=lambda entry: entry.name)
+    return tuple(Document(t.name, t.read_bytes().decode("utf-8"), t.name == _DIALOGUE) for t in texts)
 
 
 def check_varied(text: str, path: Path) -> None:

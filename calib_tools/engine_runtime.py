@@ -13,13 +13,10 @@ Knows nothing of statistics; imports no torch.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +28,7 @@ import numpy.typing as npt
 from triattn_local import native
 from triattn_local.errors import CalibrationError
 from triattn_local.scoring import RopeParams
+from triattn_local.vocabulary import Vocabulary
 
 from .ggml_tensor import GGML_TYPE_F32, Node
 
@@ -145,6 +143,7 @@ class RuntimeEngine:
         self._llama = llama_cpp
         try:
             self._load(n_threads or os.cpu_count() or 1, n_gpu_layers)
+            self.vocabulary = Vocabulary(self._model)
             self.layers = self._look()
         except BaseException:
             self.close()
@@ -174,29 +173,9 @@ class RuntimeEngine:
         return tuple(il for il, layer in sorted(self.layers.items()) if layer.n_cells == n_cells)
 
     @property
-    def bos(self) -> int | None:
-        """Token that begins every text of this model; None if it has none."""
-        vocab = self._llama.llama_model_get_vocab(self._model)
-        return int(self._llama.llama_vocab_bos(vocab)) if self._llama.llama_vocab_get_add_bos(vocab) else None
-
-    @property
     def fingerprint(self) -> str:
         """Fingerprint of the loaded model, by the library."""
         return native.fingerprint(self._model)
-
-    def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text, without a BOS; control tokens written in the text stay text."""
-        vocab = self._llama.llama_model_get_vocab(self._model)
-        raw = text.encode("utf-8")
-        n = len(raw)
-        # byte tokens can outnumber the bytes, since a space may become a character of three; then -n are needed
-        for _ in range(2):
-            tokens = (self._llama.llama_token * n)()
-            n_token = int(self._llama.llama_tokenize(vocab, raw, len(raw), tokens, n, False, False))
-            if n_token >= 0:
-                return list(tokens[:n_token])
-            n = -n_token
-        raise CalibrationError("the model's tokenizer fails on the calibration text", where=str(self.path))
 
     def evaluate(self, tokens: Sequence[int], consumer: Consumer) -> None:
         """Run one sequence from position 0 and hand its queries and keys to the consumer.
@@ -234,8 +213,7 @@ class RuntimeEngine:
         model_params.n_gpu_layers = n_gpu_layers
         self._on_load = llama.llama_progress_callback(lambda *_: self._error is None)
         model_params.progress_callback = self._on_load
-        with self._holding_ctrl_c():
-            self._model = llama.llama_model_load_from_file(os.fsencode(self.path), model_params)
+        self._model = llama.llama_model_load_from_file(os.fsencode(self.path), model_params)
         self._raise_held()
         if not self._model:
             raise CalibrationError(
@@ -254,8 +232,7 @@ class RuntimeEngine:
         params.cb_eval = self._on_node
         params.abort_callback = self._on_abort
         params.swa_full = False
-        with self._holding_ctrl_c():
-            self._context = llama.llama_init_from_model(self._model, params)
+        self._context = llama.llama_init_from_model(self._model, params)
         self._raise_held()
         if not self._context:
             raise CalibrationError(
@@ -265,7 +242,7 @@ class RuntimeEngine:
     def _look(self) -> dict[int, LayerAttention]:
         """Evaluate a few tokens to learn which nodes hold queries and keys."""
         self._looking = True
-        token = self.bos or 0
+        token = self.vocabulary.bos or 0
         self._decode([token] * _N_LOOK, 0)
         self._looking = False
         for (name, op), n in self._counts.items():
@@ -306,34 +283,12 @@ class RuntimeEngine:
     def _decode(self, tokens: Sequence[int], first_pos: int) -> None:
         self._first_pos, self._n_token = first_pos, len(tokens)
         array = (self._llama.llama_token * len(tokens))(*tokens)
-        with self._holding_ctrl_c():
-            code = self._llama.llama_decode(self._context, self._llama.llama_batch_get_one(array, len(tokens)))
+        code = self._llama.llama_decode(self._context, self._llama.llama_batch_get_one(array, len(tokens)))
         self._raise_held()
         if code != 0:
             raise CalibrationError(
                 f"llama.cpp fails to evaluate {len(tokens)} tokens (code {code})", where=str(self.path)
             )
-
-    @contextlib.contextmanager
-    def _holding_ctrl_c(self) -> Iterator[None]:
-        """Let Ctrl-C wait for the end of a native call, and tell the callbacks to bring that end about.
-
-        Python would raise it inside whatever callback runs, the binding's log among them, where it is printed and
-        lost. A handler of somebody else's, and other threads, are left alone.
-        """
-        ours = threading.current_thread() is threading.main_thread()
-        if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            yield
-            return
-
-        def hold(*_: object) -> None:
-            self._error = self._error or KeyboardInterrupt()
-
-        signal.signal(signal.SIGINT, hold)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _raise_held(self) -> None:
         error, self._error = self._error, None

@@ -29,7 +29,7 @@ from triattn_local import native, scoring
 from triattn_local.architectures import ROPE_TYPES, RopeType
 from triattn_local.calib_tools import ggml_tensor
 from triattn_local.calib_tools.accumulate import HeadSums
-from triattn_local.calib_tools.calibrate import SKIP_TOKENS, calibrate, check_can_calibrate
+from triattn_local.calib_tools.calibrate import calibrate, check_can_calibrate
 from triattn_local.calib_tools.convert import convert
 from triattn_local.calib_tools.corpus import (
     Corpus,
@@ -40,6 +40,7 @@ from triattn_local.calib_tools.corpus import (
     share_out,
 )
 from triattn_local.calib_tools.engine_runtime import Kind, RuntimeEngine
+from triattn_local.calib_tools.tokens import SKIP_TOKENS
 from triattn_local.errors import (
     BackendMissingError,
     CalibrationError,
@@ -284,7 +285,7 @@ def test_inputs_that_are_refused(tmp_path: Path) -> None:
         convert(cut)
     text.write_text("again " * 1000)
     with pytest.raises(CalibrationError, match="repeats itself"):
-        convert(path, corpus=text)
+        convert(path, corpus=[text])
     with pytest.raises(CalibrationError, match="100 tokens are too few"):
         convert(path, n_tokens=100)
     assert {p.name for p in tmp_path.iterdir()} == {"m.gguf", "text.gguf", "cut.gguf"}
@@ -293,6 +294,10 @@ def test_inputs_that_are_refused(tmp_path: Path) -> None:
 def test_a_split_model_needs_a_name_that_llama_cpp_can_follow(tmp_path: Path) -> None:
     packed = Packed().set("split.no", U16, 0).set("split.count", U16, 3)
     path = packed.write(tmp_path / "m-00001-of-00003.gguf")
+    with pytest.raises(ModelNotFoundError, match="m-00002-of-00003"):
+        convert(path, sidecar=True, dry_run=True)
+    for i in (1, 2):
+        Packed(tensors={}).set("split.no", U16, i).write(tmp_path / f"m-0000{i + 1}-of-00003.gguf")
     with pytest.raises(UsageError, match=r"split into 3 files.*-00001-of-00003\.gguf"):
         convert(path, dry_run=True)
     with pytest.raises(UsageError, match="split into 3 files"):
@@ -312,7 +317,7 @@ def test_rope_lies_between_what_is_seen_before_and_after(model: Path) -> None:
         assert engine.fingerprint == fingerprint(model)
         assert sorted(engine.layers) == list(range(info.n_layer))
         assert engine.layers_without_rope == ()
-        seen = watch(engine, engine.tokenize(prose(4000))[:400])
+        seen = watch(engine, engine.vocabulary.tokenize(prose(4000), add_special=False)[:400])
         assert len(seen) == 4 * info.n_layer
         for il, layer in engine.layers.items():
             assert (layer.n_head, layer.n_head_kv, layer.head_dim) == (
@@ -361,7 +366,7 @@ def test_queries_and_keys_of_the_first_layer_follow_from_the_weights(model: Path
     eps = weights.file.number(f"{info.arch}.attention.layer_norm_rms_epsilon")
     assert eps is not None
     with RuntimeEngine(model, n_ctx=256) as engine:
-        tokens = engine.tokenize(prose(2000))[:200]
+        tokens = engine.vocabulary.tokenize(prose(2000), add_special=False)[:200]
         seen = watch(engine, tokens)
     x = weights.rows("token_embd.weight", tokens)
     if info.arch == "gemma3":
@@ -393,7 +398,7 @@ def test_the_library_tells_full_layers_from_others(gemma3: Path) -> None:
 @pytest.mark.slow
 def test_an_exception_in_the_callback_comes_out_and_the_engine_lives_on(smollm2: Path) -> None:
     with RuntimeEngine(smollm2, n_ctx=256, n_batch=64) as engine:
-        tokens = engine.tokenize(prose(2000))[:200]
+        tokens = engine.vocabulary.tokenize(prose(2000), add_special=False)[:200]
         calls: list[int] = []
 
         def interrupt(il: int, kind: Kind, values: np.ndarray, first_pos: int) -> None:
@@ -527,7 +532,9 @@ def test_statistics_are_the_means_of_what_the_model_does(smollm2: Path) -> None:
     assert stats.model == fingerprint(smollm2)
     with RuntimeEngine(smollm2, n_ctx=512, n_batch=128) as engine:
         seen: list[dict[tuple[int, Kind], np.ndarray]] = []
-        for piece in share_out([engine.tokenize(d.text) for d in corpus.documents], 600, 512):
+        for piece in share_out(
+            [engine.vocabulary.tokenize(d.text, add_special=False) for d in corpus.documents], 600, 512
+        ):
             seen.append(watch(engine, piece))
         rope_type = engine.layers[0].rope.rope_type
     assert len(seen) == 2
@@ -554,7 +561,7 @@ def test_too_little_text(smollm2: Path, tmp_path: Path) -> None:
     path, out = tmp_path / "short.txt", tmp_path / "out.gguf"
     path.write_text(prose(300))
     with pytest.raises(CalibrationError, match=r"short\.txt: has \d+ tokens, too few"):
-        convert(smollm2, out, corpus=path)
+        convert(smollm2, out, corpus=[path])
     assert not out.exists()
 
 
@@ -580,7 +587,7 @@ def test_centres_know_what_will_be_attended_to(converted: Path) -> None:
     stats, info = read_stats(converted), read_model_info(converted)
     assert stats is not None
     with RuntimeEngine(converted, n_ctx=1024, kinds=("q_rot", "k_rot")) as engine:
-        seen = watch(engine, engine.tokenize(prose(8000))[:1000])
+        seen = watch(engine, engine.vocabulary.tokenize(prose(8000), add_special=False)[:1000])
         ropes = {il: engine.layers[il].rope for il in stats.layers}
     t, candidates = 750, np.arange(SKIP_TOKENS, 750 - 64)
     scale = 1 / 16 if info.arch == "gemma3" else info.head_dim**-0.5
@@ -628,8 +635,14 @@ def test_convert(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     # settings of a chat must not reach into a calibration
     monkeypatch.setenv("TRIATTN_BUDGET", "256")
     stages: list[tuple[str, int, int | None]] = []
+    units: dict[str, str] = {}
+
+    def progress(stage: str, done: int, total: int | None, unit: str = "tokens") -> None:
+        stages.append((stage, done, total))
+        units[stage] = unit
+
     out = tmp_path / "out.gguf"
-    result = convert(smollm2, out, n_tokens=600, progress=lambda *news: stages.append(news))
+    result = convert(smollm2, out, n_tokens=600, progress=progress, engine="runtime")
     assert result.path == out
     assert (result.n_layers, result.fingerprint) == (30, fingerprint(smollm2))
     assert result.n_tokens is not None
@@ -639,16 +652,14 @@ def test_convert(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.concentration is not None
     assert result.concentration.n_heads == 270
     assert result.concentration.share_high > 0.9
-    assert [stage for stage, _, _ in stages if stage != "calibrating"] == [
-        f"loading {smollm2.name}",
-        "writing out.gguf",
-    ]
-    calibrating = [(done, total) for stage, done, total in stages if stage == "calibrating"]
-    assert calibrating == sorted(calibrating)
-    assert calibrating[-1][0] == calibrating[-1][1]
+    assert units == {"runtime engine: as asked for": "tokens", "calibrating": "tokens", "writing out.gguf": "bytes"}
+    for wanted in ("calibrating", "writing out.gguf"):
+        counts = [(done, total) for stage, done, total in stages if stage == wanted]
+        assert counts == sorted(counts)
+        assert counts[-1][0] == counts[-1][1]
     json.dumps(result.as_dict())
 
-    sidecar = convert(smollm2, tmp_path / "stats.gguf", sidecar=True, n_tokens=600)
+    sidecar = convert(smollm2, tmp_path / "stats.gguf", sidecar=True, n_tokens=600, engine="runtime")
     ours, theirs = read_stats(out), read_stats(sidecar.path)
     assert ours is not None
     assert theirs is not None
@@ -666,15 +677,18 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from triattn_local.calib_tools.convert import convert
 print("ready", flush=True)
-convert(Path(sys.argv[1]), Path(sys.argv[2]), progress=lambda stage, *_: print(stage, flush=True))
+convert(Path(sys.argv[1]), Path(sys.argv[2]), engine=sys.argv[3], progress=lambda stage, *_: print(stage, flush=True))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["ready", "loading", "calibrating"])
-def test_ctrl_c_leaves_nothing(stage: str, smollm2: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "stage"),
+    [("runtime", "ready"), ("runtime", "runtime engine"), ("runtime", "calibrating"), ("torch", "calibrating")],
+)
+def test_ctrl_c_leaves_nothing_but_a_checkpoint(engine: str, stage: str, smollm2: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    command = [sys.executable, "-c", _CONVERT, str(smollm2), str(out)]
+    command = [sys.executable, "-c", _CONVERT, str(smollm2), str(out), engine]
     # not in the checkout: -c would import from there what is to be imported as installed
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -686,7 +700,7 @@ def test_ctrl_c_leaves_nothing(stage: str, smollm2: Path, tmp_path: Path) -> Non
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT or "KeyboardInterrupt" in stderr
     assert time.monotonic() - sent < 30
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"out.gguf.checkpoint"}
 
 
 @pytest.mark.slow

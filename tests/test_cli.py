@@ -32,7 +32,7 @@ from triattn_local.cli import DEMO_SETTINGS, app, run_app
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
 from triattn_local.stats import TriattnStats
 
-COMMANDS = ("pull", "ls", "convert", "inspect", "run", "bench", "eval", "doctor")
+COMMANDS = ("pull", "ls", "convert", "import-stats", "export-stats", "inspect", "run", "bench", "eval", "doctor")
 REPORT_KEYS = {
     "n_prompt",
     "n_generated",
@@ -673,7 +673,9 @@ def test_ctrl_c_while_loading(run: Any, fake: Any, model: Path, monkeypatch: Any
 def test_convert_says_what_it_would_do(run: Any, model: Path) -> None:
     result = run("convert", "tiny", "--dry-run")
     assert (result.code, result.out) == (0, f"{model.with_suffix('.triattn.gguf')}\n")
-    assert result.err.startswith("would calibrate on ")
+    engine, text, *_ = result.err.splitlines()
+    assert re.fullmatch(r"(torch|runtime) engine: .+", engine)
+    assert text.startswith("would calibrate on ")
     plan = json.loads(run("convert", "tiny", "--dry-run", "--sidecar", "--json").out)
     assert plan["path"] == str(model.with_name("tiny.triattn-stats.gguf"))
     assert plan["dry_run"]
@@ -696,6 +698,9 @@ def test_convert_shows_what_it_did(run: Any, model: Path, monkeypatch: pytest.Mo
             dry_run=False,
             replaced_stats=False,
             corpus="c",
+            engine="runtime",
+            engine_why="because",
+            checkpoint=Path("out.gguf.checkpoint"),
             n_tokens=8000,
             n_layers=2,
             concentration=convert.Concentration(n_heads=8, mean_r=0.98765, min_r=0.5, share_high=0.9),
@@ -710,13 +715,16 @@ def test_convert_shows_what_it_did(run: Any, model: Path, monkeypatch: pytest.Mo
         "8,000 tokens, 2 layers, 8 heads, mean R 0.988",
     ]
     assert (asked["source"], asked["out"], asked.get("n_tokens")) == (model, None, None)
-    flags = "-o o.gguf --sidecar --tokens 1000 --corpus c.txt --force --threads 2 --gpu-layers 0"
+    flags = "-o o.gguf --sidecar --tokens 1000 --corpus c.txt --corpus d.txt --force --threads 2 --gpu-layers 0"
+    flags += " --engine torch --resume"
     assert json.loads(run("convert", "tiny", *flags.split(), "--json").out)["path"] == "out.gguf"
     wanted = {
         "out": Path("o.gguf"),
         "sidecar": True,
         "n_tokens": 1000,
-        "corpus": Path("c.txt"),
+        "corpus": [Path("c.txt"), Path("d.txt")],
+        "engine": "torch",
+        "resume": True,
         "force": True,
         "dry_run": False,
         "n_threads": 2,
@@ -735,18 +743,19 @@ def test_ctrl_c_in_a_callback_of_the_library_is_not_lost(
     def callback() -> None:
         press_ctrl_c()
 
-    def make(source: Path, out: Path | None, progress: Any, **kwargs: Any) -> None:
+    def calibrate(source: Path, text: Any, n_tokens: int, progress: Any, **kwargs: Any) -> None:
         callback()
         if lost == "turned into an error":
             raise errors.CalibrationError("llama.cpp fails")
         if lost == "noticed at the next step":
-            progress("calibrating", 1, 2)
+            progress(1, 2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "convert", make)
+    monkeypatch.setattr(convert, "calibrate", calibrate)
     before = (signal.getsignal(signal.SIGINT), sys.unraisablehook)
     result = run("convert", "tiny")
-    assert (result.code, result.out, result.err) == (130, "", "")
+    assert (result.code, result.out) == (130, "")
+    assert re.fullmatch(r"(torch|runtime) engine: .+ \.\.\.\n", result.err)
     assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
 
 
@@ -762,7 +771,14 @@ def test_convert_without_torch_says_how_to_get_it(run: Any, model: Path, monkeyp
 
 @pytest.mark.parametrize(
     ("flags", "code"),
-    [("--tokens 0", 2), ("--tokens -5", 2), ("--corpus /nowhere.txt", 1), ("-o /nowhere/x.gguf", 2), ("-o {model}", 2)],
+    [
+        ("--tokens 0", 2),
+        ("--engine banana", 2),
+        ("--tokens -5", 2),
+        ("--corpus /nowhere.txt", 1),
+        ("-o /nowhere/x.gguf", 2),
+        ("-o {model}", 2),
+    ],
 )
 def test_convert_refuses_bad_input(run: Any, model: Path, flags: str, code: int) -> None:
     result = run("convert", "tiny", *flags.format(model=model).split())
@@ -887,7 +903,9 @@ def test_ctrl_c_in_a_real_conversion(smollm2: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert "Traceback" not in log.read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "models"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left - {"out.gguf.checkpoint"} == {"log", "models"}
+    assert "--resume goes on from here" in log.read_text()
 
 
 def test_the_list_of_commands_here_is_that_of_the_program() -> None:

@@ -20,8 +20,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model_info",),
     ("stats",),
     ("metadata", "scoring"),
-    ("native",),
-    ("sampling", "snapshot", "vocabulary"),
+    ("evidence", "native"),
+    ("devices", "sampling", "snapshot", "vocabulary"),
     ("runtime",),
     ("contexts",),
     (
@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "settings",
         "store",
     ),
-    ("doctor", "tui"),
+    ("doctor", "report", "tui"),
     ("cli",),
 )
 """modules and packages of triattn_local, from the ground up: each imports from below only"""
@@ -48,6 +48,7 @@ ALLOWED = {
     "rich": {"cli", "console", "tui"},
     "huggingface_hub": {"store"},
     "llama_cpp": {"calib_tools", "contexts", "doctor", "evaluation", "native", "runtime", "sampling", "vocabulary"},
+    "matplotlib": {"evaluation", "report"},
     "transformers": set(),
 }
 """library -> where it may be imported"""

@@ -1,20 +1,28 @@
 """Files that are there whole or not at all.
 
-A temporary file in the same folder, synced, then renamed over the name asked for. Knows nothing of what is in them.
+A temporary file in the same folder, synced, then renamed over the name asked for. Its writer holds a lock on it while
+it lives, so that what a killed process left behind is known as such and cleared away by the next one. Knows nothing of
+what is in them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import DoesNotFitError, UsageError
+
+_CREATING_S = 1.0
+"""a file without a lock that is older than this has lost its writer"""
 
 
 @contextlib.contextmanager
@@ -33,12 +41,14 @@ def atomic_write(dst: Path, n_bytes: int) -> Iterator[BinaryIO]:
     UsageError
         The name is a folder, or cannot be written to.
     """
+    _clear_leftovers(dst)
     check_writable(dst, n_bytes)
     temporary = dst.parent / f".{dst.name}.{secrets.token_hex(4)}.tmp"
     try:
         try:
             # not mkstemp: it ignores the umask, and a model is to be readable like any other file
             with temporary.open("xb") as out:
+                _lock(out)
                 yield out
                 out.flush()
                 os.fsync(out.fileno())
@@ -51,6 +61,12 @@ def atomic_write(dst: Path, n_bytes: int) -> Iterator[BinaryIO]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _disk_full(dst, n_bytes, None) from None
         raise _not_writable(dst, error) from None
+
+
+def write_whole(dst: Path, data: bytes) -> None:
+    """``atomic_write`` of what is in memory. Raises the same."""
+    with atomic_write(dst, len(data)) as out:
+        out.write(data)
 
 
 def check_writable(dst: Path, n_bytes: int) -> None:
@@ -73,6 +89,24 @@ def check_writable(dst: Path, n_bytes: int) -> None:
         raise _not_writable(dst, error) from None
     if n_free < n_bytes:
         raise _disk_full(dst, n_bytes, n_free)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether we hold the file now; not if another process does, nor on file systems without locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _clear_leftovers(dst: Path) -> None:
+    """Delete temporary files of this name whose writers are dead."""
+    for path in dst.parent.glob(f".{glob.escape(dst.name)}.*.tmp"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            # one that is being created this moment is not locked yet
+            if _lock(file) and time.time() - path.stat().st_mtime > _CREATING_S:
+                path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -21,7 +21,6 @@ from typer.core import TyperGroup
 
 from . import __version__, console
 from .errors import BackendMissingError, StatsError, TriattnError, UsageError
-from .interrupts import stop_for_sure
 from .settings import Settings, fields
 
 EXIT_INTERRUPTED = 130
@@ -235,11 +234,23 @@ def convert(
         typer.Option("--tokens", metavar="N", help="Calibration tokens. [default: 8192]", show_default=False),
     ] = None,
     corpus: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            "--corpus", metavar="FILE", help="Calibration text. [default: the bundled one]", show_default=False
+            "--corpus",
+            metavar="FILE",
+            help="Calibration text, may be given several times. [default: the bundled one]",
+            show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="ENGINE",
+            help="`runtime` (llama.cpp, the whole model in memory), `torch` (one layer at a time), or `auto`.",
+        ),
+    ] = "auto",
+    resume: Annotated[bool, _switch("--resume", "Go on where an interrupted conversion stopped.")] = False,
     force: Annotated[bool, _switch("--force", "Replace the output if it is there.")] = False,
     dry_run: Annotated[bool, _switch("--dry-run", "Say what would be done, and do nothing.")] = False,
     as_json: AsJson = False,
@@ -261,7 +272,9 @@ def convert(
         path,
         output,
         sidecar=sidecar,
-        corpus=corpus,
+        corpus=corpus or (),
+        engine=engine,
+        resume=resume,
         force=force,
         dry_run=dry_run,
         n_threads=settings.threads,
@@ -272,6 +285,7 @@ def convert(
         console.write_json(result.as_dict())
         return
     if dry_run:
+        console.say(f"{result.engine} engine: {result.engine_why}", style="dim")
         console.say(f"would calibrate on {result.corpus} and write:")
     else:
         r = result.concentration
@@ -279,23 +293,105 @@ def convert(
     print(result.path)
 
 
-def _convert(model: Path, output: Path | None, **options: Any) -> Any:
-    """Call ``calib_tools.convert``, which alone of the program needs torch, and show how far it is."""
+@app.command("import-stats")
+def import_stats(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Statistics as the method's authors write them (.pt).")],
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File to write. [default: MODEL.triattn.gguf]", show_default=False
+        ),
+    ] = None,
+    sidecar: Annotated[
+        bool, _switch("--sidecar", "Write the statistics only, into a small GGUF beside the model.")
+    ] = False,
+    force: Annotated[bool, _switch("--force", "Replace the output if it is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add statistics that TriAttention's own calibration made.
+
+    They must be of this very model: the format does not say whose they are, and only their shape can be checked.
+    """
+    from . import store
+    from .model_info import read_model_info
+
+    calibration, official = _calib_tools("convert"), _calib_tools("official")
+    info = read_model_info(store.resolve(model, Settings.load(context.params).models))
+    path = calibration.output_path(info, output, sidecar, force)
+    stats = official.read_official(file, info)
+    calibration.write_output(info, path, stats, sidecar)
+    if as_json:
+        console.write_json({"path": str(path), "model": stats.model, "layers": list(stats.layers)})
+    else:
+        print(path)
+
+
+@app.command("export-stats")
+def export_stats(
+    context: typer.Context,
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File to write. [default: MODEL.pt]", show_default=False),
+    ] = None,
+    stats: Stats = None,
+    force: Annotated[bool, _switch("--force", "Replace the output if it is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model's statistics as TriAttention's own programs read them (.pt)."""
+    from . import store
+    from .inspection import usable_stats
+    from .model_info import read_model_info
+
+    official = _calib_tools("official")
+    settings = Settings.load(context.params)
+    info = read_model_info(store.resolve(model, settings.models))
+    path = output or info.path.with_suffix(".pt")
+    if path.exists() and not force:
+        raise UsageError("exists already", where=str(path), fix="replace it with --force, or give another name with -o")
+    found = usable_stats(info, settings.stats)
+    official.write_official(path, found, info)
+    if as_json:
+        console.write_json({"path": str(path), "model": found.model, "layers": list(found.layers)})
+    else:
+        print(path)
+
+
+def _calib_tools(module: str) -> Any:
+    """A module of ``calib_tools``, which alone of the program needs torch."""
+    import importlib
+
     try:
-        from triattn_local.calib_tools import convert as calibration
+        return importlib.import_module(f"triattn_local.calib_tools.{module}")
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise BackendMissingError(
-            "torch is not installed", where="convert", fix="pip install '.[calib]' in the folder of triattn-local"
+            "torch is not installed", where="calibration", fix="pip install '.[calib]' in the folder of triattn-local"
         ) from None
-    with stop_for_sure() as check, console.Stages("tokens") as stages:
 
-        def progress(stage: str, done: int, total: int | None) -> None:
-            check()
-            stages(stage, done, total)
 
-        return calibration.convert(model, output, progress=progress, **options)
+def _convert(model: Path, output: Path | None, **options: Any) -> Any:
+    """Call ``calib_tools.convert``, and show how far it is."""
+    calibration = _calib_tools("convert")
+    begun = False
+    try:
+        with console.Stages("tokens") as tokens, console.Stages("bytes") as data:
+
+            def progress(stage: str, done: int, total: int | None, unit: str = "tokens") -> None:
+                nonlocal begun
+                begun = begun or done > 0
+                shown, other = (data, tokens) if unit == "bytes" else (tokens, data)
+                other.close()
+                shown(stage, done, total)
+
+            return calibration.convert(model, output, progress=progress, **options)
+    except KeyboardInterrupt:
+        if begun:
+            console.say("interrupted; the same command with --resume goes on from here", style="dim")
+        raise
 
 
 @app.command()
@@ -305,22 +401,68 @@ def inspect(
     stats: Stats = None,
     cache_type_k: CacheTypeK = None,
     cache_type_v: CacheTypeV = None,
+    measure: Annotated[
+        bool, _switch("--measure", "Run held-out text through the model, and see whether its statistics hold.")
+    ] = False,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", metavar="N", help="Tokens of it. [default: 3072]", show_default=False),
+    ] = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--corpus",
+            metavar="FILE",
+            help="Held-out text, may be given several times. [default: the bundled one]",
+            show_default=False,
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page with all pictures.", show_default=False),
+    ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option("--png", metavar="FOLDER", help="Write the pictures.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
 ) -> None:
-    """Show what a model is, what a token of context costs, and whose statistics it has."""
+    """Show what a model is, what a token of context costs, whose statistics it has, and whether they hold.
+
+    With `--measure` held-out text goes through the model: how far queries lie from their centres, whether those move
+    with position and subject, whether the predicted preference for distances is the real one, and whether the tokens
+    that are kept are those that full attention attends to.
+    """
     from . import store
-    from .inspection import inspect_model
+    from .inspection import inspect_model, usable_stats
+    from .model_info import read_model_info
 
     settings = Settings.load(context.params)
+    path = store.resolve(model, settings.models)
     report = inspect_model(
-        store.resolve(model, settings.models),
-        sidecar=settings.stats,
-        cache_type_k=settings.cache_type_k,
-        cache_type_v=settings.cache_type_v,
+        path, sidecar=settings.stats, cache_type_k=settings.cache_type_k, cache_type_v=settings.cache_type_v
     )
-    found = report.statistics
+    found, evidence = report.statistics, None
+    if measure or html or png:
+        info = read_model_info(path)
+        statistics = usable_stats(info, settings.stats)
+        if measure:
+            measuring = _calib_tools("measure")
+            with console.Stages("tokens") as stages:
+                evidence = measuring.measure(
+                    info,
+                    statistics,
+                    corpus or (),
+                    measuring.DEFAULT_TOKENS if tokens is None else tokens,
+                    lambda done, total: stages("measuring", done, total),
+                    n_threads=settings.threads,
+                    n_gpu_layers=settings.gpu_layers,
+                )
+        _draw(report, info, statistics, evidence, html, png)
     if as_json:
-        console.write_json(report.as_dict())
+        console.write_json({**report.as_dict(), "evidence": None if evidence is None else evidence.as_dict()})
     else:
         full = "?" if report.n_layer_full is None else str(report.n_layer_full)
         types = " and ".join(dict.fromkeys((report.cache_type_k, report.cache_type_v)))
@@ -342,11 +484,58 @@ def inspect(
             pairs += [
                 ("measured on", f"{found.n_tokens:,} tokens of {found.corpus}"),
                 ("by", found.tool),
-                ("concentration", f"R = {found.concentration} (median of heads; 1: all queries point one way)"),
+                (
+                    "concentration",
+                    f"R = {found.concentration}, median of heads (1: all queries of a head point one way); "
+                    f"{found.share_high or 0:.0%} of heads above 0.95",
+                ),
             ]
+        if evidence is not None:
+            pairs += evidence.lines()
         console.write_pairs(report.name, pairs)
+        print()
+        budgets = [f"budget {budget:,}" for budget in report.memory[0].evicting]
+        console.write_table(
+            ("KV cache for a context of", "full attention", *budgets),
+            [
+                (f"{row.n_ctx:,} tokens", *(console.mebibytes(size) for size in (row.full, *row.evicting.values())))
+                for row in report.memory
+            ],
+            right=range(1, 2 + len(budgets)),
+        )
     if found is not None and found.problem:
         raise StatsError(found.problem, where=found.path, fix=found.fix)
+
+
+def _draw(report: Any, info: Any, statistics: Any, evidence: Any, html: Path | None, png: Path | None) -> None:
+    """Write the pictures, for which matplotlib is needed."""
+    if html is None and png is None:
+        return
+    try:
+        from .report.figures import pictures
+        from .report.page import page
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise BackendMissingError(
+            "matplotlib is not installed",
+            where="--html" if html else "--png",
+            fix="pip install '.[report]' in the folder of triattn-local",
+        ) from None
+    from .atomic import write_whole
+
+    drawn = list(pictures(info, statistics, evidence))
+    if html is not None:
+        write_whole(html, page(report, evidence, drawn).encode("utf-8"))
+        console.say(f"wrote {html}")
+    if png is not None:
+        try:
+            png.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"is no folder: {error.strerror}", where=f"--png {png}") from None
+        for picture in drawn:
+            write_whole(png / f"{picture.name}.png", picture.png())
+        console.say(f"wrote {len(drawn)} pictures into {png}")
 
 
 @app.command()

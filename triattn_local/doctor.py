@@ -5,7 +5,6 @@ Every check ends in one line with a way out; none of them raises. Knows nothing 
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -37,16 +36,6 @@ class Check:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Device:
-    """One device that the library can compute on. Memory in bytes."""
-
-    name: str
-    description: str
-    free_bytes: int
-    total_bytes: int
-
-
 def check_all(settings: Settings, model: Path | None = None) -> Iterator[Check]:
     """Check the program, the library and the models folder, and a model if one is given."""
     yield Check("triattn-local", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
@@ -60,36 +49,6 @@ def check_all(settings: Settings, model: Path | None = None) -> Iterator[Check]:
     yield _torch()
     if model is not None:
         yield from _model(model, settings)
-
-
-def devices() -> list[Device]:
-    """The devices of the loaded library, in its order.
-
-    Raises
-    ------
-    BackendMissingError
-        There is no patched library.
-    """
-    from . import native
-
-    # libggml is a dependency of libllama: the loader finds its symbols through the same handle
-    lib = native.library()
-    lib.ggml_backend_dev_count.restype = ctypes.c_size_t
-    lib.ggml_backend_dev_get.restype = ctypes.c_void_p
-    lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-    for function in (lib.ggml_backend_dev_name, lib.ggml_backend_dev_description):
-        function.restype = ctypes.c_char_p
-        function.argtypes = [ctypes.c_void_p]
-    lib.ggml_backend_dev_memory.restype = None
-    lib.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p] + [ctypes.POINTER(ctypes.c_size_t)] * 2
-    found = []
-    for i in range(lib.ggml_backend_dev_count()):
-        device = lib.ggml_backend_dev_get(i)
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        lib.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
-        name, description = lib.ggml_backend_dev_name(device), lib.ggml_backend_dev_description(device)
-        found.append(Device(name.decode(), description.decode().strip(), free.value, total.value))
-    return found
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
@@ -133,13 +92,15 @@ def _library() -> Check:
 
 
 def _devices() -> Check:
+    from .devices import Device, devices
+
     def memory(device: Device) -> str:
         return f", {device.free_bytes / 2**30:.1f} of {device.total_bytes / 2**30:.1f} GiB free"
 
     found = devices()
     told = "; ".join(f"{d.name} ({d.description}{memory(d) if d.total_bytes else ''})" for d in found)
-    gpu = any(d.name.upper() not in ("CPU", "BLAS", "ACCEL") for d in found)
-    fix = None if gpu else "for a GPU, build with it: CMAKE_ARGS=-DGGML_CUDA=on pip install ./native"
+    build = "for a GPU, build with it: CMAKE_ARGS=-DGGML_CUDA=on pip install ./native"
+    fix = None if any(d.is_gpu for d in found) else build
     return Check("devices", "ok", told, fix)
 
 

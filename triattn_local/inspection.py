@@ -11,10 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
+from .config import EvictionConfig, RuntimeConfig
 from .errors import StatsError, TriattnError
 from .gguf_file import read_gguf
 from .metadata import KEY_VERSION, read_stats
 from .model_info import ModelInfo, fingerprint, read_model_info
+from .stats import HIGH_R, TriattnStats
+
+CONTEXTS = (8192, 32768, 131072)
+BUDGETS = (1024, 2048, 4096)
+CELL_STEP = 256
+"""llama.cpp rounds the cells of a cache up to this"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,22 @@ class StatsReport:
     """fingerprint of the model they were measured on"""
     n_layers: int | None = None
     concentration: float | None = None
-    """median over heads of R = sum |q_mean_f| / sum a_f; 1: all queries of a head point one way"""
+    """median over heads of R = |q_mean_f| / a_f of the head's dominant band; 1: its queries point one way"""
+    share_high: float | None = None
+    """share of heads with R > 0.95"""
+    r: tuple[tuple[float, ...], ...] | None = None
+    """R of every layer and head"""
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """Bytes of the KV cache for one logical context."""
+
+    n_ctx: int
+    full: int
+    """with full attention"""
+    evicting: dict[int, int]
+    """budget in tokens -> bytes"""
 
 
 @dataclass(frozen=True)
@@ -58,6 +80,8 @@ class ModelReport:
     cache_type_k: str
     cache_type_v: str
     kv_bytes_per_token: int
+    memory: tuple[MemoryRow, ...]
+    """what the cache costs, by context and budget"""
     statistics: StatsReport | None
     """None: there are none"""
 
@@ -98,8 +122,26 @@ def inspect_model(
         cache_type_k=cache_type_k,
         cache_type_v=cache_type_v,
         kv_bytes_per_token=info.kv_bytes_per_token(cache_type_k, cache_type_v),
+        memory=_memory(info.kv_bytes_per_token(cache_type_k, cache_type_v)),
         statistics=_statistics(info, mark, sidecar or path),
     )
+
+
+def usable_stats(info: ModelInfo, sidecar: Path | None = None) -> TriattnStats:
+    """Statistics of a model, inside it or in a sidecar, once they are checked.
+
+    Raises
+    ------
+    StatsError
+        There are none, they are damaged, or another model's.
+    """
+    path = sidecar or info.path
+    stats = read_stats(path)
+    if stats is None:
+        raise StatsError("has no statistics", where=str(path), fix=f"triattn-local convert {info.path}")
+    stats.check_belongs(fingerprint(info.path))
+    stats.validate(info)
+    return stats
 
 
 def glance(path: Path) -> tuple[str, bool]:
@@ -126,9 +168,9 @@ def _statistics(info: ModelInfo, mark: str, path: Path) -> StatsReport | None:
     try:
         stats.check_belongs(mark)
         stats.validate(info)
-        concentration = float(np.median(np.concatenate(stats.head_concentration(info))))
+        r = stats.head_concentration(info)
     except StatsError as error:
-        concentration = None
+        r = ()
         problem, fix = (f"{error.where}: {error.what}" if error.where else error.what), error.fix
     return StatsReport(
         path=str(path),
@@ -139,7 +181,20 @@ def _statistics(info: ModelInfo, mark: str, path: Path) -> StatsReport | None:
         tool=stats.tool,
         model=stats.model,
         n_layers=len(stats.layers),
-        concentration=None if concentration is None else round(concentration, 4),
+        concentration=round(float(np.median(np.concatenate(r))), 4) if r else None,
+        share_high=round(float((np.concatenate(r) > HIGH_R).mean()), 4) if r else None,
+        r=tuple(tuple(round(float(one), 4) for one in layer) for layer in r) if r else None,
+    )
+
+
+def _memory(bytes_per_token: int) -> tuple[MemoryRow, ...]:
+    def cells(budget: int) -> int:
+        n = budget + EvictionConfig.window + RuntimeConfig.n_batch
+        return n + -n % CELL_STEP
+
+    return tuple(
+        MemoryRow(n_ctx, n_ctx * bytes_per_token, {b: min(cells(b), n_ctx) * bytes_per_token for b in BUDGETS})
+        for n_ctx in CONTEXTS
     )
 
 

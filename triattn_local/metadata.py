@@ -79,9 +79,11 @@ def read_stats(path: Path | str) -> TriattnStats | None:
     head_dim = head_dim_of(model)
     layers = tuple(int(il) for il in _array(file, KEY_LAYERS, ValueType.INT32))
     q_mean, q_abs, k_mean = [], [], []
+    has_keys = any(KEY_K_MEAN.format(il=il) in file for il in layers)
     for il in layers:
         q_mean.append(_rows(file, KEY_Q_MEAN.format(il=il), head_dim))
-        k_mean.append(_rows(file, KEY_K_MEAN.format(il=il), head_dim))
+        if has_keys:
+            k_mean.append(_rows(file, KEY_K_MEAN.format(il=il), head_dim))
         key = KEY_Q_ABS.format(il=il)
         flat = _array(file, key, ValueType.FLOAT32)
         n_head = len(q_mean[-1])
@@ -272,11 +274,10 @@ def _encode(stats: TriattnStats) -> list[bytes]:
         _array_pair(KEY_LAYERS, ValueType.INT32, np.array(stats.layers, dtype="<i4")),
     ]
     for i, il in enumerate(stats.layers):
-        for key, array in (
-            (KEY_Q_MEAN, stats.q_mean[i]),
-            (KEY_Q_ABS, stats.q_abs[i]),
-            (KEY_K_MEAN, stats.k_mean[i]),
-        ):
+        arrays = [(KEY_Q_MEAN, stats.q_mean[i]), (KEY_Q_ABS, stats.q_abs[i])]
+        if stats.k_mean:
+            arrays.append((KEY_K_MEAN, stats.k_mean[i]))
+        for key, array in arrays:
             pairs.append(_array_pair(key.format(il=il), ValueType.FLOAT32, array.astype("<f4")))
     return pairs
 

@@ -24,6 +24,9 @@ Floats = npt.NDArray[np.float32]
 TRIANGLE_TOLERANCE = 1e-4
 """part of a_f by which |q_mean_f| may exceed it: both were rounded to float32, and may come from other tools"""
 
+HIGH_R = 0.95
+"""the paper's mark for a head whose queries point one way"""
+
 _FIX = "calibrate the model again with `triattn-local convert`"
 
 
@@ -41,7 +44,7 @@ class TriattnStats:
     q_abs: tuple[Floats, ...]
     """a_f = E|q_f|, float32 [n_head, n_rot / 2], bands in the model's pair order"""
     k_mean: tuple[Floats, ...]
-    """E[k], float32 [n_head_kv, head_dim], pre-RoPE; for reports only, the engine does without"""
+    """E[k], float32 [n_head_kv, head_dim], pre-RoPE; for reports only, and empty where nobody measured it"""
     n_tokens: int
     """tokens that were averaged"""
     corpus: str
@@ -72,11 +75,13 @@ class TriattnStats:
         self._validate_layers(info)
         for i, il in enumerate(self.layers):
             n_head, n_head_kv, n_band = info.n_head[il], info.n_head_kv[il], info.n_rot // 2
-            for name, array, shape in (
+            arrays = [
                 ("q_mean", self.q_mean[i], (n_head, info.head_dim)),
                 ("q_abs", self.q_abs[i], (n_head, n_band)),
-                ("k_mean", self.k_mean[i], (n_head_kv, info.head_dim)),
-            ):
+            ]
+            if self.k_mean:
+                arrays.append(("k_mean", self.k_mean[i], (n_head_kv, info.head_dim)))
+            for name, array, shape in arrays:
                 where = f"{name} of layer {il}"
                 if array.shape != shape:
                     raise StatsError(
@@ -116,13 +121,16 @@ class TriattnStats:
         """R of each head's dominant band for each layer, float64 [n_head]: what the paper reports of a head.
 
         Dominant is the band with the largest a_f |E k_f|, for it carries most of the head's logits; most other bands
-        point anywhere and do not matter.
+        point anywhere and do not matter. Without k_mean the band with the largest a_f.
         """
         rope_type = _rope_type(info)
         per_layer = []
-        for concentration, q_abs, k_mean in zip(self.concentration(info), self.q_abs, self.k_mean, strict=True):
-            keys = band_magnitude(k_mean, info.n_rot, rope_type)
-            dominant = np.argmax(q_abs * np.repeat(keys, len(q_abs) // len(keys), axis=0), axis=-1)
+        for i, (concentration, q_abs) in enumerate(zip(self.concentration(info), self.q_abs, strict=True)):
+            weight = np.asarray(q_abs, np.float64)
+            if self.k_mean:
+                keys = band_magnitude(self.k_mean[i], info.n_rot, rope_type)
+                weight = weight * np.repeat(keys, len(q_abs) // len(keys), axis=0)
+            dominant = np.argmax(weight, axis=-1)
             per_layer.append(concentration[np.arange(len(dominant)), dominant])
         return tuple(per_layer)
 
@@ -130,7 +138,7 @@ class TriattnStats:
         n = len(self.layers)
         if not n:
             raise StatsError("statistics have no layers", fix=_FIX)
-        if not n == len(self.q_mean) == len(self.q_abs) == len(self.k_mean):
+        if not n == len(self.q_mean) == len(self.q_abs) or len(self.k_mean) not in (0, n):
             raise StatsError("statistics do not have every array for every layer", fix=_FIX)
         if any(not 0 <= il < info.n_layer for il in self.layers) or list(self.layers) != sorted(set(self.layers)):
             raise StatsError(

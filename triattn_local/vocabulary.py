@@ -25,11 +25,20 @@ class Vocabulary:
         """Token ids. add_special puts the model's BOS in front; parse_special reads `<|im_start|>` as one token."""
         data = text.encode()
         n_max = len(data) + 16
-        tokens = (llama_cpp.llama_token * n_max)()
-        n = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, n_max, add_special, parse_special)
-        if n < 0:
-            raise TriattnError(f"the tokenizer needs {-n} tokens for {len(data)} bytes")
-        return list(tokens[:n])
+        # byte tokens can outnumber the bytes, since a space may become a character of three; then -n are needed
+        for _ in range(2):
+            tokens = (llama_cpp.llama_token * n_max)()
+            n = int(llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, n_max, add_special, parse_special))
+            if n >= 0:
+                return list(tokens[:n])
+            n_max = -n
+        raise TriattnError(f"the tokenizer fails on a text of {len(data)} bytes")
+
+    @property
+    def bos(self) -> int | None:
+        """Token that begins every text of this model; None if it has none."""
+        has_one = llama_cpp.llama_vocab_get_add_bos(self._vocab)
+        return int(llama_cpp.llama_vocab_bos(self._vocab)) if has_one else None
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         size = 256

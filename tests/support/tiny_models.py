@@ -20,6 +20,8 @@ def write_tiny(
     leave_out: tuple[str, ...] = (),
     add: Callable[[gguf.GGUFWriter], object] | None = None,
     freq_factors: list[float] | None = None,
+    extra: str | None = None,
+    split_max_tensors: int = 0,
 ) -> Path:
     """A model of 4 layers, 4 query heads on 2, 32 dimensions a head.
 
@@ -33,8 +35,12 @@ def write_tiny(
         Adds metadata to the writer.
     freq_factors : list of float, optional
         Divisors of RoPE's frequencies.
+    extra : str, optional
+        Name of one more tensor.
+    split_max_tensors : int
+        Split the model into files of so many tensors, named after ``path``; 0 for one file.
     """
-    writer = gguf.GGUFWriter(path, arch)
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split_max_tensors)
     writer.add_block_count(N_LAYER)
     writer.add_context_length(4096)
     writer.add_embedding_length(N_EMBD)
@@ -43,7 +49,7 @@ def write_tiny(
     writer.add_head_count_kv(N_HEAD_KV)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_layer_norm_eps(1e-5)
-    _add_byte_vocabulary(writer)
+    add_byte_vocabulary(writer)
     if add is not None:
         add(writer)
 
@@ -76,6 +82,8 @@ def write_tiny(
         ):
             if name not in leave_out:
                 writer.add_tensor(f"{block}{name}.weight", weight)
+    if extra is not None:
+        writer.add_tensor(extra, random(N_EMBD))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -83,7 +91,7 @@ def write_tiny(
     return path
 
 
-def _add_byte_vocabulary(writer: gguf.GGUFWriter) -> None:
+def add_byte_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_tokenizer_model("llama")
     writer.add_token_list([b"<unk>", b"<s>", b"</s>", *(b"<0x%02X>" % byte for byte in range(256))])
     writer.add_token_scores([0.0] * 259)

@@ -1,0 +1,54 @@
+"""Which engine calibrates a model: the faster one that fits, and why.
+
+The runtime engine computes with llama.cpp's kernels on packed weights, and needs the whole model in memory. The torch
+engine computes in float32 from weights that it unpacks, and needs a layer. On a CPU they are about equally fast
+(docs/calibration.md has the figures), and the runtime engine sees what the model will really do; so the torch engine is
+for models that do not fit, and for GPUs that llama.cpp was not built for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from triattn_local.devices import devices, free_memory
+from triattn_local.model_info import ModelInfo
+
+from .decoder import why_unsupported
+from .engine_torch import best_device
+from .weights import Weights
+
+EngineName = Literal["torch", "runtime"]
+ENGINES = ("auto", "torch", "runtime")
+
+RESERVE_BYTES = 768 << 20
+"""what a context of calibration needs beside the weights: graph, cache, buffers"""
+
+
+@dataclass(frozen=True)
+class Choice:
+    engine: EngineName
+    why: str
+    """a clause"""
+
+
+def choose(info: ModelInfo, weights: Weights, n_gpu_layers: int = -1) -> Choice:
+    """The engine for a model, on this machine as it is now."""
+    if reason := why_unsupported(info, weights):
+        return Choice("runtime", f"the torch engine {reason}")
+    n_bytes = sum(path.stat().st_size for path in info.shards) + RESERVE_BYTES
+    gpus = [] if n_gpu_layers == 0 else [d for d in devices() if d.is_gpu]
+    device = best_device(n_gpu_layers)
+    if gpus:
+        n_free, where = sum(gpu.free_bytes for gpu in gpus), gpus[0].name
+    else:
+        n_free, where = free_memory(), "memory"
+    if n_bytes > n_free:
+        return Choice("torch", f"the model needs {_gib(n_bytes)} in {where}, {_gib(n_free)} are free")
+    if not gpus and device.type != "cpu":
+        return Choice("torch", f"torch has a GPU ({device.type}), and llama.cpp is built without")
+    return Choice("runtime", f"the model fits into {where} ({_gib(n_bytes)} of {_gib(n_free)})")
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB"
