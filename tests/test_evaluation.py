@@ -212,6 +212,11 @@ def test_a_stopped_run_goes_on_where_it_was(smollm2_triattn: Path, tmp_path: Pat
         runner.read_lines(out)
 
     rows = summary.summarise(lines)
+    differences = [
+        float(lines[2].metrics["nll_diff"]) - float(lines[1].metrics["nll_diff"]),
+        rows[2].against and rows[2].against.mean,
+    ]
+    assert differences[0] == pytest.approx(differences[1])
     text = report.markdown(rows, "SmolLM2", "triattn-local eval demo")
     assert "| per-layer-head | 0.5 | 200 |" in text
     report.write_files(rows, "SmolLM2", "triattn-local eval demo", out)

@@ -10,7 +10,7 @@ from pathlib import Path
 from triattn_local.atomic import atomic_write
 
 from .methods import FULL
-from .summary import Interval, Row
+from .summary import MAIN, Interval, Row
 from .tasks import TASKS, Metric
 
 
@@ -27,12 +27,19 @@ def show(metric: Metric, interval: Interval) -> str:
     return f"{text} ± {interval.half:.4f}" if math.isfinite(interval.half) else text
 
 
+def difference(interval: Interval) -> str:
+    text = f"{interval.mean:+.4f}"
+    return f"{text} ± {interval.half:.4f}" if math.isfinite(interval.half) else text
+
+
 def table(rows: Sequence[Row], task: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and cells of one task's table, full attention first, then by kept fraction."""
     metrics = TASKS[task].metrics
-    columns = ("method", "kept", "budget", *(m.name for m in metrics), "rounds", "cells used", "KV")
-    cells = []
     chosen = [row for row in rows if row.task == task]
+    compares = any(row.against is not None for row in chosen)
+    more = (f"{TASKS[task].main} against {MAIN}",) if compares else ()
+    columns = ("method", "kept", "budget", *(m.name for m in metrics), *more, "rounds", "cells used", "KV")
+    cells = []
     for row in sorted(chosen, key=lambda row: -row.kept):
         is_full = row.method == FULL
         cells.append(
@@ -41,6 +48,7 @@ def table(rows: Sequence[Row], task: str) -> tuple[tuple[str, ...], list[tuple[s
                 "all" if is_full else f"{row.kept:.4g}",
                 "" if is_full else f"{row.budget:,}",
                 *(show(m, row.metrics[m.name]) for m in metrics),
+                *(("" if row.against is None else difference(row.against),) if compares else ()),
                 "" if is_full else f"{row.n_rounds:.0f}",
                 "" if is_full else f"{row.n_cells_used_max:,} of {row.n_cells:,}",
                 "1" if is_full else f"1/{row.kv_ratio:.1f}",

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+from .methods import FULL
 from .runner import Line
 from .tasks import TASKS
 
@@ -18,6 +19,9 @@ from .tasks import TASKS
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
       2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
 _Z = 1.96
+
+MAIN = "per-layer-head"
+"""the method that others are compared with: the engine's default"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Row:
     budget: int
     n_cases: int
     metrics: dict[str, Interval]
+    against: Interval | None
+    """main metric minus that of MAIN at the same kept fraction, case by case; None for MAIN and full attention"""
     n_rounds: float
     """mean over the cases"""
     n_cells: int
@@ -52,11 +58,13 @@ class Row:
 
     def as_dict(self) -> dict[str, object]:
         res = asdict(self)
-        res["metrics"] = {
-            name: {k: v if math.isfinite(v) else None for k, v in values.items()}
-            for name, values in res["metrics"].items()
-        }
+        res["metrics"] = {name: _finite(values) for name, values in res["metrics"].items()}
+        res["against"] = res["against"] and _finite(res["against"])
         return res
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -80,6 +88,7 @@ def share_interval(values: Sequence[float]) -> Interval:
 
 def summarise(lines: Iterable[Line]) -> list[Row]:
     """A row for each task, method and kept fraction, in the order of the lines."""
+    lines = list(lines)
     groups: dict[tuple[str, str, float], list[Line]] = {}
     for line in lines:
         groups.setdefault((line.task, line.method, line.kept), []).append(line)
@@ -100,6 +109,7 @@ def summarise(lines: Iterable[Line]) -> list[Row]:
                     )
                     for metric in TASKS[task].metrics
                 },
+                against=None if method in (FULL, MAIN) else paired(lines, task, TASKS[task].main, kept, method, MAIN),
                 n_rounds=statistics.fmean(line.n_rounds for line in group),
                 n_cells=max(line.n_cells for line in group),
                 n_cells_used_max=max(line.n_cells_used_max for line in group),
@@ -110,11 +120,16 @@ def summarise(lines: Iterable[Line]) -> list[Row]:
     return rows
 
 
-def paired(lines: Iterable[Line], task: str, metric: str, kept: float, method: str, other: str) -> Interval:
-    """Difference method - other, case by case: what the two have in common (the text) is gone from the interval."""
+def paired(lines: Iterable[Line], task: str, metric: str, kept: float, method: str, other: str) -> Interval | None:
+    """Difference method - other, case by case: what the two have in common (the text) is gone from the interval.
+
+    None if they have no case in common.
+    """
     values: dict[str, dict[str, float]] = {method: {}, other: {}}
     for line in lines:
         if line.task == task and line.kept == kept and line.method in values:
             values[line.method][line.case] = float(line.metrics[metric])
     common = [case for case in values[method] if case in values[other]]
+    if not common:
+        return None
     return mean_interval([values[method][case] - values[other][case] for case in common])
