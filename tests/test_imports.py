@@ -16,12 +16,12 @@ PACKAGE = Path(triattn_local.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "architectures", "atomic", "gguf_file", "interrupts"),
+    ("config", "architectures", "atomic", "gguf_file", "interrupts", "text_stream"),
     ("model_info",),
     ("stats",),
     ("metadata", "scoring"),
     ("evidence", "native"),
-    ("devices", "sampling", "snapshot", "vocabulary"),
+    ("devices", "sampling", "snapshot", "thinking", "vocabulary"),
     ("runtime",),
     ("contexts",),
     (
@@ -36,6 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "settings",
         "store",
     ),
+    ("conversation",),
     ("doctor", "report", "tui"),
     ("cli",),
 )
@@ -43,6 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 ALLOWED = {
     "torch": {"calib_tools"},
+    "sqlite_utils": {"sessions"},
     "textual": {"tui"},
     "typer": {"cli"},
     "rich": {"cli", "console", "tui"},

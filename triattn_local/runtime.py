@@ -6,7 +6,6 @@ evicted sequence can still do (rewind to T and later, see ``native.seq_pos_whole
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import ctypes
 import os
@@ -20,6 +19,8 @@ from typing import Any, Literal, Protocol
 
 import gguf
 import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
 
 from . import native
 from .config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig
@@ -28,6 +29,7 @@ from .metadata import read_stats
 from .model_info import fingerprint, read_model_info
 from .sampling import Sampler
 from .snapshot import Snapshot, read_snapshot, write_snapshot
+from .text_stream import TextStream
 from .vocabulary import Vocabulary
 
 _SEQ = 0  # the one sequence that a Runtime drives
@@ -304,7 +306,7 @@ class Runtime:
         cancel: Cancel | None,
         ignore_eos: bool,
     ) -> Iterator[Event]:
-        text = _TextStream(stop)
+        text = TextStream(stop)
         first_s = time.perf_counter()
         prefill_s = first_s - start_s
         n_generated = 0
@@ -393,6 +395,23 @@ class Runtime:
         pos, _ = native.get_kept(self._ctx, il, head_kv, _SEQ)
         return sorted(int(p) for p in pos)
 
+    def heads_holding(self) -> NDArray[np.int32]:
+        """How many KV heads of each evicting layer hold each position of the sequence: int32 [n_layer, n_past].
+
+        Full attention holds everything everywhere, in one row that stands for all layers.
+        """
+        engine, evicts = native.get_stats(self._ctx)
+        n_past = len(self._tokens)
+        if not evicts:
+            return np.full((1, n_past), max(engine.n_head_kv, 1), np.int32)
+        layers = native.get_layers(self._ctx)
+        held = np.zeros((len(layers), n_past), np.int32)
+        for row, il in zip(held, layers, strict=True):
+            for head_kv in range(engine.n_head_kv):
+                pos, _ = native.get_kept(self._ctx, il, head_kv, _SEQ)
+                row[pos] += 1  # a head holds a position once
+        return held
+
     # --------------------------------------------------------- save, restore
 
     def _context(self) -> dict[str, str | int | bool]:
@@ -407,6 +426,49 @@ class Runtime:
             shape["mode"] = self.eviction.mode
         return shape
 
+    def snapshot(self) -> Snapshot:
+        """The sequence and its cache at this moment, in memory; its bytes are as many as the cache holds."""
+        size = int(llama_cpp.llama_state_seq_get_size(self._ctx, _SEQ))
+        buffer = (ctypes.c_uint8 * size)()
+        if llama_cpp.llama_state_seq_get_data(self._ctx, buffer, size, _SEQ) != size:
+            raise StateError("llama.cpp wrote less state than it announced")
+        return Snapshot(
+            model=native.fingerprint(self._model),
+            context=self._context(),
+            tokens=list(self._tokens),
+            pending=self._pending,
+            state=bytes(buffer),
+            pos_whole=native.seq_pos_whole(self._ctx, _SEQ),
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put a snapshot's sequence in the place of this one; ``generate(None)`` goes on with it, bit for bit.
+
+        Raises
+        ------
+        StateError
+            Of another model, or of a context that stores its cache otherwise. The sequence that was there stays,
+            unless llama.cpp itself fails on the state: then it is empty.
+        """
+        model = native.fingerprint(self._model)
+        if snapshot.model != model:
+            raise StateError(f"was saved with another model ({snapshot.model}, this is {model})")
+        for name, value in self._context().items():
+            if snapshot.context.get(name) != value:
+                raise StateError(f"was saved with {name} = {snapshot.context.get(name)}, this context has {value}")
+        n_ctx = llama_cpp.llama_n_ctx(self._ctx)
+        if len(snapshot.tokens) > n_ctx:
+            raise StateError(
+                f"holds {len(snapshot.tokens)} tokens, the context {n_ctx}",
+                fix=f"give --ctx {len(snapshot.tokens) + 512} or more",
+            )
+        buffer = (ctypes.c_uint8 * len(snapshot.state)).from_buffer_copy(snapshot.state)
+        if llama_cpp.llama_state_seq_set_data(self._ctx, buffer, len(snapshot.state), _SEQ) == 0:
+            self.reset()
+            raise StateError("llama.cpp cannot restore the state", fix="use the same --budget or more")
+        self._tokens = list(snapshot.tokens)
+        self._pending = snapshot.pending
+
     def save(self, path: Path | str) -> int:
         """Write the sequence and its cache to a file, whole or not at all. Returns the bytes of the state.
 
@@ -415,89 +477,23 @@ class Runtime:
         DoesNotFitError, UsageError
             The disk is full, or the file cannot be written.
         """
-        size = int(llama_cpp.llama_state_seq_get_size(self._ctx, _SEQ))
-        buffer = (ctypes.c_uint8 * size)()
-        if llama_cpp.llama_state_seq_get_data(self._ctx, buffer, size, _SEQ) != size:
-            raise StateError("llama.cpp wrote less state than it announced")
-        write_snapshot(
-            Path(path),
-            Snapshot(
-                model=native.fingerprint(self._model),
-                context=self._context(),
-                tokens=self._tokens,
-                pending=self._pending,
-                state=bytes(buffer),
-            ),
-        )
-        return size
+        snapshot = self.snapshot()
+        write_snapshot(Path(path), snapshot)
+        return len(snapshot.state)
 
     def load_state(self, path: Path | str) -> None:
-        """Put a saved sequence in the place of this one; ``generate(None)`` goes on with it, bit for bit.
+        """Put a saved sequence in the place of this one, as ``restore``.
 
         Raises
         ------
         StateError
-            Not a saved session, damaged, of another model, or of a context that stores its cache otherwise. The
-            sequence that was there stays, unless llama.cpp itself fails on the state: then it is empty.
+            Not a saved session, damaged, or one that ``restore`` refuses.
         """
         snapshot = read_snapshot(Path(path))
-        model = native.fingerprint(self._model)
-        if snapshot.model != model:
-            raise StateError(f"was saved with another model ({snapshot.model}, this is {model})", where=str(path))
-        for name, value in self._context().items():
-            if snapshot.context.get(name) != value:
-                raise StateError(
-                    f"was saved with {name} = {snapshot.context.get(name)}, this context has {value}", where=str(path)
-                )
-        if len(snapshot.tokens) > llama_cpp.llama_n_ctx(self._ctx):
-            raise StateError(
-                f"holds {len(snapshot.tokens)} tokens, the context {llama_cpp.llama_n_ctx(self._ctx)}",
-                where=str(path),
-                fix=f"give --ctx {len(snapshot.tokens) + 512} or more",
-            )
-        buffer = (ctypes.c_uint8 * len(snapshot.state)).from_buffer_copy(snapshot.state)
-        if llama_cpp.llama_state_seq_set_data(self._ctx, buffer, len(snapshot.state), _SEQ) == 0:
-            self.reset()
-            raise StateError("llama.cpp cannot restore the state", where=str(path), fix="use the same --budget or more")
-        self._tokens = list(snapshot.tokens)
-        self._pending = snapshot.pending
-
-
-class _TextStream:
-    """Bytes of tokens to text: whole characters only, and nothing of a stop text."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stop = tuple(s for s in stop if s)
-        self._held = ""  # the end of what came, which may be the beginning of a stop text
-        self.stopped = False
-
-    def push(self, data: bytes) -> str:
-        return self._cut(self._held + self._decoder.decode(data))
-
-    def flush(self) -> str:
-        if self.stopped:
-            return ""
-        rest = self._held + self._decoder.decode(b"", True)
-        self._held = ""
-        return rest
-
-    def _cut(self, text: str) -> str:
-        found = [i for i in (text.find(s) for s in self._stop) if i >= 0]
-        if found:
-            self.stopped = True
-            return text[: min(found)]
-        n_held = max((_overlap(text, s) for s in self._stop), default=0)
-        self._held = text[len(text) - n_held :]
-        return text[: len(text) - n_held]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
-    for n in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:n]):
-            return n
-    return 0
+        try:
+            self.restore(snapshot)
+        except StateError as error:
+            raise StateError(error.what, where=str(path), fix=error.fix) from None
 
 
 def ggml_type(name: str) -> int:

@@ -35,6 +35,8 @@ class Snapshot:
     pending: int | None
     """token drawn last and not decoded yet"""
     state: bytes
+    pos_whole: int = 0
+    """T of the sequence: restored, it can be rewound to here and later"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class _Header:
     pending: int | None
     n_state: int
     sha256: str
+    pos_whole: int = 0
 
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
@@ -65,6 +68,7 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
                 pending=snapshot.pending,
                 n_state=len(snapshot.state),
                 sha256=hashlib.sha256(tokens + snapshot.state).hexdigest(),
+                pos_whole=snapshot.pos_whole,
             )
         ),
         sort_keys=True,
@@ -110,4 +114,5 @@ def read_snapshot(path: Path) -> Snapshot:
         tokens=np.frombuffer(payload[:n_token_bytes], "<i4").tolist(),
         pending=header.pending,
         state=payload[n_token_bytes:],
+        pos_whole=header.pos_whole,
     )

@@ -1,0 +1,324 @@
+"""Turns through a cache that forgets: what is read again is counted, and is never more than the last turn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from scripted_runtime import ScriptedRuntime
+
+from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
+from triattn_local.conversation import Answered, Conversation, Event, Piece, Ready, Settled
+from triattn_local.errors import UsageError
+from triattn_local.runtime import Prefill, Runtime
+from triattn_local.sessions import Message, Shelf
+
+EVICTION = EvictionConfig(budget_tokens=64, window=16, n_keep=4)
+LONG = " ".join(f"word{i}" for i in range(150))
+
+
+class Talk:
+    """A conversation as a session would keep it: messages with ids and parents."""
+
+    def __init__(self, rt: Runtime | ScriptedRuntime, folder: Path | None = None, memory_bytes: int = 1 << 28) -> None:
+        self.shelf = Shelf(folder, memory_bytes=memory_bytes, disk_bytes=1 << 28)
+        self.conversation = Conversation(rt, self.shelf)  # type: ignore[arg-type]
+        self.path: list[Message] = []
+        self.n_messages = 0
+        self.system = "Be brief."
+        self.ready: Ready
+        self.answered: Answered
+        self.settled: Settled | None = None
+
+    def message(self, role: str, content: str, thinking: str = "") -> Message:
+        self.n_messages += 1
+        return Message(self.n_messages, "s", None, role, content, thinking)  # type: ignore[arg-type]
+
+    def ask(self, text: str, **options: object) -> Message:
+        self.path.append(self.message("user", text))
+        return self.answer(**options)
+
+    def answer(self, **options: object) -> Message:
+        """Answer the last message of the path, and settle."""
+        events = list(self.conversation.respond("s", self.system, self.path, **options))  # type: ignore[arg-type]
+        assert isinstance(events[0], Ready)
+        assert isinstance(events[-1], Answered)
+        self.ready, self.answered = events[0], events[-1]
+        parts = {"thinking": "", "content": ""}
+        for event in events:
+            if isinstance(event, Piece):
+                parts[event.kind] += event.text
+        answer = self.message("assistant", parts["content"], parts["thinking"])
+        self.path.append(answer)
+        self.settle()
+        return answer
+
+    def settle(self, cancel: threading.Event | None = None) -> list[Event]:
+        events = list(self.conversation.settle("s", self.system, self.path, cancel=cancel))
+        last = events[-1] if events else None
+        self.settled = last if isinstance(last, Settled) else None
+        return events
+
+    @property
+    def n_read(self) -> int:
+        """Tokens of the prompt that the answer had to wait for."""
+        return self.answered.n_prompt - self.answered.n_cached
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    def set_script(answers: Sequence[str]) -> None:
+        monkeypatch.setattr(ScriptedRuntime, "script", answers)
+
+    return set_script  # type: ignore[return-value]
+
+
+def runtime(n_ctx: int = 8192, eviction: EvictionConfig | None = EVICTION, name: str = "m") -> ScriptedRuntime:
+    return ScriptedRuntime(Path(name), RuntimeConfig(n_ctx=n_ctx, n_batch=32, n_ubatch=32), eviction)
+
+
+def n_words(text: str) -> int:
+    return len(text.split())
+
+
+def test_the_answer_comes_in_pieces_with_its_thinking_apart(script) -> None:
+    script([f"<think>\n{LONG}\n</think>\n\nThe sea is wide."])
+    talk = Talk(runtime())
+    answer = talk.ask("How is the sea?")
+    assert answer.content == "The sea is wide."
+    assert answer.thinking == LONG
+    assert talk.answered.reason == "stop"
+    marks_and_lines = 2 + 4
+    assert talk.answered.n_thinking + talk.answered.n_content == 150 + 4 + marks_and_lines
+    assert 4 <= talk.answered.n_content <= 4 + 3
+
+
+def test_thinking_is_dropped_by_the_snapshot_and_only_the_answer_is_read_again(script) -> None:
+    script([f"<think>{LONG}</think>The sea is wide."])
+    rt = runtime()
+    talk = Talk(rt)
+    talk.ask("How is the sea?")
+    assert talk.settled is not None
+    assert rt.stats().n_evictions > 0
+    assert 0 < talk.settled.n_read < 20
+    assert talk.settled.n_dropped > 140
+    assert "word1" not in rt.detokenize(rt.tokens)
+    assert rt.n_restored == 1
+    talk.ask("And the sky?")
+    assert talk.ready.origin == "cache"
+    assert talk.ready.n_again == 0
+    assert talk.n_read < 12, "the new question, and nothing else"
+    assert "word1" not in rt.prompts[-1]
+
+
+def test_without_thinking_the_cache_is_left_as_it_is(script) -> None:
+    script([LONG])
+    rt = runtime()
+    talk = Talk(rt)
+    talk.ask("Talk")
+    assert talk.settled is not None
+    assert talk.settled.n_read < 8, "what stands around the next message"
+    assert rt.n_restored == 0
+    talk.ask("More")
+    assert (talk.ready.origin, talk.ready.n_again) == ("cache", 0)
+
+
+def test_answering_anew_and_editing_use_the_snapshot(script) -> None:
+    script([LONG])
+    rt = runtime()
+    talk = Talk(rt)
+    for question in ("one", "two", "three"):
+        talk.ask(question)
+    talk.path.pop()
+    talk.answer()
+    assert talk.ready.origin == "memory"
+    assert talk.ready.n_again == 0
+    assert talk.n_read == 1, "one token, for its logits"
+    talk.path = talk.path[:-2]
+    talk.ask("other three")
+    assert talk.ready.origin == "memory"
+    assert talk.ready.n_again == 0
+    assert talk.n_read < 12
+    talk.path = talk.path[:1]
+    talk.answer()
+    assert talk.ready.n_again == 0, "the first turn's snapshot is still there"
+
+
+def test_what_no_snapshot_covers_is_read_again_and_told(script) -> None:
+    script([LONG])
+    rt = runtime()
+    talk = Talk(rt, memory_bytes=0)
+    talk.ask("one")
+    talk.ask("two")
+    talk.path.pop()
+    talk.answer()
+    assert talk.ready.origin == "nothing"
+    assert talk.ready.n_again > 150
+    assert talk.ready.why == "no snapshot of this point is kept"
+    assert talk.n_read == talk.answered.n_prompt
+
+
+def test_another_process_resumes_from_the_disk(script, tmp_path: Path) -> None:
+    script([LONG])
+    talk = Talk(runtime(), tmp_path)
+    talk.ask("one")
+    talk.ask("two")
+    talk.shelf.close()
+    later = Talk(runtime(), tmp_path)
+    later.path, later.n_messages = talk.path, talk.n_messages
+    later.ask("three")
+    assert later.ready.origin == "disk"
+    assert later.ready.n_again == 0
+    assert later.n_read < 12
+
+
+def test_snapshots_of_another_model_are_not_used_and_it_is_said(script, tmp_path: Path) -> None:
+    script([LONG])
+    talk = Talk(runtime(), tmp_path)
+    talk.ask("one")
+    talk.shelf.close()
+    later = Talk(runtime(name="other"), tmp_path)
+    later.path, later.n_messages = talk.path, talk.n_messages
+    later.ask("two")
+    assert later.ready.origin == "nothing"
+    assert later.ready.n_again > 150
+    assert "another model" in str(later.ready.why)
+
+
+def test_cancel_keeps_what_there_is_and_the_next_turn_goes_on(script) -> None:
+    script([LONG])
+    rt = runtime()
+    talk = Talk(rt)
+    talk.path.append(talk.message("user", "one"))
+    cancel = threading.Event()
+    text, reason = "", ""
+    for event in talk.conversation.respond("s", "", talk.path, cancel=cancel):
+        if isinstance(event, Piece):
+            text += event.text
+            if event.n_tokens == 100:
+                cancel.set()
+        elif isinstance(event, Answered):
+            reason = event.reason
+    assert reason == "cancelled"
+    assert n_words(text) == 100
+    talk.system = ""
+    talk.path.append(talk.message("assistant", text))
+    talk.settle()
+    assert talk.settled is not None
+    talk.ask("two")
+    assert talk.ready.n_again == 0
+
+
+def test_cancel_between_batches_of_the_prompt(script) -> None:
+    script([LONG])
+    rt = runtime()
+    talk = Talk(rt)
+    talk.path.append(talk.message("user", LONG))
+    cancel = threading.Event()
+    events = []
+    for event in talk.conversation.respond("s", "", talk.path, cancel=cancel):
+        events.append(event)
+        if isinstance(event, Prefill) and event.n_done >= 64:
+            cancel.set()
+    assert isinstance(events[-1], Answered)
+    assert events[-1].reason == "cancelled"
+    assert rt.n_read == 64
+
+
+def test_a_settling_that_is_stopped_costs_nothing_but_time(script) -> None:
+    script([f"<think>{LONG}</think>{LONG}"])
+    rt = runtime()
+    talk = Talk(rt)
+    talk.path.append(talk.message("user", "one"))
+    list(talk.conversation.respond("s", talk.system, talk.path))
+    talk.path.append(talk.message("assistant", LONG, LONG))
+    cancel = threading.Event()
+    cancel.set()
+    talk.settle(cancel)
+    assert talk.settled is None
+    talk.ask("two")
+    assert talk.n_read < n_words(LONG) + 20, "the answer, and the new question"
+
+
+def test_full_attention_rewinds_and_takes_no_snapshots_in_memory(script) -> None:
+    script([f"<think>{LONG}</think>The sea is wide."])
+    rt = runtime(eviction=None)
+    talk = Talk(rt)
+    talk.ask("one")
+    talk.ask("two")
+    talk.path.pop()
+    talk.answer()
+    assert (talk.ready.origin, talk.ready.n_again, talk.n_read) == ("cache", 0, 1)
+    assert rt.n_restored == 0
+    assert talk.shelf.memory_bytes == 0
+
+
+def test_a_template_without_system_role_gets_it_before_the_first_message(script) -> None:
+    script(["Yes."])
+
+    class Strict(ScriptedRuntime):
+        def apply_chat_template(self, messages, *, add_generation_prompt=True):  # type: ignore[no-untyped-def]
+            if messages[0]["role"] == "system":
+                raise UsageError("System role not supported")
+            return super().apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
+
+    rt = Strict(Path("m"), RuntimeConfig(), EVICTION)
+    Talk(rt).ask("Is it?")
+    assert "Be brief.\n\nIs it?" in rt.prompts[-1]
+
+
+def test_a_conversation_beyond_the_context_is_refused(script) -> None:
+    script(["Yes."])
+    talk = Talk(runtime(n_ctx=100))
+    with pytest.raises(UsageError, match="--ctx"):
+        talk.ask(LONG)
+
+
+@pytest.mark.slow
+def test_twelve_turns_beyond_6000_tokens_on_a_real_model(smollm2_triattn: Path, tmp_path: Path) -> None:
+    """Budget 512: it keeps answering, and neither thinking-drop nor answering anew reads more than the last turn."""
+    from texts import prose
+
+    config = RuntimeConfig(n_ctx=8192, n_batch=256, n_ubatch=256)
+    sampling = SamplingConfig(temperature=0.7, repeat_penalty=1.1, seed=3)
+    with Runtime.load(smollm2_triattn, config, EvictionConfig(budget_tokens=512)) as rt:
+        talk = Talk(rt, tmp_path)
+        words = prose(6000).split()
+        for turn in range(12):
+            text = " ".join(words[turn * 380 : (turn + 1) * 380])
+            answer = talk.ask(f"{text}\n\nWhat is this about?", sampling=sampling, max_tokens=24)
+            assert answer.content.strip()
+            assert talk.ready.n_again <= 1 or turn == 0, "only what is new is read"
+            assert talk.n_read < 700
+            assert talk.settled is not None
+            assert talk.settled.n_read <= 24 + 8, "never more than the answer"
+        stats = rt.stats()
+        assert stats.n_past > 6000
+        assert stats.n_cells_used <= 512 + 128
+        assert stats.n_evictions > 30
+
+        # the same question again: nothing but one token is read
+        last = talk.path.pop()
+        talk.answer(sampling=SamplingConfig(temperature=0.7, repeat_penalty=1.1, seed=4), max_tokens=24)
+        assert (talk.ready.origin, talk.n_read) == ("memory", 1)
+        talk.path.pop()
+
+        # as if the answer had begun with thinking: only the answer is read again
+        list(rt.generate([*rt.tokens, *rt.tokenize(prose(200), add_special=False)], max_tokens=0))
+        talk.path.append(last)
+        talk.settle()
+        assert talk.settled is not None
+        assert 0 < talk.settled.n_read <= 24 + 8
+        assert talk.settled.n_dropped > 200
+        talk.shelf.close()
+
+    # another process: from the disk, and nothing of the 6,000 tokens is read again
+    with Runtime.load(smollm2_triattn, config, EvictionConfig(budget_tokens=512)) as rt:
+        later = Talk(rt, tmp_path)
+        later.path, later.n_messages = talk.path, talk.n_messages
+        later.ask("And what else?", sampling=sampling, max_tokens=8)
+        assert (later.ready.origin, later.ready.n_again) == ("disk", 0)
+        assert later.n_read < 30
+        later.shelf.close()

@@ -1,0 +1,292 @@
+"""One turn after another through a cache that forgets: what is read, what is restored, what is said about it.
+
+A prompt is always the whole conversation in the model's template; what of it is read again depends on what the cache
+holds. What was evicted cannot be rewound, so that going back (to drop the thinking of an answer, to answer anew, to
+edit, to resume) restores a snapshot of the cache: the last point of the branch that has one. What no snapshot covers
+is read again, and counted.
+
+Knows nothing of terminals and databases: messages in, events out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .config import SamplingConfig
+from .errors import StateError, UsageError
+from .runtime import Cancel, Done, Prefill, Runtime, Token
+from .sessions import Message, Shelf
+from .thinking import Kind, ThinkingSplitter, marks_of
+
+WORTH_A_FILE = 512
+"""tokens: a prompt of fewer is read again as soon as its snapshot is read from the disk"""
+
+Origin = Literal["cache", "memory", "disk", "nothing"]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Where the turn starts from. Comes first."""
+
+    origin: Origin
+    """the sequence as it was, a snapshot from memory or disk, or an empty cache"""
+    n_prompt: int
+    n_cached: int
+    """tokens of the prompt that are there"""
+    n_again: int
+    """tokens of earlier turns that have to be read again"""
+    why: str | None
+    """what kept a snapshot from being used, if n_again is not 0"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One more token of the answer; `text` may be empty."""
+
+    kind: Kind
+    text: str
+    n_tokens: int
+    """tokens of this kind so far"""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answer is at its end."""
+
+    reason: Literal["stop", "length", "context", "cancelled"]
+    n_prompt: int
+    n_cached: int
+    n_thinking: int
+    n_content: int
+    """tokens"""
+    thinking_s: float
+    prefill_s: float
+    decode_s: float
+    snapshot_bytes: int
+    """of the cache at the end of the prompt; 0 if none was taken"""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The cache holds the conversation without the thinking of its last answer."""
+
+    n_read: int
+    """tokens of the answer that were read again, clean"""
+    n_dropped: int
+    """tokens of the sequence that went"""
+    snapshot_bytes: int
+
+
+Event = Ready | Prefill | Piece | Answered | Settled
+
+
+class Conversation:
+    """The turns of one session after another, in one Runtime. Not for several threads at once.
+
+    Parameters
+    ----------
+    shelf : Shelf
+        Keeps the snapshots, under a session's id and the id of the message that they end with.
+    """
+
+    def __init__(self, rt: Runtime, shelf: Shelf) -> None:
+        self.rt = rt
+        self.shelf = shelf
+        template = rt.llama.metadata.get("tokenizer.chat_template")
+        self.marks = marks_of(template)
+        self._marked: dict[int, str] = {}
+
+    # ------------------------------------------------------------------ text
+
+    def prompt_text(self, system: str, path: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The conversation in the model's template, without any thinking."""
+        turns: list[dict[str, Any]] = [{"role": m.role, "content": m.prompt} for m in path]
+        if not system:
+            return self.rt.apply_chat_template(turns, add_generation_prompt=add_generation_prompt)
+        try:
+            return self.rt.apply_chat_template(
+                [{"role": "system", "content": system}, *turns], add_generation_prompt=add_generation_prompt
+            )
+        except UsageError:
+            # some templates know no system role: then it goes before the first message
+            if not turns:
+                raise
+            first = {**turns[0], "content": f"{system}\n\n{turns[0]['content']}"}
+            return self.rt.apply_chat_template([first, *turns[1:]], add_generation_prompt=add_generation_prompt)
+
+    def prompt(self, system: str, path: Sequence[Message]) -> list[int]:
+        """Tokens of the conversation, up to where the answer to its last message begins."""
+        return self._tokens(self.prompt_text(system, path))
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.rt.tokenize(text, add_special=True, parse_special=True)
+
+    def lasting(self, system: str, path: Sequence[Message]) -> list[int]:
+        """Tokens that every continuation of the conversation begins with, whatever is said next."""
+        nothing = Message(id=-1, session="", parent=None, role="user", content="")
+        if path and path[-1].role == "user":
+            path = path[:-1]
+        one, other = (
+            self.prompt(system, [*path, dataclasses.replace(nothing, content=content)]) for content in ("0", "Z")
+        )
+        return one[: _n_shared(one, other)]
+
+    # ------------------------------------------------------------------ turn
+
+    def respond(
+        self,
+        session: str,
+        system: str,
+        path: Sequence[Message],
+        *,
+        sampling: SamplingConfig | None = None,
+        max_tokens: int | None = None,
+        cancel: Cancel | None = None,
+    ) -> Iterator[Event]:
+        """Answer the last message of a branch.
+
+        Yields
+        ------
+        Ready, Prefill after every batch, Piece after every token, Answered. With `cancel` set, Answered comes after
+        the batch or token at hand.
+
+        Raises
+        ------
+        UsageError
+            The conversation does not fit the context, or the template refuses it.
+        """
+        text = self.prompt_text(system, path)
+        tokens = self._tokens(text)
+        yield self._go_back(session, path, tokens, self.lasting(system, path))
+
+        splitter = ThinkingSplitter(self.marks, text)
+        counts: dict[Kind, int] = {"thinking": 0, "content": 0}
+        snapshot_bytes = 0
+        thinking_s, first_s = 0.0, time.perf_counter()
+        for event in self.rt.generate(tokens, max_tokens=max_tokens, sampling=sampling, cancel=cancel):
+            if isinstance(event, Prefill):
+                yield event
+                first_s = time.perf_counter()
+                if event.n_done == event.n_total and self.rt.eviction is not None:
+                    to_disk = event.n_total - WORTH_A_FILE >= 0
+                    snapshot_bytes = self._take(session, path[-1].id, in_memory=True, on_disk=to_disk)
+                    first_s = time.perf_counter()
+            elif isinstance(event, Token):
+                kind = splitter.kind
+                parts = splitter.push(event.text or self._mark_text(event.id))
+                if kind == "thinking" and splitter.kind == "content":
+                    thinking_s = time.perf_counter() - first_s
+                counts[splitter.kind] += 1
+                yield from self._pieces(parts, splitter.kind, counts)
+            elif isinstance(event, Done):
+                yield from self._pieces(splitter.flush(), splitter.kind, counts)
+                if splitter.kind == "thinking":
+                    thinking_s = time.perf_counter() - first_s
+                yield Answered(
+                    reason=event.reason,
+                    n_prompt=event.n_prompt,
+                    n_cached=event.n_cached,
+                    n_thinking=counts["thinking"],
+                    n_content=counts["content"],
+                    thinking_s=thinking_s,
+                    prefill_s=event.prefill_s,
+                    decode_s=event.decode_s,
+                    snapshot_bytes=snapshot_bytes,
+                )
+
+    def _pieces(self, parts: Sequence[tuple[Kind, str]], now: Kind, counts: dict[Kind, int]) -> Iterator[Piece]:
+        for kind, text in parts or [(now, "")]:
+            yield Piece(kind, text, counts[kind])
+
+    def _mark_text(self, token: int) -> str:
+        """The text of a control token, which is not shown, if it is part of a mark."""
+        if token not in self._marked:
+            text = self.rt.token_bytes(token, special=True).decode("utf-8", "replace")
+            hidden = not self.rt.token_bytes(token)
+            self._marked[token] = text if hidden and any(text in mark for pair in self.marks for mark in pair) else ""
+        return self._marked[token]
+
+    def settle(
+        self, session: str, system: str, path: Sequence[Message], *, cancel: Cancel | None = None
+    ) -> Iterator[Event]:
+        """After an answer: leave in the cache what the next turn begins with, and keep a snapshot of it.
+
+        The thinking goes by restoring the snapshot at the end of the user's turn and reading the answer alone.
+
+        Yields
+        ------
+        Prefill while the answer is read, then Settled; nothing more once `cancel` is set.
+        """
+        tokens = self.lasting(system, path)
+        before = self.rt.stats().n_past
+        n_read = 0
+        if self._in_cache(tokens) < len(tokens) - 1:
+            self._go_back(session, path, tokens, tokens)
+            for event in self.rt.generate(tokens, max_tokens=0, cancel=cancel):
+                if isinstance(event, Prefill):
+                    yield event
+                elif isinstance(event, Done):
+                    if event.reason == "cancelled":
+                        return
+                    n_read = event.n_prompt - event.n_cached
+        evicts = self.rt.eviction is not None
+        size = self._take(session, path[-1].id, in_memory=evicts, on_disk=True)
+        yield Settled(n_read=n_read, n_dropped=max(0, before - self.rt.stats().n_past), snapshot_bytes=size)
+
+    # ------------------------------------------------------------- going back
+
+    def _take(self, session: str, message: int, *, in_memory: bool, on_disk: bool) -> int:
+        snapshot = self.rt.snapshot()
+        self.shelf.put(session, message, snapshot, in_memory=in_memory, on_disk=on_disk)
+        return len(snapshot.state)
+
+    def _go_back(self, session: str, path: Sequence[Message], tokens: Sequence[int], lasting: Sequence[int]) -> Ready:
+        """Put the cache into the best state that there is to read `tokens` from."""
+        n_best = self._in_cache(tokens)
+        origin: Origin = "cache" if n_best else "nothing"
+        wanted = _n_shared(tokens, lasting)  # of the rest nobody can have a snapshot
+        why: str | None = None
+        if n_best < min(wanted, len(tokens) - 1):
+            why = "no snapshot of this point is kept"
+            for message in reversed(path):
+                found = self.shelf.find(session, message.id)
+                if found is None:
+                    continue
+                snapshot = found.snapshot
+                n = self._reusable(snapshot.tokens, snapshot.pos_whole, tokens)
+                if n <= n_best:
+                    continue
+                try:
+                    self.rt.restore(snapshot)
+                except StateError as error:
+                    why = f"the snapshot {error.what}"
+                    n_best = self._in_cache(tokens)  # a state that llama.cpp itself fails on leaves nothing
+                    origin = "cache" if n_best else "nothing"
+                    continue
+                n_best, origin = n, found.origin
+                break
+        n_again = max(0, wanted - n_best - 1)
+        return Ready(origin, len(tokens), n_best, n_again, why if n_again else None)
+
+    def _in_cache(self, tokens: Sequence[int]) -> int:
+        stats = self.rt.stats()
+        return self._reusable(self.rt.tokens[: stats.n_past], stats.pos_whole, tokens)
+
+    @staticmethod
+    def _reusable(have: Sequence[int], pos_whole: int, want: Sequence[int]) -> int:
+        """How many tokens of `want` need not be read, if `have` is in the cache and whole from `pos_whole` on."""
+        n = _n_shared(have, want[:-1])  # the last one is read in any case, for its logits
+        return n if n == len(have) or n >= pos_whole else 0
+
+
+def _n_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    n = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        n += 1
+    return n

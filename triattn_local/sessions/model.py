@@ -1,0 +1,122 @@
+"""What a conversation is: sessions, and messages that form a tree.
+
+Editing or answering anew never changes a message: it adds a sibling, and the session remembers which leaf is being
+read. Knows nothing of databases and models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["user", "assistant"]
+State = Literal["streaming", "complete", "stopped", "length", "context", "interrupted", "failed"]
+"""of an answer: coming, whole, stopped by the user, at the token limit, at the end of the context, cut off by a crash,
+ended by an error"""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A text file that goes with a message."""
+
+    name: str
+    text: str
+
+    def as_prompt(self) -> str:
+        """The file as the model reads it: fenced by more backticks than it has itself."""
+        fence = "```"
+        while fence in self.text:
+            fence += "`"
+        return f"{self.name}:\n{fence}\n{self.text.rstrip()}\n{fence}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of one side."""
+
+    id: int
+    session: str
+    parent: int | None
+    """the message it follows; None for the first"""
+    role: Role
+    content: str
+    thinking: str = ""
+    attachments: tuple[Attachment, ...] = ()
+    state: State = "complete"
+    report: Mapping[str, Any] = field(default_factory=dict)
+    """of an answer: tokens, seconds, tokens/s, model"""
+    created: float = 0.0
+    """seconds since 1970"""
+
+    @property
+    def prompt(self) -> str:
+        """What the model is given for it."""
+        return "\n\n".join([*(file.as_prompt() for file in self.attachments), self.content])
+
+
+@dataclass(frozen=True)
+class Session:
+    """One conversation, without its messages."""
+
+    id: str
+    title: str
+    model: str
+    """path of the model that was used last"""
+    system: str
+    options: Mapping[str, Any]
+    """sampling settings that differ from the program's"""
+    leaf: int | None
+    """last message of the branch that is being read"""
+    created: float
+    updated: float
+    n_messages: int = 0
+    deleted: bool = False
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A session that a search found."""
+
+    session: Session
+    snippet: str
+    """where it was found, matches between «»; empty for a title"""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A conversation that is not in the store: what an import read. Parents are indices into `messages`."""
+
+    title: str
+    model: str
+    system: str
+    options: Mapping[str, Any]
+    messages: Sequence[Message]
+    """ids are their places in this list"""
+    leaf: int | None
+
+
+def path_to(messages: Iterable[Message], leaf: int | None) -> list[Message]:
+    """The branch that ends at `leaf`, first message first."""
+    known = {message.id: message for message in messages}
+    path: list[Message] = []
+    while leaf is not None:
+        message = known[leaf]
+        path.append(message)
+        leaf = message.parent
+    return path[::-1]
+
+
+def siblings(messages: Iterable[Message], message: Message) -> list[Message]:
+    """The message and its alternatives, oldest first."""
+    return [m for m in messages if m.parent == message.parent and m.role == message.role]
+
+
+def newest_leaf(messages: Iterable[Message], top: int) -> int:
+    """Down from a message along the newest children."""
+    children: dict[int | None, int] = {}
+    for message in messages:
+        children[message.parent] = max(message.id, children.get(message.parent, message.id))
+    while top in children:
+        top = children[top]
+    return top

@@ -1,0 +1,446 @@
+"""Sessions in SQLite: every piece of an answer is committed as it comes.
+
+Write-ahead log, full-text search over titles and contents. While an answer streams, its pieces are rows of their own,
+so that a commit costs the same at the end of a long answer as at its start; they are folded into the message when it
+ends, or, after a crash, when the session is next opened. A session is open in one process at a time, which is how a
+message that streams is told from one whose writer has died.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from sqlite_utils import Database
+
+from ..errors import StateError, TriattnError, UsageError
+from .model import Attachment, Draft, Hit, Message, Role, Session, State
+
+_VERSION = 1
+_SYNC_S = 0.5
+"""what a power failure may cost; the death of the process costs nothing"""
+
+Kind = Literal["thinking", "content"]
+
+_SCHEMA = """
+CREATE TABLE sessions (
+    id TEXT PRIMARY KEY, title TEXT NOT NULL, model TEXT NOT NULL, system TEXT NOT NULL, options TEXT NOT NULL,
+    leaf INTEGER, created REAL NOT NULL, updated REAL NOT NULL, deleted REAL
+);
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, session TEXT NOT NULL REFERENCES sessions(id) ON DELETE CASCADE,
+    parent INTEGER REFERENCES messages(id), role TEXT NOT NULL, content TEXT NOT NULL, thinking TEXT NOT NULL,
+    attachments TEXT NOT NULL, state TEXT NOT NULL, report TEXT NOT NULL, created REAL NOT NULL
+);
+CREATE INDEX messages_session ON messages(session);
+CREATE TABLE deltas (
+    id INTEGER PRIMARY KEY, message INTEGER NOT NULL REFERENCES messages(id) ON DELETE CASCADE, kind TEXT NOT NULL,
+    text TEXT NOT NULL
+);
+CREATE INDEX deltas_message ON deltas(message);
+CREATE TABLE preferences (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+
+
+class SessionStore:
+    """The sessions of this user. Its methods may be called from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the database in a folder, or make it.
+
+        Raises
+        ------
+        UsageError
+            The folder cannot be written.
+        StateError
+            The file is no database of ours, or of a newer program.
+        """
+        self.folder = folder
+        self.path = folder / "sessions.db"
+        self._lock = threading.RLock()
+        self._open: dict[str, FileLock] = {}
+        self._synced = 0.0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.path, timeout=10, check_same_thread=False)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise UsageError(
+                f"cannot be written: {error}", where=str(folder), fix="set TRIATTN_SESSIONS to a folder that you can"
+            ) from None
+        try:
+            self._db = Database(connection)
+            self._db.enable_wal()
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA foreign_keys=ON")
+            self._make()
+        except sqlite3.Error as error:
+            connection.close()
+            raise StateError(
+                f"is not a database of sessions: {error}", where=str(self.path), fix="move it away; a new one is made"
+            ) from None
+
+    def _make(self) -> None:
+        with FileLock(self.folder / "sessions.lock"):  # two programs may start at once
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version > _VERSION:
+                raise StateError(
+                    f"has version {version}, this program reads {_VERSION}",
+                    where=str(self.path),
+                    fix="use the newer triattn-local, or move the file away",
+                )
+            if version == 0:
+                with self._db.atomic():
+                    for statement in _SCHEMA.split(";\n"):
+                        if statement.strip():
+                            self._db.execute(statement)
+                    self._db.table("sessions").enable_fts(["title"], create_triggers=True)
+                    self._db.table("messages").enable_fts(["content"], create_triggers=True)
+                    self._db.execute(f"PRAGMA user_version={_VERSION}")
+
+    def close(self) -> None:
+        with self._lock:
+            for lock in self._open.values():
+                lock.release()
+            self._open.clear()
+            self._db.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Database]:
+        """One transaction, on the disk when the outermost block ends."""
+        with self._lock:
+            outermost = not self._db.conn.in_transaction
+            try:
+                if outermost:  # the level cannot be changed inside a transaction
+                    self._db.execute("PRAGMA synchronous=FULL")
+                with self._db.atomic():
+                    yield self._db
+            except sqlite3.Error as error:
+                raise TriattnError(
+                    f"cannot be written: {error}", where=str(self.path), fix="make room on this disk"
+                ) from error
+            finally:
+                if outermost:
+                    self._db.execute("PRAGMA synchronous=NORMAL")
+
+    def _rows(self, sql: str, *parameters: object) -> list[dict[str, Any]]:
+        with self._lock:
+            return list(self._db.query(sql, parameters))
+
+    # ---------------------------------------------------------------- sessions
+
+    def create(
+        self,
+        *,
+        title: str = "",
+        model: str = "",
+        system: str = "",
+        options: Mapping[str, Any] | None = None,
+    ) -> Session:
+        """A new session, open in this process."""
+        now = time.time()
+        row = {
+            "id": secrets.token_hex(4),
+            "title": title,
+            "model": model,
+            "system": system,
+            "options": json.dumps(dict(options or {})),
+            "leaf": None,
+            "created": now,
+            "updated": now,
+            "deleted": None,
+        }
+        with self._writing() as db:
+            db.table("sessions").insert(row)
+        return self.open(str(row["id"]))
+
+    def open(self, session: str) -> Session:
+        """Take a session for this process, and fold in what a dead one had written.
+
+        Parameters
+        ----------
+        session : str
+            Its id, or the beginning of it.
+
+        Raises
+        ------
+        UsageError
+            There is no such session, several, or another process has it open.
+        """
+        found = self._find(session)
+        with self._lock:
+            if found.id not in self._open:
+                lock = FileLock(self.folder / "locks" / f"{found.id}.lock")
+                (self.folder / "locks").mkdir(exist_ok=True)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    raise UsageError(
+                        "is open in another triattn-local", where=f"session {found.id}", fix="close it there first"
+                    ) from None
+                self._open[found.id] = lock
+                for row in self._rows("SELECT id FROM messages WHERE session=? AND state='streaming'", found.id):
+                    self.finish(row["id"], "interrupted", {})
+        return self.get(found.id)
+
+    def release(self, session: str) -> None:
+        """Let other processes have it."""
+        with self._lock:
+            lock = self._open.pop(session, None)
+            if lock is not None:
+                lock.release()
+
+    def _find(self, session: str) -> Session:
+        rows = self._rows(
+            _SELECT + "WHERE s.deleted IS NULL AND substr(s.id, 1, ?) = ?", len(session), session.lower()
+        )
+        if len(rows) != 1 or not session:
+            raise UsageError(
+                f"{len(rows)} sessions begin with {session!r}" if rows else f"there is no session {session!r}",
+                where="--resume",
+                fix="F2 in the chat lists them",
+            )
+        return _session(rows[0])
+
+    def get(self, session: str) -> Session:
+        """By its whole id, deleted ones too."""
+        rows = self._rows(_SELECT + "WHERE s.id=?", session)
+        if not rows:
+            raise UsageError("is gone", where=f"session {session}")
+        return _session(rows[0])
+
+    def sessions(self, limit: int = 1000) -> list[Session]:
+        """The sessions, last used first; none that is deleted, none that is empty."""
+        return [
+            _session(row)
+            for row in self._rows(
+                _SELECT + "WHERE s.deleted IS NULL AND s.leaf IS NOT NULL ORDER BY s.updated DESC LIMIT ?", limit
+            )
+        ]
+
+    def search(self, text: str, limit: int = 100) -> list[Hit]:
+        """Sessions whose title or messages hold all words (or beginnings of words), last used first."""
+        words = [word.replace('"', "") for word in text.split()]
+        query = " ".join(f'"{word}"*' for word in words if word)
+        if not query:
+            return [Hit(session, "") for session in self.sessions(limit)]
+        hits: dict[str, str] = {}
+        for row in self._rows(
+            "SELECT m.session, snippet(messages_fts, 0, '«', '»', '…', 12) AS snippet FROM messages_fts "
+            "JOIN messages m ON m.id = messages_fts.rowid WHERE messages_fts MATCH ? ORDER BY rank LIMIT 1000",
+            query,
+        ):
+            hits.setdefault(row["session"], " ".join(row["snippet"].split()))
+        for row in self._rows(
+            "SELECT s.id FROM sessions_fts JOIN sessions s ON s.rowid = sessions_fts.rowid "
+            "WHERE sessions_fts MATCH ?",
+            query,
+        ):
+            hits.setdefault(row["id"], "")
+        return [Hit(session, hits[session.id]) for session in self.sessions() if session.id in hits][:limit]
+
+    def update(
+        self,
+        session: str,
+        *,
+        title: str | None = None,
+        model: str | None = None,
+        system: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        leaf: int | None = None,
+    ) -> Session:
+        """Change what is given."""
+        changes: dict[str, Any] = {"title": title, "model": model, "system": system, "leaf": leaf}
+        if options is not None:
+            changes["options"] = json.dumps(dict(options))
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if changes:
+            with self._writing() as db:
+                db.table("sessions").update(session, {**changes, "updated": time.time()})
+        return self.get(session)
+
+    def delete(self, session: str) -> None:
+        """Put it out of sight; ``undelete`` brings it back until ``purge``."""
+        with self._writing() as db:
+            db.execute("UPDATE sessions SET deleted=? WHERE id=?", (time.time(), session))
+
+    def undelete(self, session: str) -> None:
+        with self._writing() as db:
+            db.execute("UPDATE sessions SET deleted=NULL WHERE id=?", (session,))
+
+    def purge(self, older_than_s: float) -> list[str]:
+        """Really remove what was deleted that long ago, and sessions of that age that never got a message."""
+        before = time.time() - older_than_s
+        with self._writing() as db:
+            gone = [
+                row["id"]
+                for row in self._rows(
+                    "SELECT id FROM sessions WHERE deleted < ? OR (leaf IS NULL AND updated < ?)", before, before
+                )
+                if row["id"] not in self._open
+            ]
+            for session in gone:
+                db.execute("UPDATE messages SET parent=NULL WHERE session=?", (session,))
+                db.execute("DELETE FROM messages WHERE session=?", (session,))
+                db.execute("DELETE FROM sessions WHERE id=?", (session,))
+        return gone
+
+    # ---------------------------------------------------------------- messages
+
+    def messages(self, session: str) -> list[Message]:
+        """All messages of all branches, in the order they were made; what streams is as far as it has come."""
+        with self._lock:
+            rows = self._rows("SELECT * FROM messages WHERE session=? ORDER BY id", session)
+            return [self._message(row) for row in rows]
+
+    def message(self, message: int) -> Message:
+        with self._lock:
+            return self._message(self._rows("SELECT * FROM messages WHERE id=?", message)[0])
+
+    def _message(self, row: Mapping[str, Any]) -> Message:
+        parts = {"content": row["content"], "thinking": row["thinking"]}
+        if row["state"] == "streaming":
+            for kind in parts:
+                parts[kind] += self._streamed(row["id"], kind)
+        return Message(
+            id=row["id"],
+            session=row["session"],
+            parent=row["parent"],
+            role=row["role"],
+            content=parts["content"],
+            thinking=parts["thinking"],
+            attachments=tuple(Attachment(**file) for file in json.loads(row["attachments"])),
+            state=row["state"],
+            report=json.loads(row["report"]),
+            created=row["created"],
+        )
+
+    def _streamed(self, message: int, kind: str) -> str:
+        rows = self._rows("SELECT text FROM deltas WHERE message=? AND kind=? ORDER BY id", message, kind)
+        return "".join(row["text"] for row in rows)
+
+    def add(
+        self,
+        session: str,
+        parent: int | None,
+        role: Role,
+        content: str = "",
+        *,
+        thinking: str = "",
+        attachments: tuple[Attachment, ...] = (),
+        state: State = "complete",
+        report: Mapping[str, Any] | None = None,
+    ) -> Message:
+        """A message below another; the session's leaf from now on."""
+        with self._writing() as db:
+            now = time.time()
+            new = db.table("messages").insert(
+                {
+                    "session": session,
+                    "parent": parent,
+                    "role": role,
+                    "content": content,
+                    "thinking": thinking,
+                    "attachments": json.dumps([{"name": file.name, "text": file.text} for file in attachments]),
+                    "state": state,
+                    "report": json.dumps(dict(report or {})),
+                    "created": now,
+                }
+            )
+            id_ = int(new.last_pk)  # type: ignore[arg-type]  # one integer key
+            db.execute("UPDATE sessions SET leaf=?, updated=? WHERE id=?", (id_, now, session))
+        return self.message(id_)
+
+    def append(self, message: int, kind: Kind, text: str) -> None:
+        """One more piece of a streaming message: committed at once, and on the disk within half a second."""
+        with self._lock:
+            now = time.monotonic()
+            sync = now - self._synced >= _SYNC_S
+            try:
+                if sync:
+                    self._db.execute("PRAGMA synchronous=FULL")
+                self._db.execute("INSERT INTO deltas (message, kind, text) VALUES (?, ?, ?)", (message, kind, text))
+                if sync:
+                    self._synced = now
+                    self._db.execute("PRAGMA synchronous=NORMAL")
+            except sqlite3.Error as error:
+                raise TriattnError(
+                    f"the answer cannot be stored: {error}", where=str(self.path), fix="make room on this disk"
+                ) from error
+
+    def finish(self, message: int, state: State, report: Mapping[str, Any]) -> Message:
+        """Fold the pieces into the message."""
+        with self._writing() as db:
+            db.execute(
+                "UPDATE messages SET content = content || ?, thinking = thinking || ?, state=?, report=? WHERE id=?",
+                (
+                    self._streamed(message, "content"),
+                    self._streamed(message, "thinking"),
+                    state,
+                    json.dumps(dict(report)),
+                    message,
+                ),
+            )
+            db.execute("DELETE FROM deltas WHERE message=?", (message,))
+            db.execute(
+                "UPDATE sessions SET updated=? WHERE id=(SELECT session FROM messages WHERE id=?)",
+                (time.time(), message),
+            )
+        return self.message(message)
+
+    def add_draft(self, draft: Draft) -> Session:
+        """Store an imported conversation as a new session."""
+        ids: dict[int | None, int | None] = {None: None}
+        with self._writing():
+            session = self.create(
+                title=draft.title, model=draft.model, system=draft.system, options=draft.options
+            )
+            for message in draft.messages:
+                added = self.add(
+                    session.id,
+                    ids[message.parent],
+                    message.role,
+                    message.content,
+                    thinking=message.thinking,
+                    attachments=message.attachments,
+                    state="interrupted" if message.state == "streaming" else message.state,
+                    report=message.report,
+                )
+                ids[message.id] = added.id
+            return self.update(session.id, leaf=ids[draft.leaf])
+
+    # -------------------------------------------------------------- preferences
+
+    def preference(self, name: str, default: Any = None) -> Any:
+        """What the chat remembers beside the sessions: theme, panels, the last model."""
+        rows = self._rows("SELECT value FROM preferences WHERE name=?", name)
+        return json.loads(rows[0]["value"]) if rows else default
+
+    def remember(self, name: str, value: Any) -> None:
+        with self._writing() as db:
+            db.table("preferences").upsert({"name": name, "value": json.dumps(value)}, pk="name")
+
+
+_SELECT = "SELECT s.*, (SELECT count(*) FROM messages m WHERE m.session = s.id) AS n_messages FROM sessions s "
+
+
+def _session(row: Mapping[str, Any]) -> Session:
+    return Session(
+        id=row["id"],
+        title=row["title"],
+        model=row["model"],
+        system=row["system"],
+        options=json.loads(row["options"]),
+        leaf=row["leaf"],
+        created=row["created"],
+        updated=row["updated"],
+        n_messages=row["n_messages"],
+        deleted=row["deleted"] is not None,
+    )
