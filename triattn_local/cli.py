@@ -36,6 +36,8 @@ DEMO_SETTINGS: Mapping[str, object] = {
     "repeat_penalty": 1.1,
 }
 
+CHAT_SETTINGS: Mapping[str, object] = {"temp": 0.7, "repeat_penalty": 1.1}
+
 DEMO_TOKENS = 4096
 """half of the usual calibration, for half of the wait; the centres are within 4 % (median of heads) of those of all"""
 
@@ -625,6 +627,71 @@ def run(
     elif not quiet:
         console.write_report(report.summary(), report.as_dict())
     return EXIT_INTERRUPTED if report.interrupted else 0
+
+
+@app.command()
+def chat(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="A path, or a name that `ls` shows; else the one used last.", show_default=False
+        ),
+    ] = None,
+    go_on: Annotated[bool, _switch("--continue", "Go on with the session used last.", "-c")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="ID", help="Go on with this session; F2 lists them.", show_default=False),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="System prompt.", show_default=False)
+    ] = None,
+    theme: Annotated[str | None, _flag("theme", "NAME", "Looks")] = None,
+    ctx: Annotated[int | None, _flag("ctx", "TOKENS", _CACHE)] = None,
+    budget: Annotated[int | None, _flag("budget", "TOKENS", _CACHE)] = None,
+    window: Annotated[int | None, _flag("window", "TOKENS", _CACHE)] = None,
+    keep: Annotated[int | None, _flag("keep", "TOKENS", _CACHE)] = None,
+    mode: Annotated[str | None, _flag("mode", "MODE", _CACHE)] = None,
+    policy: Annotated[str | None, _flag("policy", "POLICY", _CACHE)] = None,
+    no_evict: Annotated[bool, _switch("--no-evict", "Full attention: a cell for every token.", panel=_CACHE)] = False,
+    stats: Stats = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
+    flash_attn: Annotated[bool | None, _flag("flash_attn", "", _COMPUTE, "--flash-attn/--no-flash-attn")] = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    batch: Annotated[int | None, _flag("batch", "TOKENS", _COMPUTE)] = None,
+    max_tokens: Annotated[int | None, _flag("max_tokens", "TOKENS", _ANSWER, "-n", "--max-tokens")] = None,
+    temp: Annotated[float | None, _flag("temp", "T", _ANSWER)] = None,
+    repeat_penalty: Annotated[float | None, _flag("repeat_penalty", "X", _ANSWER)] = None,
+    seed: Annotated[int | None, _flag("seed", "N", _ANSWER)] = None,
+) -> None:
+    """Talk with a model in the terminal.
+
+    Sessions are stored as they come; F1 shows all keys. Without a model on this machine it offers to fetch one.
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("needs a terminal", where="chat", fix="for pipes and scripts there is: triattn-local run")
+    if go_on and resume is not None:
+        raise UsageError("--continue and --resume name two sessions", where="chat", fix="leave one of the two out")
+    settings = Settings.load(context.params, defaults=_chat_defaults())
+    from . import store
+
+    path = store.resolve(model, settings.models) if model is not None else None
+    from .tui.app import ChatApp, Start
+
+    chat_app = ChatApp(settings, Start(path, resume, go_on, system or "", evict=not no_evict))
+    try:
+        chat_app.run()
+    finally:
+        chat_app.shut_down()
+
+
+def _chat_defaults() -> Mapping[str, object]:
+    """Lively answers; and batches that a CPU is through with soon, since a stop is heard between two of them."""
+    from .runtime import has_gpu
+
+    return CHAT_SETTINGS if has_gpu() else {**CHAT_SETTINGS, "batch": 64}
 
 
 @app.command()

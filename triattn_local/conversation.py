@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .config import SamplingConfig
 from .errors import StateError, UsageError
@@ -81,6 +84,45 @@ class Settled:
     snapshot_bytes: int
 
 
+@dataclass(frozen=True)
+class Retained:
+    """What the heads still hold of a conversation, and where its messages lie in the sequence."""
+
+    share: NDArray[np.float32]
+    """share of the KV heads of a layer that hold a position: float32 [n_layer, n_past], 0 to 1"""
+    spans: Mapping[int, Span]
+    """message -> where its content lies; a message that the sequence does not hold in its own words has none"""
+    text: bytes
+    """the sequence, with the template's own words"""
+    ends: NDArray[np.int64]
+    """byte of the text at which each token ends: int64 [n_past]"""
+
+    def words(self, first: int, last: int) -> str:
+        """The text of the positions [first, last)."""
+        begin = int(self.ends[first - 1]) if first > 0 else 0
+        return self.text[begin : int(self.ends[last - 1])].decode("utf-8", "replace") if last > first else ""
+
+    def is_forgotten(self, message: int, begin: int, end: int) -> bool:
+        """Whether no head of any layer holds a token of the content's UTF-8 bytes [begin, end)."""
+        span = self.spans.get(message)
+        if span is None or begin >= end:
+            return False
+        first = span.first + int(np.searchsorted(span.ends, begin, side="right"))
+        last = span.first + int(np.searchsorted(span.ends, end - 1, side="right"))
+        part = self.share[:, first : last + 1]
+        return part.shape[1] > 0 and not part.any()
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the content of a message lies in the sequence."""
+
+    first: int
+    """position of its first token"""
+    ends: NDArray[np.int64]
+    """byte of the content at which each of its tokens ends: int64 [n_tokens], rising"""
+
+
 Event = Ready | Prefill | Piece | Answered | Settled
 
 
@@ -99,6 +141,7 @@ class Conversation:
         template = rt.llama.metadata.get("tokenizer.chat_template")
         self.marks = marks_of(template)
         self._marked: dict[int, str] = {}
+        self._pieces_of: dict[int, bytes] = {}
 
     # ------------------------------------------------------------------ text
 
@@ -236,6 +279,34 @@ class Conversation:
         evicts = self.rt.eviction is not None
         size = self._take(session, path[-1].id, in_memory=evicts, on_disk=True)
         yield Settled(n_read=n_read, n_dropped=max(0, before - self.rt.stats().n_past), snapshot_bytes=size)
+
+    # ------------------------------------------------------------------ look
+
+    def retained(self, path: Sequence[Message]) -> Retained:
+        """What is still held, of the sequence as it is, and of these messages in it."""
+        heads = self.rt.heads_holding()
+        most = max(int(heads.max(initial=0)), 1)  # the last window is held by all
+        pieces = [self._bytes(token) for token in self.rt.tokens[: heads.shape[1]]]
+        ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+        text = b"".join(pieces)
+        spans: dict[int, Span] = {}
+        cursor = 0
+        for message in path:
+            content = message.content.strip().encode()
+            begin = text.find(content, cursor) if content else -1
+            if begin < 0:
+                continue
+            cursor = begin + len(content)
+            lead = len(message.content.encode()) - len(message.content.lstrip().encode())
+            first = int(np.searchsorted(ends, begin, side="right"))
+            last = int(np.searchsorted(ends, cursor - 1, side="right"))
+            spans[message.id] = Span(first, ends[first : last + 1] - begin + lead)
+        return Retained((heads / most).astype(np.float32), spans, text, ends)
+
+    def _bytes(self, token: int) -> bytes:
+        if token not in self._pieces_of:
+            self._pieces_of[token] = self.rt.token_bytes(token, special=True)
+        return self._pieces_of[token]
 
     # ------------------------------------------------------------- going back
 

@@ -501,6 +501,11 @@ def ggml_type(name: str) -> int:
     return int(gguf.GGMLQuantizationType[name.upper()])
 
 
+def has_gpu() -> bool:
+    """Whether the library can put layers on a device other than the CPU."""
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
 def physical_cores() -> int:
     """Cores that this process may use, two hyperthreads counted once."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

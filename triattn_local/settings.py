@@ -57,6 +57,10 @@ def default_models_dir() -> Path:
     return platformdirs.user_data_path(APP) / "models"
 
 
+def default_sessions_dir() -> Path:
+    return platformdirs.user_data_path(APP) / "sessions"
+
+
 def default_config_path() -> Path:
     return platformdirs.user_config_path(APP) / "config.toml"
 
@@ -108,6 +112,16 @@ def _path(value: object) -> Path:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("a path")
     return Path(value).expanduser()
+
+
+def _keys(value: object) -> Mapping[str, str]:
+    """A table in the file; ``send=ctrl+s,stop=f12`` elsewhere, where no key can be a comma or an equals sign."""
+    if isinstance(value, str):
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        value = {name.strip(): key.strip() for name, _, key in pairs}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value.values()):
+        raise ValueError('a table of keys, such as { stop = "f12" }')
+    return dict(value)
 
 
 def _one_of(choices: tuple[str, ...]) -> str:
@@ -178,6 +192,12 @@ class Settings:
         SamplingConfig.repeat_penalty, _number, "--repeat-penalty", "Above 1 makes the last 64 tokens less likely."
     )
     seed: int = _setting(SamplingConfig.seed, _integer, "--seed", "Same seed, same answer; also of the random policy.")
+
+    sessions: Path = _setting(default_sessions_dir, _path, None, "Folder of the chat's sessions and snapshots.")
+    snapshot_memory: int = _setting(1024, _integer, None, "MiB of memory for snapshots of the chat's cache.")
+    snapshot_disk: int = _setting(4096, _integer, None, "MiB of disk for snapshots of the chat's cache.")
+    theme: str | None = _setting(None, _word, "--theme", "Colours of the chat; the chat lists them under Theme.")
+    keys: Mapping[str, str] = _setting(dict, _keys, None, "Keys of the chat, by the names that its help shows.")
 
     origins: Mapping[str, str] = field(default_factory=dict)
     """setting -> "--budget", "environment TRIATTN_BUDGET", "budget in <config.toml>" or "default" """

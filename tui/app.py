@@ -1,0 +1,265 @@
+"""The app: what outlives a screen. Settings, the store, the engine, the model that is loaded, themes and keys."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from triattn_local.config import SamplingConfig
+from triattn_local.conversation import Retained
+from triattn_local.errors import TriattnError, UsageError
+from triattn_local.sessions import Message, Session, SessionStore, Shelf
+from triattn_local.settings import Settings
+
+from .engine import Engine
+from .jobs import Job, JobDone, JobProgress
+from .keys import check_keys
+from .screens.chat import ChatScreen
+from .session import OpenSession
+from .theme import DEFAULT, THEMES
+
+PURGE_S = 7 * 24 * 3600
+"""seconds that a deleted session can still be brought back by hand"""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the command line asks for."""
+
+    model: Path | None = None
+    session: str | None = None
+    """id of a session to go on with"""
+    newest: bool = False
+    """go on with the session used last"""
+    system: str = ""
+    evict: bool = True
+    verbose: bool = False
+
+
+class ChatApp(App[None]):
+    """``triattn-local chat``."""
+
+    TITLE = "triattn-local"
+    ENABLE_COMMAND_PALETTE = True
+    CSS = """
+    Toast { background: $panel; color: $foreground; border-left: outer $primary; }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1", "help", "All keys", id="help", priority=True),
+        Binding("ctrl+q", "quit", "Leave", id="quit", priority=True),
+    ]
+
+    def __init__(self, settings: Settings, start: Start | None = None) -> None:
+        """Open the store and the session; nothing is loaded yet.
+
+        Raises
+        ------
+        UsageError, StateError
+            The store cannot be opened, there is no such session, or a setting cannot be taken.
+        """
+        super().__init__()
+        self.settings = settings
+        self.start = start or Start()
+        self.sampling: SamplingConfig = settings.sampling()
+        self.max_tokens = settings.n_predict()
+        settings.runtime()
+        settings.eviction()
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.store = SessionStore(settings.sessions)
+        self.shelf = Shelf(
+            settings.sessions / "snapshots",
+            memory_bytes=settings.snapshot_memory << 20,
+            disk_bytes=settings.snapshot_disk << 20,
+            on_error=lambda error: self.call_later(self.notify, f"No snapshot on disk: {error}", severity="warning"),
+        )
+        for gone in self.store.purge(PURGE_S):
+            self.shelf.forget(gone)
+        theme = settings.theme or self.store.preference("theme", DEFAULT)
+        if theme not in self.available_themes:
+            if settings.theme:
+                raise UsageError(
+                    f"{theme!r} is not a theme",
+                    where=settings.origins.get("theme"),
+                    fix=f"the themes are {', '.join(sorted(self.available_themes))}",
+                )
+            theme = DEFAULT
+        self.theme = theme
+        check_keys(settings.keys, settings.origins.get("keys"))
+        self.set_keymap(dict(settings.keys))
+        self.session = OpenSession(self.store, self._first_session(), system=self.start.system)
+        if self.start.system and self.session.session is not None:
+            self.session.change(system=self.start.system)
+        self.model: Path | None = None
+        self.loading = False
+        self.map_open = False
+        self.chat = ChatScreen()
+        self.engine = Engine(self.chat.post_message, self.store, self.shelf)
+        self.job = Job(self.post_message, settings.models)
+
+    def _first_session(self) -> Session | None:
+        if self.start.session is not None:
+            return self.store.open(self.start.session)
+        newest = self.store.sessions(1) if self.start.newest else []
+        return self.store.open(newest[0].id) if newest else None
+
+    @property
+    def model_name(self) -> str:
+        return self.model.name.removesuffix(".gguf") if self.model else ""
+
+    def get_default_screen(self) -> Screen[None]:
+        return self.chat
+
+    def on_mount(self) -> None:
+        self.theme_changed_signal.subscribe(self, lambda theme: self.store.remember("theme", theme.name))
+        self.call_after_refresh(self._first_model)
+
+    def _first_model(self) -> None:
+        """The model that was asked for, else the session's, else the last one; else a choice."""
+        named = [self.start.model, self.session.session.model if self.session.session else None]
+        for candidate in [*named, self.store.preference("model")]:
+            if candidate and Path(candidate).is_file():
+                self.load_model(Path(candidate))
+                return
+        self.action_models()
+
+    # ------------------------------------------------------------------- model
+
+    def load_model(self, path: Path, *, evict: bool | None = None) -> None:
+        """Load it in the engine's thread; messages wait there for it."""
+        try:
+            config = self.settings.runtime(verbose=self.start.verbose)
+            eviction = self.settings.eviction() if (self.start.evict if evict is None else evict) else None
+        except TriattnError as error:
+            self.notify(str(error), severity="error")
+            return
+        self.model, self.loading = path, True
+        self.chat.status.state, self.chat.status.busy = f"loading {self.model_name}", True
+        self.engine.load(path, config, eviction, self.settings.stats)
+
+    def model_loaded(self, path: Path) -> None:
+        self.loading = False
+        self.store.remember("model", str(path))
+
+    def model_failed(self) -> None:
+        self.model, self.loading = None, False
+
+    def change_settings(self, settings: Settings) -> None:
+        """Take new settings; what the context depends on loads the model anew."""
+        same = dataclasses.replace(settings, origins={}) == dataclasses.replace(self.settings, origins={})
+        self.settings = settings
+        if not same and self.model is not None:
+            self.load_model(self.model)
+
+    # ----------------------------------------------------------------- session
+
+    async def open_session(self, session: Session | None) -> None:
+        """Go to another session, or to a new one."""
+        if session is not None:
+            session = self.store.open(session.id)
+        if session is None or session.id != self.session.id:
+            self.session.close()
+        self.session = OpenSession(self.store, session, system=self.start.system)
+        await self.chat.show_session()
+
+    # ------------------------------------------------------------------- jobs
+
+    def on_job_progress(self, event: JobProgress) -> None:
+        from .screens.models import ModelsScreen
+
+        if isinstance(self.screen, ModelsScreen):
+            self.screen.show_progress(event)
+        percent = f" {100 * event.done // event.total} %" if event.total else ""
+        if not self.chat.busy:
+            self.chat.status.state, self.chat.status.busy = f"{event.stage}{percent}", True
+
+    def on_job_done(self, event: JobDone) -> None:
+        from .screens.models import ModelsScreen
+
+        if not self.chat.busy:
+            self.chat.status.state, self.chat.status.busy = "ready" if self.model else "no model", False
+        if isinstance(self.screen, ModelsScreen):
+            self.screen.show_done(event)
+        elif event.path is not None:
+            self.notify(f"{event.path.name} is ready; F3 opens it.")
+        elif event.error is not None:
+            self.notify(str(event.error), severity="error", timeout=15)
+
+    # ----------------------------------------------------------------- screens
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        yield from super().get_system_commands(screen)
+        if screen is self.chat:
+            chat = self.chat
+            yield SystemCommand("New conversation", "Start from nothing", chat.action_new)
+            yield SystemCommand("Sessions", "Open, search, rename, delete, export, import", self.action_sessions)
+            yield SystemCommand("Models", "Choose, fetch, convert", self.action_models)
+            yield SystemCommand("Settings", "System prompt, sampling, memory", self.action_settings)
+            yield SystemCommand("Attach a file", "A text file that goes with the message", chat.action_attach)
+            yield SystemCommand("Answer anew", "One more answer to the last message", chat.action_again)
+            yield SystemCommand("Memory panel", "Show or hide it", chat.action_memory)
+            yield SystemCommand("Memory map", "What each layer keeps of the conversation", self.action_map)
+            yield SystemCommand("Dim what is forgotten", "Text that no head holds any more", chat.action_dim)
+            yield SystemCommand("Copy last code block", "To the clipboard", chat.action_copy_code)
+
+    def _push(self, screen: Screen[object]) -> None:
+        if self.screen is self.chat:
+            self.push_screen(screen)
+
+    def action_help(self) -> None:
+        from .screens.help import HelpScreen
+
+        self._push(HelpScreen())
+
+    def action_sessions(self) -> None:
+        from .screens.sessions import SessionsScreen
+
+        if self.chat.busy:
+            self.notify("An answer is coming; Esc stops it.", severity="warning")
+            return
+        self._push(SessionsScreen())
+
+    def action_models(self) -> None:
+        from .screens.models import ModelsScreen
+
+        self._push(ModelsScreen())
+
+    def action_settings(self) -> None:
+        from .screens.settings import SettingsScreen
+
+        self._push(SettingsScreen())
+
+    def action_map(self) -> None:
+        from .screens.map import MapScreen
+
+        self.map_open = True
+        self.engine.map_wanted = True
+        self._push(MapScreen())
+        self.engine.look(self.session.path)
+
+    def show_map(self, retained: Retained, path: Sequence[Message]) -> None:
+        from .screens.map import MapScreen
+
+        if isinstance(self.screen, MapScreen):
+            self.screen.show(retained, path)
+
+    async def action_quit(self) -> None:
+        self.shut_down()
+        self.exit()
+
+    def shut_down(self) -> None:
+        """Stop the work, write what is left, let go of the session. Harmless if done twice."""
+        self.job.stop()
+        self.engine.close()
+        self.shelf.close()
+        with contextlib.suppress(Exception):
+            self.store.close()

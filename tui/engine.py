@@ -1,0 +1,220 @@
+"""The thread that owns the model.
+
+A Runtime is not for several threads, and a call into it takes as long as it takes: everything that touches it happens
+here, one job after another, and the interface hears of it by messages. The text of an answer goes through a queue
+instead, which the interface empties at its own pace; it is stored before it is shown. Knows nothing of widgets.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual.message import Message as TextualMessage
+
+from triattn_local import runtime as runtime_module
+from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
+from triattn_local.conversation import Answered, Conversation, Piece, Ready, Settled
+from triattn_local.errors import TriattnError
+from triattn_local.runtime import Prefill, RuntimeStats
+from triattn_local.sessions import Message, SessionStore, Shelf, State
+from triattn_local.thinking import Kind
+
+from . import events
+
+LOOK_S = 0.25
+"""seconds between two looks at the cache's numbers"""
+MAP_S = 1.0
+"""seconds between two looks at what every head holds, which takes longer"""
+
+_STATES: dict[str, State] = {"stop": "complete", "length": "length", "context": "context", "cancelled": "stopped"}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is asked of the engine: an answer to the last message of a branch."""
+
+    session: str
+    system: str
+    path: Sequence[Message]
+    answer: int
+    """id of the message that the answer is stored in"""
+    sampling: SamplingConfig
+    max_tokens: int | None
+
+
+class Engine:
+    """Loads, answers, settles, looks; ``post`` takes its messages from any thread."""
+
+    def __init__(self, post: Callable[[TextualMessage], object], store: SessionStore, shelf: Shelf) -> None:
+        self._post = post
+        self._store = store
+        self._shelf = shelf
+        self._thread = ThreadPoolExecutor(1, "engine")
+        self._conversation: Conversation | None = None
+        self._stop = threading.Event()
+        self._settling = threading.Event()
+        self.pieces: deque[tuple[Kind, str, int]] = deque()
+        """(kind, text, tokens of this kind so far) of the answer that is coming"""
+        self.map_wanted = False
+        """whether somebody looks at what every head holds"""
+        self._looked_s = self._mapped_s = 0.0
+        self._mapped_rounds = -1
+
+    # ------------------------------------------------------------------- jobs
+
+    def load(
+        self, path: Path, config: RuntimeConfig, eviction: EvictionConfig | None, stats_path: Path | None
+    ) -> None:
+        """Let go of the model that is there, and load this one: ``Loaded`` or ``LoadFailed``."""
+        self.stop()
+        self._settling.set()
+        self._submit(self._load, path, config, eviction, stats_path)
+
+    def answer(self, turn: Turn) -> None:
+        """``TurnReady``, ``Reading``, pieces, ``Looked``, ``TurnEnded``; then ``TurnSettled``."""
+        self._settling.set()
+        self._stop = threading.Event()
+        self._settling = threading.Event()
+        self._submit(self._answer, turn, self._stop, self._settling)
+
+    def stop(self) -> None:
+        """End the answer that is coming, in its prompt too."""
+        self._stop.set()
+
+    def look(self, path: Sequence[Message] = ()) -> None:
+        """``Looked`` as soon as the engine is free."""
+        self._submit(self._look, True, tuple(path))
+
+    def close(self) -> None:
+        """Stop all, free the model."""
+        self._stop.set()
+        self._settling.set()
+        self._thread.submit(self._unload)
+        self._thread.shutdown()
+
+    def count_tokens(self, text: str) -> int | None:
+        """Tokens of a text; None without a model. May be called from any thread: the vocabulary never changes."""
+        conversation = self._conversation
+        return None if conversation is None else len(conversation.rt.tokenize(text, add_special=False))
+
+    # ----------------------------------------------------------- in the thread
+
+    def _submit(self, job: Callable[..., None], *args: object) -> Future[None]:
+        def run() -> None:
+            try:
+                job(*args)
+            except TriattnError as error:
+                self._post(events.Failed(error))
+            except MemoryError:
+                self._post(
+                    events.Failed(TriattnError("out of memory", fix="give a smaller --ctx, --budget or --batch"))
+                )
+            except Exception as error:
+                self._post(events.Failed(TriattnError(f"{type(error).__name__}: {error}", fix="this is a bug")))
+
+        return self._thread.submit(run)
+
+    def _unload(self) -> None:
+        if self._conversation is not None:
+            self._conversation.rt.close()
+            self._conversation = None
+
+    def _load(
+        self, path: Path, config: RuntimeConfig, eviction: EvictionConfig | None, stats_path: Path | None
+    ) -> None:
+        self._unload()
+        try:
+            rt = runtime_module.Runtime.load(path, config, eviction, stats_path=stats_path)
+        except TriattnError as error:
+            self._post(events.LoadFailed(path, error))
+            return
+        self._conversation = Conversation(rt, self._shelf)
+        self._mapped_rounds = -1
+        self._post(events.Loaded(path, rt.stats(), rt.eviction))
+
+    def _answer(self, turn: Turn, stop: threading.Event, settling: threading.Event) -> None:
+        conversation = self._conversation
+        if conversation is None:
+            self._fail(turn, TriattnError("no model is loaded", fix="choose one with F3"))
+            return
+        start_s = time.perf_counter()
+        state: State = "complete"
+        try:
+            for event in conversation.respond(
+                turn.session,
+                turn.system,
+                turn.path,
+                sampling=turn.sampling,
+                max_tokens=turn.max_tokens,
+                cancel=stop,
+            ):
+                if isinstance(event, Ready):
+                    ready = event
+                    self._post(events.TurnReady(turn.answer, event))
+                elif isinstance(event, Prefill):
+                    n_new = event.n_done - ready.n_cached
+                    tps = n_new / event.elapsed_s if event.elapsed_s > 0 else 0.0
+                    self._post(events.Reading(event.n_done, event.n_total, tps))
+                    self._look(event.n_done == event.n_total, turn.path)
+                    start_s = time.perf_counter()
+                elif isinstance(event, Piece):
+                    if event.text:
+                        self._store.append(turn.answer, event.kind, event.text)
+                    self.pieces.append((event.kind, event.text, event.n_tokens))
+                    self._look(False, turn.path)
+                elif isinstance(event, Answered):
+                    state = _STATES[event.reason]
+                    report = self._report(event, time.perf_counter() - start_s, ready)
+                    answer = self._store.finish(turn.answer, state, report)
+                    self._look(True, [*turn.path, answer])
+                    self._post(events.TurnEnded(answer))
+        except TriattnError as error:
+            self._fail(turn, error)
+            return
+        except BaseException as error:
+            self._fail(turn, TriattnError(f"{type(error).__name__}: {error}"))
+            raise
+        for event in conversation.settle(turn.session, turn.system, [*turn.path, answer], cancel=settling):
+            if isinstance(event, Settled):
+                self._look(True, [*turn.path, answer])
+                self._post(events.TurnSettled(turn.answer, event))
+
+    def _fail(self, turn: Turn, error: TriattnError) -> None:
+        answer = self._store.finish(turn.answer, "failed", {"error": str(error)})
+        self._post(events.TurnEnded(answer, error))
+
+    def _report(self, done: Answered, decode_s: float, ready: Ready) -> dict[str, object]:
+        conversation = self._conversation
+        assert conversation is not None
+        n = done.n_thinking + done.n_content
+        return {
+            "n_prompt": done.n_prompt,
+            "n_cached": done.n_cached,
+            "n_again": ready.n_again,
+            "n_thinking": done.n_thinking,
+            "n_content": done.n_content,
+            "thinking_s": round(done.thinking_s, 2),
+            "prefill_s": round(done.prefill_s, 2),
+            "decode_s": round(decode_s, 2),
+            "tokens_per_s": round(n / decode_s, 1) if decode_s > 0 else 0.0,
+        }
+
+    def _look(self, now: bool, path: Sequence[Message]) -> None:
+        """Tell how the cache is: at once, or if it is some time ago that it was told."""
+        conversation = self._conversation
+        clock_s = time.monotonic()
+        if conversation is None or (not now and clock_s - self._looked_s < LOOK_S):
+            return
+        self._looked_s = clock_s
+        stats: RuntimeStats = conversation.rt.stats()
+        retained = None
+        if self.map_wanted and (now or clock_s - self._mapped_s >= MAP_S):
+            retained = conversation.retained(path)
+            self._mapped_s = time.monotonic()
+        self._post(events.Looked(stats, retained, self._shelf.memory_bytes))

@@ -1,0 +1,77 @@
+"""What the engine and the jobs tell the interface: one typed message an event."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from textual.message import Message as TextualMessage
+
+from triattn_local.config import EvictionConfig
+from triattn_local.conversation import Ready, Retained, Settled
+from triattn_local.errors import TriattnError
+from triattn_local.runtime import RuntimeStats
+from triattn_local.sessions import Message
+
+
+class EngineEvent(TextualMessage):
+    """From the thread that owns the model."""
+
+
+class Loaded(EngineEvent):
+    def __init__(self, path: Path, stats: RuntimeStats, eviction: EvictionConfig | None) -> None:
+        super().__init__()
+        self.path, self.stats, self.eviction = path, stats, eviction
+
+
+class LoadFailed(EngineEvent):
+    def __init__(self, path: Path, error: TriattnError) -> None:
+        super().__init__()
+        self.path, self.error = path, error
+
+
+class Failed(EngineEvent):
+    """Something that belongs to no answer went wrong."""
+
+    def __init__(self, error: TriattnError) -> None:
+        super().__init__()
+        self.error = error
+
+
+class TurnReady(EngineEvent):
+    """The cache is where the turn starts from."""
+
+    def __init__(self, answer: int, ready: Ready) -> None:
+        super().__init__()
+        self.answer, self.ready = answer, ready
+
+
+class Reading(EngineEvent):
+    """One more batch of the prompt is in the cache."""
+
+    def __init__(self, n_done: int, n_total: int, tokens_per_s: float) -> None:
+        super().__init__()
+        self.n_done, self.n_total, self.tokens_per_s = n_done, n_total, tokens_per_s
+
+
+class Looked(EngineEvent):
+    """How the cache is; what every head holds only if somebody wants to know."""
+
+    def __init__(self, stats: RuntimeStats, retained: Retained | None, snapshot_bytes: int) -> None:
+        super().__init__()
+        self.stats, self.retained, self.snapshot_bytes = stats, retained, snapshot_bytes
+
+
+class TurnEnded(EngineEvent):
+    """The answer is stored as it is; with the error that ended it, if one did."""
+
+    def __init__(self, answer: Message, error: TriattnError | None = None) -> None:
+        super().__init__()
+        self.answer, self.error = answer, error
+
+
+class TurnSettled(EngineEvent):
+    """The cache holds the conversation without the thinking."""
+
+    def __init__(self, answer: int, settled: Settled) -> None:
+        super().__init__()
+        self.answer, self.settled = answer, settled

@@ -1,0 +1,517 @@
+"""The main screen: transcript, prompt, one line of status, and the memory beside them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Static
+
+from triattn_local.conversation import Retained
+from triattn_local.errors import DoesNotFitError, StatsError, TriattnError
+from triattn_local.sessions import Attachment, Message
+
+from .. import events, text
+from ..engine import Turn
+from ..session import OpenSession
+from ..widgets.code_block import CodeBlock
+from ..widgets.memory_panel import MemoryPanel
+from ..widgets.messages import AnswerMessage, MessageWidget, Notice, UserMessage
+from ..widgets.prompt import Prompt
+from ..widgets.status import StatusLine
+from ..widgets.transcript import Earlier, Transcript
+
+if TYPE_CHECKING:
+    from ..app import ChatApp
+
+UPDATE_S = 1 / 15
+"""seconds between two updates of a streaming answer"""
+WIDE = 100
+"""columns from which the memory stands beside the conversation"""
+
+_EMPTY = "Nothing said yet.\n\nEnter sends · Ctrl+J starts a new line · F1 shows all keys"
+
+
+class ChatScreen(Screen[None]):
+    """One session, one model."""
+
+    app: ChatApp
+
+    DEFAULT_CSS = """
+    ChatScreen {
+        background: $background;
+        & #title { height: 1; padding: 0 2; color: $foreground 55%; background: $panel; }
+        & #body { height: 1fr; }
+        & #talk { width: 1fr; }
+        & #attached { height: auto; padding: 0 3; color: $accent; }
+        & #prompt { margin: 0 1; }
+    }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "stop", "Stop the answer; leave editing", id="stop", priority=True),
+        Binding("f2,ctrl+s", "app.sessions", "Sessions: open, search, rename, delete, export", id="sessions"),
+        Binding("f3,ctrl+l", "app.models", "Models: choose, fetch, convert", id="models"),
+        Binding("f4,ctrl+g", "app.settings", "System prompt, sampling, memory", id="settings"),
+        Binding("f5,ctrl+b", "memory", "Memory beside the conversation", id="memory"),
+        Binding("f8", "app.map", "Map of what each layer keeps", id="map"),
+        Binding("f9", "dim", "Dim what is forgotten", id="dim"),
+        Binding("ctrl+n", "new", "New conversation", id="new"),
+        Binding("ctrl+o", "attach", "Attach a text file", id="attach"),
+        Binding("ctrl+r", "again", "Answer anew", id="again"),
+        Binding("ctrl+t", "fold", "Show or hide the last thinking", id="fold"),
+        Binding("ctrl+y", "copy_code", "Copy the last code block; again for the one before", id="copy_last_code"),
+        Binding("alt+left", "turn(-1)", "Earlier alternative", id="previous"),
+        Binding("alt+right", "turn(1)", "Later alternative", id="next"),
+        Binding("pageup", "scroll(-1)", "Scroll up", id="page_up", priority=True),
+        Binding("pagedown", "scroll(1)", "Scroll down", id="page_down", priority=True),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transcript = Transcript()
+        self.panel = MemoryPanel()
+        self.prompt = Prompt(id="prompt")
+        self.status = StatusLine()
+        self._title = Static("", id="title", markup=False)
+        self._files_line = Static("", id="attached", markup=False)
+        self._files: list[Attachment] = []
+        self._editing: Message | None = None
+        self._answer: AnswerMessage | None = None
+        """the answer that is coming"""
+        self._copied = 0
+        self._speed: tuple[float, int] = (0.0, 0)
+        self._state = "ready"
+        self._retained: Retained | None = None
+        self._draining = False
+        self._ended: events.TurnEnded | None = None
+
+    def compose(self) -> ComposeResult:
+        yield self._title
+        with Horizontal(id="body"):
+            with Vertical(id="talk"):
+                yield self.transcript
+                yield self._files_line
+                yield self.prompt
+            yield self.panel
+        yield self.status
+
+    async def on_mount(self) -> None:
+        self._files_line.display = False
+        self.lay_out()
+        self.set_interval(UPDATE_S, self._drain)
+        self.set_interval(1.0, self._tick)
+        await self.show_session()
+        self.prompt.focus()
+
+    # ---------------------------------------------------------------- session
+
+    @property
+    def session(self) -> OpenSession:
+        return self.app.session
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is coming."""
+        return self._answer is not None
+
+    async def show_session(self) -> None:
+        """The session has changed: show its branch from scratch."""
+        self._editing = None
+        self._retained = None
+        self._set_files([])
+        await self.transcript.show(self.session.path, self.session.siblings, empty=_EMPTY)
+        for message in self.session.path[-1:]:
+            if message.state == "interrupted":
+                await self.transcript.say(
+                    Notice(
+                        "This answer was cut off when the program ended; all that had come is here.",
+                        fix="Ctrl+R answers anew; or go on with a message",
+                    )
+                )
+        self.refresh_title()
+        self.app.engine.look(self.session.path)
+
+    def refresh_title(self) -> None:
+        """Session, model, and what the prompt is for."""
+        model = self.app.model_name or "no model"
+        prompt = "edits an earlier message · Esc leaves it" if self._editing else ""
+        self.prompt.border_title = prompt
+        self.prompt.set_class(self._editing is not None, "editing")
+        self.prompt.border_subtitle = "Esc stops" if self.busy else "Enter sends · Ctrl+J new line · F1 keys"
+        title = self.session.title or "New conversation"
+        room = max(10, self.app.size.width - len(model) - 7)
+        if len(title) > room:
+            title = title[: room - 1] + "…"
+        self._title.update(f"{title}{' ' * max(3, self.app.size.width - 4 - len(title) - len(model))}{model}")
+
+    def on_resize(self) -> None:
+        self.lay_out()
+        self.refresh_title()
+
+    def lay_out(self) -> None:
+        """Show what there is room for, and look no closer than somebody sees."""
+        width = self.app.size.width
+        self.panel.display = width >= WIDE and bool(self.app.store.preference("memory", True))
+        self._want_map()
+
+    def _want_map(self) -> None:
+        self.app.engine.map_wanted = (
+            self.panel.display or bool(self.app.store.preference("dim", False)) or self.app.map_open
+        )
+
+    # -------------------------------------------------------------- say, answer
+
+    @on(Prompt.Sent)
+    async def _send(self, sent: Prompt.Sent) -> None:
+        if self.busy:
+            self.notify("An answer is coming; Esc stops it.", severity="warning")
+            return
+        words = sent.text.strip("\n")
+        if not words.strip() and not self._files:
+            return
+        if self.app.model is None:
+            self.app.action_models()
+            return
+        editing = self._editing
+        path = self.session.path
+        parent = editing.parent if editing else (path[-1].id if path else None)
+        try:
+            message = self.session.ask(words, tuple(self._files), parent=parent, model=str(self.app.model))
+        except TriattnError as error:
+            await self.transcript.say(Notice.of(error, "your words are still in the prompt"))
+            return
+        self.prompt.clear()
+        self._set_files([])
+        self._editing = None
+        await self.transcript.clear_notices()
+        if editing is not None:
+            await self.transcript.show(self.session.path, self.session.siblings)
+        else:
+            await self.transcript.add(message)
+        await self._ask(message)
+
+    async def _ask(self, message: Message) -> None:
+        """Have the engine answer a message of the user, the last of the branch."""
+        n_siblings = sum(1 for m in self.session.messages if m.parent == message.id)
+        try:
+            sampling = self.session.sampling(self.app.sampling, n_siblings)
+            max_tokens = self.session.max_tokens(self.app.max_tokens)
+            answer = self.session.answer_to(message)
+        except TriattnError as error:
+            await self.transcript.say(Notice.of(error, "F4 opens the settings"))
+            return
+        path = self.session.path[:-1]
+        widget = await self.transcript.add(answer)
+        assert isinstance(widget, AnswerMessage)
+        self._answer, self._ended = widget, None
+        self._speed = (time.monotonic(), 0)
+        self.app.engine.answer(
+            Turn(answer.session, self.session.system, path, answer.id, sampling, max_tokens)
+        )
+        self._say_state("waiting for the model" if self.app.loading else "starting")
+        self.refresh_title()
+
+    @on(events.TurnReady)
+    async def _turn_ready(self, event: events.TurnReady) -> None:
+        ready = event.ready
+        if self._answer is not None:
+            if ready.n_again:
+                self._answer.say(f"read {ready.n_again:,} earlier tokens again: {ready.why}")
+            elif ready.origin in ("memory", "disk"):
+                self._answer.say(f"cache restored from {ready.origin}")
+
+    @on(events.Reading)
+    def _reading(self, event: events.Reading) -> None:
+        if self.busy:
+            percent = 100 * event.n_done // max(1, event.n_total)
+            state = f"reading {percent} %"
+            if event.tokens_per_s > 0:
+                left_s = (event.n_total - event.n_done) / event.tokens_per_s
+                state += f" · {event.tokens_per_s:,.0f} tok/s · {text.seconds(left_s)} left"
+            self._say_state(state)
+
+    async def _drain(self) -> None:
+        """Show what has come since the last time."""
+        pieces = self.app.engine.pieces
+        if self._draining or self._answer is None or (not pieces and self._ended is None):
+            return
+        self._draining = True
+        try:
+            answer = self._answer
+            while pieces:
+                kind, piece, n_tokens = pieces.popleft()
+                parts = [piece]
+                while pieces and pieces[0][0] == kind:
+                    _, piece, n_tokens = pieces.popleft()
+                    parts.append(piece)
+                self._speed = (self._speed[0], self._speed[1] + len(parts))
+                await answer.write(kind, "".join(parts), n_tokens)
+            if self._ended is not None:
+                await self._end(answer, self._ended)
+        finally:
+            self._draining = False
+
+    @on(events.TurnEnded)
+    async def _turn_ended(self, event: events.TurnEnded) -> None:
+        self._ended = event
+        await self._drain()
+
+    async def _end(self, answer: AnswerMessage, event: events.TurnEnded) -> None:
+        self._answer = self._ended = None
+        self.session.reload()
+        answer.end(event.answer)
+        if event.error is not None:
+            await self.transcript.say(Notice.of(event.error, self._next_step(event.error)))
+        self._say_state("ready")
+        self.refresh_title()
+
+    def _next_step(self, error: TriattnError) -> str:
+        if isinstance(error, DoesNotFitError):
+            return "F4 sets a smaller context or budget; F3 chooses another model"
+        return "Ctrl+R tries again"
+
+    @on(events.TurnSettled)
+    def _settled(self, event: events.TurnSettled) -> None:
+        widget = self.transcript.find(event.answer)
+        settled = event.settled
+        if isinstance(widget, AnswerMessage) and settled.n_dropped:
+            remark = f"thinking left the cache ({settled.n_dropped:,} tokens)"
+            widget.say(f"{widget.note} · {remark}" if widget.note else remark)
+
+    # ------------------------------------------------------------------ engine
+
+    @on(events.Loaded)
+    def _loaded(self, event: events.Loaded) -> None:
+        self.app.model_loaded(event.path)
+        self._say_state("ready" if not self.busy else "starting")
+        self.status.stats = event.stats
+        self.panel.show_stats(event.stats)
+        self.refresh_title()
+
+    @on(events.LoadFailed)
+    async def _load_failed(self, event: events.LoadFailed) -> None:
+        self.app.model_failed()
+        step = "F3 chooses another model"
+        if isinstance(event.error, StatsError):
+            step = "F3, then c, converts it here; then Enter opens it"
+        elif isinstance(event.error, DoesNotFitError):
+            step = "F4 sets a smaller context or budget; F3 chooses another model"
+        await self.transcript.say(Notice.of(event.error, step))
+        self._say_state("no model")
+        self.refresh_title()
+
+    @on(events.Failed)
+    async def _failed(self, event: events.Failed) -> None:
+        await self.transcript.say(Notice.of(event.error))
+
+    @on(events.Looked)
+    def _looked(self, event: events.Looked) -> None:
+        self.status.stats = event.stats
+        self.panel.show_stats(event.stats)
+        self.panel.show_snapshots(event.snapshot_bytes, self.app.shelf.memory_limit)
+        if event.retained is not None:
+            self._retained = event.retained
+            self.panel.show_retained(event.retained)
+            self.app.show_map(event.retained, self.session.path)
+            if self.app.store.preference("dim", False):
+                self.transcript.mark_forgotten(event.retained)
+
+    def _tick(self) -> None:
+        """Once a second: how fast the answer comes."""
+        now_s = time.monotonic()
+        then_s, n = self._speed
+        if self.busy and n:
+            speed = n / max(1e-6, now_s - then_s)
+            self.panel.show_speed(speed)
+            self._say_state(f"{speed:.1f} tok/s")
+        elif not self.busy and self.panel.display:
+            self.panel.show_speed(0.0)
+        self._speed = (now_s, 0)
+
+    def _say_state(self, state: str) -> None:
+        self.status.state = state
+        self.status.busy = self.busy or self.app.loading
+
+    # ------------------------------------------------------------------ actions
+
+    def action_stop(self) -> None:
+        if self.busy:
+            self.app.engine.stop()
+            self._say_state("stopping")
+        elif self._editing is not None:
+            self._editing = None
+            self.prompt.clear()
+            self.refresh_title()
+        else:
+            self.prompt.focus()
+
+    def action_memory(self) -> None:
+        if self.app.size.width < WIDE:
+            self.app.action_map()
+            return
+        self.app.store.remember("memory", not self.panel.display)
+        self.lay_out()
+        self.app.engine.look(self.session.path)
+
+    def action_dim(self) -> None:
+        dim = not self.app.store.preference("dim", False)
+        self.app.store.remember("dim", dim)
+        self._want_map()
+        self.transcript.mark_forgotten(self._retained if dim else None)
+        self.app.engine.look(self.session.path)
+        self.notify("What no head holds any more is dimmed." if dim else "All text is shown plainly.")
+
+    async def action_new(self) -> None:
+        if self._refuse_while_busy():
+            return
+        await self.app.open_session(None)
+
+    def _refuse_while_busy(self) -> bool:
+        if self.busy:
+            self.notify("An answer is coming; Esc stops it.", severity="warning")
+        return self.busy
+
+    async def action_again(self) -> None:
+        last = next((m for m in reversed(self.session.path) if m.role == "user"), None)
+        if last is not None:
+            await self._again(last)
+
+    async def _again(self, message: Message) -> None:
+        """One more answer to a message of the user."""
+        if self._refuse_while_busy():
+            return
+        if self.app.model is None:
+            self.app.action_models()
+            return
+        self.session.select(message.id)
+        await self.transcript.show(self.session.path, self.session.siblings)
+        await self._ask(message)
+
+    def action_fold(self) -> None:
+        for widget in reversed(self.transcript.message_widgets()):
+            if isinstance(widget, AnswerMessage) and widget.thinking.thinking:
+                widget.thinking.toggle()
+                return
+
+    def action_copy_code(self) -> None:
+        blocks = [
+            block
+            for widget in self.transcript.message_widgets()
+            if isinstance(widget, AnswerMessage)
+            for block in widget.body.code_blocks()
+        ]
+        if not blocks:
+            self.notify("There is no code to copy.")
+            return
+        if self._copied >= len(blocks):
+            self._copied = 0
+        self._copied += 1
+        self._copy(blocks[-self._copied].code.rstrip("\n"), f"code block {len(blocks) - self._copied + 1}")
+
+    async def action_turn(self, step: int) -> None:
+        branching = [m for m in self.session.path if len(self.session.siblings(m)) > 1]
+        if branching:
+            await self._turn(branching[-1], step)
+
+    async def _turn(self, message: Message, step: int) -> None:
+        if not self._refuse_while_busy() and self.session.switch(message, step):
+            await self.show_session()
+
+    def action_scroll(self, direction: int) -> None:
+        if direction < 0:
+            self.transcript.scroll_page_up(animate=False)
+        else:
+            self.transcript.scroll_page_down(animate=False)
+
+    @on(Prompt.EditLast)
+    def _edit_last(self) -> None:
+        last = next((m for m in reversed(self.session.path) if m.role == "user"), None)
+        if last is not None and not self.busy:
+            self._edit(last)
+
+    def _edit(self, message: Message) -> None:
+        self._editing = message
+        self.prompt.text = message.content
+        self.prompt.move_cursor(self.prompt.document.end)
+        self._set_files(list(message.attachments))
+        self.prompt.focus()
+        self.refresh_title()
+
+    @on(MessageWidget.Wanted)
+    async def _wanted(self, event: MessageWidget.Wanted) -> None:
+        message = event.message
+        question = message if message.role == "user" else self._message(message.parent)
+        if event.what == "copy":
+            self._copy(self.app.store.message(message.id).content, "message")
+        elif event.what in ("next", "previous"):
+            await self._turn(message, 1 if event.what == "next" else -1)
+        elif event.what == "fold":
+            widget = self.transcript.find(message.id)
+            if isinstance(widget, AnswerMessage):
+                widget.thinking.toggle()
+        elif question is not None and not self._refuse_while_busy():
+            if event.what == "again":
+                await self._again(question)
+            else:
+                self._edit(question)
+
+    def _message(self, id_: int | None) -> Message | None:
+        return next((m for m in self.session.messages if m.id == id_), None)
+
+    @on(CodeBlock.Copied)
+    def _code_copied(self, event: CodeBlock.Copied) -> None:
+        self._copy(event.code, "code")
+
+    def _copy(self, words: str, what: str) -> None:
+        self.app.copy_to_clipboard(words)
+        self.notify(f"{what[:1].upper()}{what[1:]} copied: {text.plural(words.count(chr(10)) + 1, 'line')}.")
+
+    # -------------------------------------------------------------- attachments
+
+    @on(Prompt.LongPaste)
+    def _long_paste(self, event: Prompt.LongPaste) -> None:
+        n = sum(1 for file in self._files if file.name.startswith("pasted")) + 1
+        self._set_files([*self._files, Attachment(f"pasted {n}", event.text)])
+
+    @work
+    async def action_attach(self) -> None:
+        from .attach import AttachScreen
+
+        file = await self.app.push_screen_wait(AttachScreen())
+        if file is not None:
+            self._set_files([*self._files, file])
+        self.prompt.focus()
+
+    def _set_files(self, files: list[Attachment]) -> None:
+        self._files = files
+        self._files_line.display = bool(files)
+        if files:
+            self._show_attached(tuple(files))
+
+    @work(thread=True, exclusive=True, group="count")
+    def _show_attached(self, files: tuple[Attachment, ...]) -> None:
+        """Count the tokens before anything is sent; the tokenizer takes its time for a long text."""
+        parts = []
+        for file in files:
+            n_tokens = self.app.engine.count_tokens(file.as_prompt())
+            size = text.plural(file.text.count("\n") + 1, "line")
+            parts.append(f"▤ {file.name} · {size}" + ("" if n_tokens is None else f" · {n_tokens:,} tokens"))
+        self.app.call_from_thread(self._files_line.update, "\n".join([*parts, "  Ctrl+X removes the last"]))
+
+    def on_key(self, event: Any) -> None:
+        if event.key == "ctrl+x" and self._files and not self.prompt.selected_text:
+            event.stop()
+            self._set_files(self._files[:-1])
+
+    async def on_click(self, event: Any) -> None:
+        if isinstance(event.widget, Earlier):
+            await self.transcript.show_earlier()
+
+

@@ -1,0 +1,199 @@
+"""F2: all sessions. Search while typing; open, rename, delete and take it back, export, import."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from triattn_local.atomic import atomic_write
+from triattn_local.errors import TriattnError
+from triattn_local.sessions import Hit, Session, import_file, to_json, to_markdown
+
+from .. import text
+from .ask import AskScreen
+from .dialog import Dialog
+
+if TYPE_CHECKING:
+    from ..app import ChatApp
+
+
+class SessionsScreen(Dialog[None]):
+    """A search line and what it finds."""
+
+    app: ChatApp
+
+    DEFAULT_CSS = """
+    SessionsScreen {
+        & > .box { height: 80%; min-height: 12; }
+        & OptionList { height: 1fr; }
+    }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("slash", "search", "Search", id="search_sessions"),
+        Binding("r", "rename", "Rename", id="rename_session"),
+        Binding("d,delete", "delete", "Delete", id="delete_session"),
+        Binding("u", "undo", "Bring the last deleted back", id="undelete_session"),
+        Binding("m", "export('md')", "Export as Markdown", id="export_markdown"),
+        Binding("j", "export('json')", "Export as JSON, with all branches", id="export_json"),
+        Binding("i", "import", "Import a file", id="import_session"),
+        Binding("down", "to_list", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hits: list[Hit] = []
+        self._deleted: list[Session] = []
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="box") as box:
+            box.border_title = "Sessions"
+            yield Input(placeholder="Search titles and contents", id="search")
+            yield OptionList(id="list")
+            yield Static("", classes="problem", markup=False)
+            yield Static(
+                "Enter opens · / search · r rename · d delete · u undo · m Markdown · j JSON · i import · Esc",
+                classes="hint",
+                markup=False,
+            )
+
+    def on_mount(self) -> None:
+        self._list()
+        self.query_one(OptionList).focus()
+
+    @property
+    def _current(self) -> Session | None:
+        index = self.query_one(OptionList).highlighted
+        return self._hits[index].session if index is not None and index < len(self._hits) else None
+
+    @on(Input.Changed, "#search")
+    def _list(self) -> None:
+        options = self.query_one(OptionList)
+        highlighted = options.highlighted or 0
+        self._hits = self.app.store.search(self.query_one("#search", Input).value)
+        options.clear_options()
+        options.add_options([Option(self._line(hit), id=hit.session.id) for hit in self._hits])
+        if not self._hits:
+            options.add_option(Option(Text("nothing found" if self._searching else "no sessions yet", "dim"), None, True))
+        elif self._hits:
+            options.highlighted = min(highlighted, len(self._hits) - 1)
+
+    @property
+    def _searching(self) -> bool:
+        return bool(self.query_one("#search", Input).value.strip())
+
+    def _line(self, hit: Hit) -> Text:
+        session = hit.session
+        here = session.id == self.app.session.id
+        line = Text.assemble(
+            ("● " if here else "  ", "bold"),
+            (session.title or "Untitled", "bold"),
+            (f"  {text.ago(session.updated)} · {text.plural(session.n_messages, 'message')} · {session.id}", "dim"),
+        )
+        if hit.snippet:
+            line.append("\n  ")
+            for i, part in enumerate(re.split("[«»]", hit.snippet)):
+                line.append(part, "bold" if i % 2 else "dim")
+        return line
+
+    def _problem(self, error: TriattnError | None) -> None:
+        self.query_one(".problem", Static).update("" if error is None else str(error))
+
+    @on(Input.Submitted, "#search")
+    def action_to_list(self) -> None:
+        self.query_one(OptionList).focus()
+
+    def action_search(self) -> None:
+        self.query_one("#search").focus()
+
+    @on(OptionList.OptionSelected)
+    async def _open(self, event: OptionList.OptionSelected) -> None:
+        session = self._hits[event.option_index].session
+        try:
+            await self.app.open_session(session)
+        except TriattnError as error:
+            self._problem(error)
+            return
+        self.dismiss(None)
+
+    def action_rename(self) -> None:
+        session = self._current
+        if session is None:
+            return
+
+        def rename(title: str | None) -> None:
+            if title:
+                self.app.store.update(session.id, title=title.strip())
+                if session.id == self.app.session.id:
+                    self.app.session.reload()
+                    self.app.chat.refresh_title()
+                self._list()
+
+        self.app.push_screen(AskScreen("Rename", session.title), rename)
+
+    async def action_delete(self) -> None:
+        session = self._current
+        if session is None:
+            return
+        self.app.store.delete(session.id)
+        self._deleted.append(session)
+        if session.id == self.app.session.id:
+            await self.app.open_session(None)
+        self._list()
+        self.notify(f"Deleted “{session.title}”; u brings it back.")
+
+    def action_undo(self) -> None:
+        if self._deleted:
+            session = self._deleted.pop()
+            self.app.store.undelete(session.id)
+            self._list()
+            self.notify(f"“{session.title}” is back.")
+
+    def action_export(self, kind: str) -> None:
+        session = self._current
+        if session is None:
+            return
+        name = re.sub(r"[^\w]+", "-", session.title.lower()).strip("-")[:40] or session.id
+
+        def write(answer: str | None) -> None:
+            if not answer:
+                return
+            path = Path(answer).expanduser()
+            try:
+                messages = self.app.store.messages(session.id)
+                current = self.app.store.get(session.id)
+                data = (to_json if kind == "json" else to_markdown)(current, messages).encode()
+                with atomic_write(path, len(data)) as file:
+                    file.write(data)
+            except TriattnError as error:
+                self._problem(error)
+                return
+            self._problem(None)
+            self.notify(f"Written: {path}")
+
+        self.app.push_screen(AskScreen("Export to", str(Path.cwd() / f"{name}.{kind}")), write)
+
+    def action_import(self) -> None:
+        def read(answer: str | None) -> None:
+            if not answer:
+                return
+            try:
+                session = self.app.store.add_draft(import_file(Path(answer).expanduser()))
+                self.app.store.release(session.id)
+            except TriattnError as error:
+                self._problem(error)
+                return
+            self._problem(None)
+            self._list()
+            self.notify(f"Imported “{session.title}”.")
+
+        self.app.push_screen(AskScreen("Import a .md or .json file", "", files=True), read)

@@ -1,0 +1,137 @@
+"""F4: how this session is answered, and how much the cache keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import Button, Input, Static, TextArea
+
+from triattn_local.config import SamplingConfig
+from triattn_local.errors import TriattnError
+
+from .dialog import Dialog
+
+if TYPE_CHECKING:
+    from ..app import ChatApp
+
+# name, label, kind, least, most, help
+_SAMPLING: tuple[tuple[str, str, type, float, float, str], ...] = (
+    ("temperature", "temperature", float, 0, 5, "0 always takes the likeliest"),
+    ("top_k", "top k", int, 0, 1_000_000, "0 for no limit"),
+    ("top_p", "top p", float, 0, 1, ""),
+    ("min_p", "min p", float, 0, 1, ""),
+    ("repeat_penalty", "repeat penalty", float, 0.5, 3, "1 for none"),
+    ("seed", "seed", int, 0, 2**31 - 1, "same seed, same answer"),
+    ("max_tokens", "answer length", int, 0, 10_000_000, "tokens; 0 for no limit"),
+)
+_MEMORY: tuple[tuple[str, str, str], ...] = (
+    ("ctx", "context", "logical context, tokens"),
+    ("budget", "budget", "tokens that each head keeps; off for full attention"),
+)
+
+
+class SettingsScreen(Dialog[None]):
+    """A form; what cannot be taken is said below it, and nothing is changed."""
+
+    app: ChatApp
+
+    DEFAULT_CSS = """
+    SettingsScreen {
+        & > .box { height: auto; max-height: 100%; }
+        & TextArea { height: 5; border: round $panel-lighten-2; background: $background; }
+        & TextArea:focus { border: round $primary; }
+        & .row { height: 1; margin: 0; }
+        & .row > .label { width: 18; color: $foreground 75%; }
+        & .row > Input { width: 16; height: 1; border: none; background: $panel; padding: 0 1; }
+        & .row > Input:focus { background: $panel-lighten-2; border: none; }
+        & .row > .hint { width: 1fr; padding: 0 0 0 2; }
+        & .title { color: $primary; margin: 1 0 0 0; height: 1; }
+        & .title:first-child { margin: 0; }
+        & #buttons { height: 1; margin: 1 0 0 0; }
+        & Button { border: none; height: 1; min-width: 12; margin: 0 2 0 0; }
+    }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+s", "save", "Save", priority=True, show=False)]
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(classes="box", can_focus=False) as box:
+            box.border_title = "Settings"
+            box.border_subtitle = "Ctrl+S saves · Tab moves on · Esc leaves all as it was"
+            yield Static("system prompt of this session", classes="title")
+            yield TextArea(self.app.session.system, id="system", tab_behavior="focus", show_line_numbers=False)
+            yield Static("answers of this session", classes="title")
+            for name, label, _, _, _, about in _SAMPLING:
+                yield self._row(name, label, self._sampling_value(name), about)
+            yield Static("memory (a change loads the model anew)", classes="title")
+            for name, label, about in _MEMORY:
+                value = getattr(self.app.settings, name)
+                yield self._row(name, label, "off" if value is None else str(value), about)
+            yield Static("", classes="problem", markup=False)
+            with Horizontal(id="buttons"):
+                yield Button("Save", id="save", variant="primary")
+                yield Button("Leave", id="leave")
+
+    def _row(self, name: str, label: str, value: str, about: str) -> Horizontal:
+        return Horizontal(
+            Static(label, classes="label"), Input(value, id=name), Static(about, classes="hint"), classes="row"
+        )
+
+    def _base(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self.app.sampling), "max_tokens": self.app.max_tokens or 0}
+
+    def _sampling_value(self, name: str) -> str:
+        return f"{self.app.session.options.get(name, self._base()[name])}"
+
+    @on(Button.Pressed)
+    def _pressed(self, event: Button.Pressed) -> None:
+        if event.button.id == "save":
+            self.action_save()
+        else:
+            self.dismiss(None)
+
+    @on(Input.Submitted)
+    def action_save(self) -> None:
+        problem = self.query_one(".problem", Static)
+        try:
+            options = self._read_sampling()
+            SamplingConfig(**{name: value for name, value in options.items() if name != "max_tokens"})
+            settings = self._read_memory()
+        except (TriattnError, ValueError) as error:
+            problem.update(str(error))
+            return
+        base = self._base()
+        options = {name: value for name, value in options.items() if value != base[name]}
+        self.app.session.change(system=self.query_one("#system", TextArea).text.strip(), options=options)
+        self.app.change_settings(settings)
+        self.dismiss(None)
+
+    def _read_sampling(self) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        for name, label, kind, least, most, _ in _SAMPLING:
+            written = self.query_one(f"#{name}", Input).value.strip()
+            try:
+                value = kind(written)
+            except ValueError:
+                raise ValueError(f"{label}: {written!r} is not a number") from None
+            if not least <= value <= most:
+                raise ValueError(f"{label}: {value} is not between {least} and {most}")
+            options[name] = value
+        return options
+
+    def _read_memory(self) -> Any:
+        written = {name: self.query_one(f"#{name}", Input).value.strip() for name, _, _ in _MEMORY}
+        off = written["budget"].lower() == "off"
+        try:
+            ctx, budget = int(written["ctx"]), None if off else int(written["budget"])
+        except ValueError:
+            raise ValueError("context and budget are numbers of tokens") from None
+        settings = dataclasses.replace(self.app.settings, ctx=ctx, budget=budget)
+        settings.runtime()
+        settings.eviction()
+        return settings

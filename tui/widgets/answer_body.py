@@ -1,0 +1,131 @@
+"""The words of an answer: Markdown that streams, in sections.
+
+A terminal lays out all blocks of a Markdown widget whenever one changes, so that a very long answer is cut into
+several of them, where a paragraph ends; only those in sight cost anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import accumulate
+from typing import ClassVar
+
+from markdown_it import MarkdownIt
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.widgets import Markdown
+from textual.widgets.markdown import MarkdownBlock
+
+from .code_block import CodeBlock
+
+SECTION_CHARS = 4000
+
+_BREAK = re.compile(r"\n\n(?=[^\s\-*+>|\d#`~<])")
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
+
+
+def parser() -> MarkdownIt:
+    """HTML is shown as it was written, and not swallowed."""
+    return MarkdownIt("gfm-like", {"html": False})
+
+
+class Section(Markdown):
+    """Some paragraphs of an answer."""
+
+    DEFAULT_CSS = """
+    Section { padding: 0 2 0 2; background: transparent; }
+    Section .forgotten { color: $foreground 35%; text-style: dim; }
+    Section .forgotten Label { color: $foreground 35%; text-style: dim; }
+    """
+
+    BLOCKS: ClassVar[dict[str, type[MarkdownBlock]]] = {
+        **Markdown.BLOCKS,
+        "fence": CodeBlock,
+        "code_block": CodeBlock,
+    }
+
+    def __init__(self, markdown: str = "") -> None:
+        super().__init__(markdown or None, parser_factory=parser, open_links=False)
+        self.text = markdown
+        """what was given, shown or not yet"""
+
+
+def sections(text: str) -> list[str]:
+    """Cut a text where paragraphs end outside of code, in parts of about SECTION_CHARS; joined they are the text."""
+    parts: list[str] = []
+    while len(text) > SECTION_CHARS:
+        cut = _cut(text)
+        if cut is None:
+            break
+        parts.append(text[:cut])
+        text = text[cut:]
+    return [*parts, text]
+
+
+def _cut(text: str) -> int | None:
+    """The first place at or after SECTION_CHARS where a section may end."""
+    for found in _BREAK.finditer(text, SECTION_CHARS):
+        if not _in_fence(text[: found.start()]):
+            return found.end()
+    return None
+
+
+def _in_fence(text: str) -> bool:
+    fence = ""
+    for mark in _FENCE.findall(text):
+        if not fence:
+            fence = mark
+        elif mark[0] == fence[0] and len(mark) >= len(fence):
+            fence = ""
+    return bool(fence)
+
+
+class AnswerBody(Vertical):
+    """Markdown in sections; ``write`` adds to the last one."""
+
+    DEFAULT_CSS = "AnswerBody { height: auto; }"
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__()
+        self._sections = [Section(part) for part in sections(text)]
+
+    def compose(self) -> ComposeResult:
+        yield from self._sections
+
+    @property
+    def text(self) -> str:
+        return "".join(section.text for section in self._sections)
+
+    async def write(self, piece: str) -> None:
+        """Add to the end; back when it is laid out."""
+        last = self._sections[-1]
+        last.text += piece
+        shown = len(last.source)
+        cut = _cut(last.text) if len(last.text) > SECTION_CHARS else None
+        if cut is None or cut < shown:
+            await last.append(piece)
+            return
+        rest, last.text = last.text[cut:], last.text[:cut]
+        if last.text[shown:]:
+            await last.append(last.text[shown:])
+        section = Section()
+        self._sections.append(section)
+        await self.mount(section)
+        section.text = rest
+        if rest:
+            await section.append(rest)
+
+    def code_blocks(self) -> list[CodeBlock]:
+        return list(self.query(CodeBlock))
+
+    def mark_forgotten(self, is_forgotten: Callable[[int, int], bool]) -> None:
+        """Dim the blocks of whose UTF-8 bytes [begin, end) nothing is kept."""
+        base = 0
+        for section in self._sections:
+            starts = [0, *accumulate(len(line.encode()) for line in section.text.splitlines(keepends=True))]
+            for block in section.children:
+                if isinstance(block, MarkdownBlock):
+                    begin, end = (starts[min(line, len(starts) - 1)] for line in block.source_range)
+                    block.set_class(is_forgotten(base + begin, base + end), "forgotten")
+            base += starts[-1]

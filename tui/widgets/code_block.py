@@ -1,0 +1,48 @@
+"""A block of code that can be copied on its own."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets.markdown import MarkdownFence
+
+
+class CodeBlock(MarkdownFence, can_focus=True):
+    """A fence with its language above, reached with Tab, copied with a key or a click on its title."""
+
+    DEFAULT_CSS = """
+    CodeBlock {
+        border: round $panel-lighten-2;
+        border-title-color: $foreground 50%;
+        border-subtitle-color: $foreground 40%;
+        background: $surface;
+        color: $foreground;
+        margin: 0 0 1 0;
+        &:light { background: $surface; }
+        & > Label { padding: 0 1; }
+        &:focus { border: round $primary; border-subtitle-color: $primary; }
+    }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("c,enter", "copy", "Copy this code", id="copy_code"),
+    ]
+
+    class Copied(Message):
+        def __init__(self, code: str) -> None:
+            super().__init__()
+            self.code = code
+
+    def on_mount(self) -> None:
+        self.border_title = self.lexer or "text"
+
+    def on_focus(self) -> None:
+        self.border_subtitle = "c copies"
+
+    def on_blur(self) -> None:
+        self.border_subtitle = ""
+
+    def action_copy(self) -> None:
+        self.post_message(self.Copied(self.code.rstrip("\n")))

@@ -1,0 +1,136 @@
+"""The conversation: its latest messages, earlier ones on request, the end in sight while an answer comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from triattn_local.conversation import Retained
+from triattn_local.sessions import Message
+
+from .messages import AnswerMessage, MessageWidget, Notice, UserMessage
+
+SHOWN_CHARS = 24_000
+"""of the latest messages; what is older is laid out when it is asked for, so that a long session opens at once"""
+
+
+class Earlier(Static, can_focus=True):
+    """A line that stands for the messages above."""
+
+    DEFAULT_CSS = """
+    Earlier { height: 1; margin: 0 0 1 0; content-align: center middle; color: $foreground 50%; }
+    Earlier:hover, Earlier:focus { color: $primary; }
+    """
+
+
+class Transcript(VerticalScroll, can_focus=False):
+    """The branch that is read."""
+
+    DEFAULT_CSS = """
+    Transcript {
+        height: 1fr;
+        padding: 1 2 0 2;
+        scrollbar-size-vertical: 1;
+        align-horizontal: center;
+        & > * { max-width: 112; }
+        & > .empty { width: 100%; max-width: 100%; content-align: center middle; color: $foreground 45%; }
+    }
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._path: Sequence[Message] = ()
+        self._alternatives: Callable[[Message], Sequence[Message]] = lambda message: [message]
+        self._n_hidden = 0
+
+    def compose(self) -> ComposeResult:
+        return
+        yield
+
+    def on_mount(self) -> None:
+        self.anchor()
+
+    async def show(
+        self,
+        path: Sequence[Message],
+        alternatives: Callable[[Message], Sequence[Message]],
+        *,
+        empty: str = "",
+    ) -> None:
+        """Show a branch from scratch."""
+        self._path, self._alternatives = path, alternatives
+        n_shown, n_chars = 0, 0
+        for message in reversed(path):
+            n_chars += len(message.content)
+            if n_shown >= 4 and n_chars > SHOWN_CHARS:
+                break
+            n_shown += 1
+        self._n_hidden = len(path) - n_shown
+        with self.app.batch_update():
+            await self.remove_children()
+            if self._n_hidden:
+                await self.mount(Earlier(self._earlier_text()))
+            await self.mount_all([self._widget(message) for message in path[self._n_hidden :]])
+            if empty and not path:
+                await self.mount(Static(empty, classes="empty", markup=False))
+        self.anchor()
+
+    def _earlier_text(self) -> str:
+        n = self._n_hidden
+        return f"▲ {n} earlier message{'s' if n > 1 else ''}"
+
+    async def show_earlier(self) -> None:
+        """Lay out what is hidden, some messages at a time."""
+        if not self._n_hidden:
+            return
+        first = max(0, self._n_hidden - 10)
+        line = self.query_one(Earlier)
+        await self.mount_all([self._widget(m) for m in self._path[first : self._n_hidden]], after=line)
+        self._n_hidden = first
+        if first:
+            line.update(self._earlier_text())
+        else:
+            await line.remove()
+
+    async def on_click(self) -> None:
+        if any(line.is_mouse_over for line in self.query(Earlier)):
+            await self.show_earlier()
+
+    def _widget(self, message: Message) -> MessageWidget:
+        others = [other.id for other in self._alternatives(message)] or [message.id]
+        kind = UserMessage if message.role == "user" else AnswerMessage
+        return kind(message, others.index(message.id), len(others))
+
+    async def add(self, message: Message) -> MessageWidget:
+        """One more message at the end."""
+        for empty in self.query(".empty"):
+            await empty.remove()
+        widget = self._widget(message)
+        await self.mount(widget)
+        self.anchor()
+        return widget
+
+    async def say(self, notice: Notice) -> None:
+        """Something from the app itself at the end."""
+        for empty in self.query(".empty"):
+            await empty.remove()
+        await self.mount(notice)
+        self.anchor()
+
+    async def clear_notices(self) -> None:
+        for notice in self.query(Notice):
+            await notice.remove()
+
+    def message_widgets(self) -> list[MessageWidget]:
+        return list(self.query(MessageWidget))
+
+    def find(self, message: int) -> MessageWidget | None:
+        return next((w for w in self.query(MessageWidget) if w.message.id == message), None)
+
+    def mark_forgotten(self, retained: Retained | None) -> None:
+        """Dim what is in no head's cache any more; None shows all of it plainly."""
+        for widget in self.message_widgets():
+            widget.mark_forgotten(retained)
