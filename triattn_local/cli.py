@@ -678,13 +678,9 @@ def chat(
     from . import store
 
     path = store.resolve(model, settings.models) if model is not None else None
-    from .tui.app import ChatApp, Start
+    from .tui.run import Start, run_chat
 
-    chat_app = ChatApp(settings, Start(path, resume, go_on, system or "", evict=not no_evict))
-    try:
-        chat_app.run()
-    finally:
-        chat_app.shut_down()
+    run_chat(settings, Start(path, resume, go_on, system or "", evict=not no_evict))
 
 
 def _chat_defaults() -> Mapping[str, object]:

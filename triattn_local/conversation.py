@@ -204,7 +204,8 @@ class Conversation:
         """
         text = self.prompt_text(system, path)
         tokens = self._tokens(text)
-        yield self._go_back(session, path, tokens, self.lasting(system, path))
+        earlier = self.lasting(system, path) if len(path) > 1 else []
+        yield self._go_back(session, path, tokens, earlier)
 
         splitter = ThinkingSplitter(self.marks, text)
         counts: dict[Kind, int] = {"thinking": 0, "content": 0}

@@ -102,7 +102,7 @@ class ChatApp(App[None]):
         self.model: Path | None = None
         self.loading = False
         self.map_open = False
-        self.chat = ChatScreen()
+        self.chat = ChatScreen(settings.keys)
         self.engine = Engine(self.chat.post_message, self.store, self.shelf)
         self.job = Job(self.post_message, settings.models)
 

@@ -73,11 +73,11 @@ class ChatScreen(Screen[None]):
         Binding("pagedown", "scroll(1)", "Scroll down", id="page_down", priority=True),
     ]
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Mapping[str, str]) -> None:
         super().__init__()
         self.transcript = Transcript()
         self.panel = MemoryPanel()
-        self.prompt = Prompt(id="prompt")
+        self.prompt = Prompt(keys, id="prompt")
         self.status = StatusLine()
         self._title = Static("", id="title", markup=False)
         self._files_line = Static("", id="attached", markup=False)

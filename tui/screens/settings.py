@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.widgets import Button, Input, Static, TextArea
+from textual.containers import Horizontal, VerticalScroll
+from textual.widgets import Input, Static, TextArea
 
 from triattn_local.config import SamplingConfig
 from triattn_local.errors import TriattnError
@@ -52,8 +52,6 @@ class SettingsScreen(Dialog[None]):
         & .row > .hint { width: 1fr; padding: 0 0 0 2; }
         & .title { color: $primary; margin: 1 0 0 0; height: 1; }
         & .title:first-child { margin: 0; }
-        & #buttons { height: 1; margin: 1 0 0 0; }
-        & Button { border: none; height: 1; min-width: 12; margin: 0 2 0 0; }
     }
     """
 
@@ -73,9 +71,6 @@ class SettingsScreen(Dialog[None]):
                 value = getattr(self.app.settings, name)
                 yield self._row(name, label, "off" if value is None else str(value), about)
             yield Static("", classes="problem", markup=False)
-            with Horizontal(id="buttons"):
-                yield Button("Save", id="save", variant="primary")
-                yield Button("Leave", id="leave")
 
     def _row(self, name: str, label: str, value: str, about: str) -> Horizontal:
         return Horizontal(
@@ -87,13 +82,6 @@ class SettingsScreen(Dialog[None]):
 
     def _sampling_value(self, name: str) -> str:
         return f"{self.app.session.options.get(name, self._base()[name])}"
-
-    @on(Button.Pressed)
-    def _pressed(self, event: Button.Pressed) -> None:
-        if event.button.id == "save":
-            self.action_save()
-        else:
-            self.dismiss(None)
 
     @on(Input.Submitted)
     def action_save(self) -> None:

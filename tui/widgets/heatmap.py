@@ -46,8 +46,7 @@ class Heatmap(Widget):
 
     @property
     def n_columns(self) -> int:
-        share = self.share
-        return max(1, min(self.size.width, share.shape[1] if share is not None else self.size.width))
+        return max(1, self.size.width)
 
     def positions(self, column: int) -> tuple[int, int]:
         """Positions [first, last) behind a column."""

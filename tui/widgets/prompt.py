@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from textual import events
@@ -37,9 +38,9 @@ class Prompt(TextArea):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "send", "Send", id="send", priority=True),
-        Binding("ctrl+j,shift+enter,alt+enter", "newline", "New line", id="newline", priority=True),
-        Binding("up", "up_or_edit", "Edit your last message (in an empty prompt)", id="edit_last", priority=True),
+        Binding("enter", "send", "Send", id="send"),
+        Binding("ctrl+j,shift+enter,alt+enter", "newline", "New line", id="newline"),
+        Binding("up", "edit_last", "Edit your last message (in an empty prompt)", id="edit_last"),
     ]
 
     class Sent(Message):
@@ -55,7 +56,7 @@ class Prompt(TextArea):
     class EditLast(Message):
         pass
 
-    def __init__(self, **options: str) -> None:
+    def __init__(self, keys: Mapping[str, str], **options: str) -> None:
         super().__init__(
             soft_wrap=True,
             show_line_numbers=False,
@@ -64,6 +65,22 @@ class Prompt(TextArea):
             placeholder="Ask anything",
             **options,  # type: ignore[arg-type]
         )
+        self._actions = {
+            key: binding.action
+            for binding in self.BINDINGS
+            if isinstance(binding, Binding) and binding.id
+            for key in keys.get(binding.id, binding.key).split(",")
+        }
+
+    async def _on_key(self, event: events.Key) -> None:
+        # here, and not as bindings that come first: those would overtake letters that were typed before them
+        action = self._actions.get(event.key)
+        if action is None or (action == "edit_last" and self.text):
+            await super()._on_key(event)
+            return
+        event.stop()
+        event.prevent_default()
+        getattr(self, f"action_{action}")()
 
     def action_send(self) -> None:
         self.post_message(self.Sent(self.text))
@@ -71,11 +88,8 @@ class Prompt(TextArea):
     def action_newline(self) -> None:
         self.insert("\n")
 
-    def action_up_or_edit(self) -> None:
-        if self.text:
-            self.action_cursor_up()
-        else:
-            self.post_message(self.EditLast())
+    def action_edit_last(self) -> None:
+        self.post_message(self.EditLast())
 
     async def _on_paste(self, event: events.Paste) -> None:
         if len(event.text) > LONG_PASTE_CHARS or event.text.count("\n") > LONG_PASTE_LINES:
