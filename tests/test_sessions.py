@@ -80,9 +80,7 @@ for i in range(100000):
 
 
 def test_kill_9_loses_nothing_that_was_stored(tmp_path: Path) -> None:
-    writer = subprocess.Popen(
-        [sys.executable, "-c", _WRITER, str(tmp_path / "s")], stdout=subprocess.PIPE, text=True
-    )
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path / "s")], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     last = 0
     while last < 150:
@@ -249,7 +247,7 @@ def test_markdown_holds_the_branch_and_comes_back(store: SessionStore, tmp_path:
 def test_files_that_are_no_sessions_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "in.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match="in.json"):
+    with pytest.raises(UsageError, match=r"in\.json"):
         import_file(path)
     with pytest.raises(UsageError):
         (from_json if text.startswith("{") else from_markdown)(text)

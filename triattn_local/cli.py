@@ -678,7 +678,8 @@ def chat(
     from . import store
 
     path = store.resolve(model, settings.models) if model is not None else None
-    from .tui.run import Start, run_chat
+    from .tui.app import Start
+    from .tui.run import run_chat
 
     run_chat(settings, Start(path, resume, go_on, system or "", evict=not no_evict))
 

@@ -73,14 +73,14 @@ class ChatApp(App[None]):
         self.max_tokens = settings.n_predict()
         settings.runtime()
         settings.eviction()
-        for theme in THEMES:
-            self.register_theme(theme)
+        for own in THEMES:
+            self.register_theme(own)
         self.store = SessionStore(settings.sessions)
         self.shelf = Shelf(
             settings.sessions / "snapshots",
             memory_bytes=settings.snapshot_memory << 20,
             disk_bytes=settings.snapshot_disk << 20,
-            on_error=lambda error: self.call_later(self.notify, f"No snapshot on disk: {error}", severity="warning"),
+            on_error=self._no_snapshot,
         )
         for gone in self.store.purge(PURGE_S):
             self.shelf.forget(gone)
@@ -105,6 +105,9 @@ class ChatApp(App[None]):
         self.chat = ChatScreen(settings.keys)
         self.engine = Engine(self.chat.post_message, self.store, self.shelf)
         self.job = Job(self.post_message, settings.models)
+
+    def _no_snapshot(self, error: TriattnError) -> None:
+        self.call_later(self.notify, f"No snapshot on disk: {error}", severity="warning")
 
     def _first_session(self) -> Session | None:
         if self.start.session is not None:
@@ -211,7 +214,7 @@ class ChatApp(App[None]):
             yield SystemCommand("Dim what is forgotten", "Text that no head holds any more", chat.action_dim)
             yield SystemCommand("Copy last code block", "To the clipboard", chat.action_copy_code)
 
-    def _push(self, screen: Screen[object]) -> None:
+    def _push(self, screen: Screen[None]) -> None:
         if self.screen is self.chat:
             self.push_screen(screen)
 

@@ -68,9 +68,7 @@ class Engine:
 
     # ------------------------------------------------------------------- jobs
 
-    def load(
-        self, path: Path, config: RuntimeConfig, eviction: EvictionConfig | None, stats_path: Path | None
-    ) -> None:
+    def load(self, path: Path, config: RuntimeConfig, eviction: EvictionConfig | None, stats_path: Path | None) -> None:
         """Let go of the model that is there, and load this one: ``Loaded`` or ``LoadFailed``."""
         self.stop()
         self._settling.set()
@@ -180,6 +178,8 @@ class Engine:
         except BaseException as error:
             self._fail(turn, TriattnError(f"{type(error).__name__}: {error}"))
             raise
+        if state == "stopped" and not (answer.content or answer.thinking):
+            return  # stopped in the prompt: reading on is what was not wanted
         for event in conversation.settle(turn.session, turn.system, [*turn.path, answer], cancel=settling):
             if isinstance(event, Settled):
                 self._look(True, [*turn.path, answer])

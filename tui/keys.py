@@ -58,7 +58,11 @@ def spelled(key: str) -> str:
         "escape": "Esc",
     }
     return ", ".join(
-        "+".join(special.get(part, part.upper() if len(part) == 1 and "+" in one else part.capitalize())
-                 if len(part) > 1 or "+" in one else part for part in one.split("+"))
+        "+".join(
+            special.get(part, part.upper() if len(part) == 1 and "+" in one else part.capitalize())
+            if len(part) > 1 or "+" in one
+            else part
+            for part in one.split("+")
+        )
         for one in key.split(",")
     )

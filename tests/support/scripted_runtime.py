@@ -158,10 +158,8 @@ class ScriptedRuntime:
         self.prompts.append(text)
         self.samplings.append(sampling)
         script = type(self).script
-        if callable(script):
-            answer = script(text, self.n_answers)
-        else:
-            answer = script[min(self.n_answers, len(script) - 1)]
+        n = self.n_answers
+        answer = script(text, n) if callable(script) else script[min(n, len(script) - 1)]
         self.n_answers += 1
         reason, n, stream = "stop", 0, TextStream(stop or ())
         for token in self.tokenize(answer):
@@ -212,7 +210,9 @@ class ScriptedRuntime:
             # every other one of the middle, from the back: the oldest fade first
             middle = self._kept[keep:-window][::-1]
             n_middle = budget - keep - window
-            self._kept = sorted([*first, *middle[: n_middle // 2], *middle[n_middle // 2 :: 2][: -(-n_middle // 2)], *last])
+            self._kept = sorted(
+                [*first, *middle[: n_middle // 2], *middle[n_middle // 2 :: 2][: -(-n_middle // 2)], *last]
+            )
             self._pos_whole = len(self._tokens) - window
 
     def reset(self) -> None:

@@ -115,9 +115,8 @@ def to_markdown(session: Session, messages: Sequence[Message]) -> str:
             name = json.dumps(file.name, ensure_ascii=False).replace("--", "-\\u002d")
             parts.append(f"<!-- file {name} -->\n{_escape(file.text)}\n")
         if message.thinking:
-            parts.append(
-                f"<details><summary>Thinking</summary>\n\n<!-- thinking -->\n{_escape(message.thinking)}\n\n</details>\n"
-            )
+            thinking = f"<!-- thinking -->\n{_escape(message.thinking)}"
+            parts.append(f"<details><summary>Thinking</summary>\n\n{thinking}\n\n</details>\n")
         parts.append(f"<!-- content -->\n{_escape(message.content)}\n")
     return "\n".join(parts)
 
@@ -136,7 +135,8 @@ def from_markdown(text: str, where: str = "Markdown") -> Draft:
     """
     pieces = _MARK.split(text.replace("\r\n", "\n"))
     title = pieces[0].strip().removeprefix("#").strip()
-    system, messages, role = "", [], ""
+    messages: list[dict[str, Any]] = []
+    system = role = ""
     for kind, value, body in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
         inside = _unescape(body).removesuffix("\n").removesuffix("\n")
         if kind in _HEADINGS:

@@ -77,8 +77,9 @@ class Shelf:
                 while used > self.memory_limit:
                     _, dropped = self._memory.popitem(last=False)
                     used -= _size(dropped)
-        if on_disk and self.folder is not None and size <= self.disk_limit:
-            self._last = self._writer.submit(self._write, self._path(session, message), snapshot)
+        path = self._path(session, message)
+        if on_disk and path is not None and size <= self.disk_limit:
+            self._last = self._writer.submit(self._write, path, snapshot)
 
     def find(self, session: str, message: int) -> Shelved | None:
         """A snapshot from memory, else from disk; a damaged file counts as none, and is removed."""

@@ -198,9 +198,7 @@ class SessionStore:
                 lock.release()
 
     def _find(self, session: str) -> Session:
-        rows = self._rows(
-            _SELECT + "WHERE s.deleted IS NULL AND substr(s.id, 1, ?) = ?", len(session), session.lower()
-        )
+        rows = self._rows(_SELECT + "WHERE s.deleted IS NULL AND substr(s.id, 1, ?) = ?", len(session), session.lower())
         if len(rows) != 1 or not session:
             raise UsageError(
                 f"{len(rows)} sessions begin with {session!r}" if rows else f"there is no session {session!r}",
@@ -239,8 +237,7 @@ class SessionStore:
         ):
             hits.setdefault(row["session"], " ".join(row["snippet"].split()))
         for row in self._rows(
-            "SELECT s.id FROM sessions_fts JOIN sessions s ON s.rowid = sessions_fts.rowid "
-            "WHERE sessions_fts MATCH ?",
+            "SELECT s.id FROM sessions_fts JOIN sessions s ON s.rowid = sessions_fts.rowid WHERE sessions_fts MATCH ?",
             query,
         ):
             hits.setdefault(row["id"], "")
@@ -399,9 +396,7 @@ class SessionStore:
         """Store an imported conversation as a new session."""
         ids: dict[int | None, int | None] = {None: None}
         with self._writing():
-            session = self.create(
-                title=draft.title, model=draft.model, system=draft.system, options=draft.options
-            )
+            session = self.create(title=draft.title, model=draft.model, system=draft.system, options=draft.options)
             for message in draft.messages:
                 added = self.add(
                     session.id,

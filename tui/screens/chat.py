@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on, work
@@ -22,7 +23,7 @@ from ..engine import Turn
 from ..session import OpenSession
 from ..widgets.code_block import CodeBlock
 from ..widgets.memory_panel import MemoryPanel
-from ..widgets.messages import AnswerMessage, MessageWidget, Notice, UserMessage
+from ..widgets.messages import AnswerMessage, MessageWidget, Notice
 from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine
 from ..widgets.transcript import Earlier, Transcript
@@ -30,8 +31,10 @@ from ..widgets.transcript import Earlier, Transcript
 if TYPE_CHECKING:
     from ..app import ChatApp
 
-UPDATE_S = 1 / 15
+UPDATE_S = 1 / 12
 """seconds between two updates of a streaming answer"""
+IDLE_S = 2.0
+"""seconds without a key after which nobody notices that garbage is collected"""
 WIDE = 100
 """columns from which the memory stands beside the conversation"""
 
@@ -66,7 +69,13 @@ class ChatScreen(Screen[None]):
         Binding("ctrl+o", "attach", "Attach a text file", id="attach"),
         Binding("ctrl+r", "again", "Answer anew", id="again"),
         Binding("ctrl+t", "fold", "Show or hide the last thinking", id="fold"),
-        Binding("ctrl+y", "copy_code", "Copy the last code block; again for the one before", id="copy_last_code"),
+        Binding(
+            "ctrl+y",
+            "copy_code",
+            "Copy the last code block; again for the one before",
+            id="copy_last_code",
+            priority=True,
+        ),
         Binding("alt+left", "turn(-1)", "Earlier alternative", id="previous"),
         Binding("alt+right", "turn(1)", "Later alternative", id="next"),
         Binding("pageup", "scroll(-1)", "Scroll up", id="page_up", priority=True),
@@ -90,6 +99,8 @@ class ChatScreen(Screen[None]):
         self._state = "ready"
         self._retained: Retained | None = None
         self._draining = False
+        self._litter = False
+        self._typed_s = 0.0
         self._ended: events.TurnEnded | None = None
 
     def compose(self) -> ComposeResult:
@@ -212,9 +223,7 @@ class ChatScreen(Screen[None]):
         assert isinstance(widget, AnswerMessage)
         self._answer, self._ended = widget, None
         self._speed = (time.monotonic(), 0)
-        self.app.engine.answer(
-            Turn(answer.session, self.session.system, path, answer.id, sampling, max_tokens)
-        )
+        self.app.engine.answer(Turn(answer.session, self.session.system, path, answer.id, sampling, max_tokens))
         self._say_state("waiting for the model" if self.app.loading else "starting")
         self.refresh_title()
 
@@ -265,6 +274,7 @@ class ChatScreen(Screen[None]):
 
     async def _end(self, answer: AnswerMessage, event: events.TurnEnded) -> None:
         self._answer = self._ended = None
+        self._litter = True
         self.session.reload()
         answer.end(event.answer)
         if event.error is not None:
@@ -331,9 +341,17 @@ class ChatScreen(Screen[None]):
             speed = n / max(1e-6, now_s - then_s)
             self.panel.show_speed(speed)
             self._say_state(f"{speed:.1f} tok/s")
-        elif not self.busy and self.panel.display:
-            self.panel.show_speed(0.0)
+        elif not self.busy:
+            if self.panel.display:
+                self.panel.show_speed(0.0)
+            if self._litter and now_s - self._typed_s > IDLE_S:
+                self._litter = False
+                gc.collect()
         self._speed = (now_s, 0)
+
+    @on(Prompt.Changed)
+    def _typed(self) -> None:
+        self._typed_s = time.monotonic()
 
     def _say_state(self, state: str) -> None:
         self.status.state = state
@@ -513,5 +531,3 @@ class ChatScreen(Screen[None]):
     async def on_click(self, event: Any) -> None:
         if isinstance(event.widget, Earlier):
             await self.transcript.show_earlier()
-
-

@@ -26,7 +26,7 @@ class HelpScreen(Dialog[None]):
                 yield Static(self._table(bindings))
             yield Static(
                 Text(
-                    "\nOther keys: name = \"key\" below [keys] in config.toml, or "
+                    '\nOther keys: name = "key" below [keys] in config.toml, or '
                     "TRIATTN_KEYS=stop=f12,sessions=ctrl+f. Select text with the mouse, Ctrl+C copies it. "
                     "Ctrl+P is the command palette, with the themes.\n",
                     "dim",

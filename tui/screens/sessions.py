@@ -83,7 +83,9 @@ class SessionsScreen(Dialog[None]):
         options.clear_options()
         options.add_options([Option(self._line(hit), id=hit.session.id) for hit in self._hits])
         if not self._hits:
-            options.add_option(Option(Text("nothing found" if self._searching else "no sessions yet", "dim"), None, True))
+            options.add_option(
+                Option(Text("nothing found" if self._searching else "no sessions yet", "dim"), None, True)
+            )
         elif self._hits:
             options.highlighted = min(highlighted, len(self._hits) - 1)
 

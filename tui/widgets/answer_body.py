@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from itertools import accumulate
-from typing import ClassVar
 
 from markdown_it import MarkdownIt
 from textual.app import ComposeResult
@@ -19,7 +18,7 @@ from textual.widgets.markdown import MarkdownBlock
 
 from .code_block import CodeBlock
 
-SECTION_CHARS = 4000
+SECTION_CHARS = 2000
 
 _BREAK = re.compile(r"\n\n(?=[^\s\-*+>|\d#`~<])")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
@@ -39,7 +38,7 @@ class Section(Markdown):
     Section .forgotten Label { color: $foreground 35%; text-style: dim; }
     """
 
-    BLOCKS: ClassVar[dict[str, type[MarkdownBlock]]] = {
+    BLOCKS = {  # noqa: RUF012 (as the base class has it)
         **Markdown.BLOCKS,
         "fence": CodeBlock,
         "code_block": CodeBlock,
@@ -100,21 +99,17 @@ class AnswerBody(Vertical):
     async def write(self, piece: str) -> None:
         """Add to the end; back when it is laid out."""
         last = self._sections[-1]
-        last.text += piece
-        shown = len(last.source)
-        cut = _cut(last.text) if len(last.text) > SECTION_CHARS else None
-        if cut is None or cut < shown:
-            await last.append(piece)
-            return
-        rest, last.text = last.text[cut:], last.text[:cut]
+        shown = len(last.text)
+        # what is shown has no place to cut in it: the first part only grows
+        last.text, *more = sections(last.text + piece)
         if last.text[shown:]:
             await last.append(last.text[shown:])
-        section = Section()
-        self._sections.append(section)
-        await self.mount(section)
-        section.text = rest
-        if rest:
-            await section.append(rest)
+        for part in more:
+            section = Section()
+            self._sections.append(section)
+            await self.mount(section)
+            section.text = part
+            await section.append(part)
 
     def code_blocks(self) -> list[CodeBlock]:
         return list(self.query(CodeBlock))

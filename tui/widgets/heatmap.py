@@ -94,9 +94,7 @@ class Heatmap(Widget):
                     ground if row is None else ground.blend(point if x == pointed else ink, _curve(float(row[x])))
                     for row in pair
                 )
-                segments.append(
-                    Segment("▀", Style(color=upper.rich_color, bgcolor=lower.rich_color))
-                )
+                segments.append(Segment("▀", Style(color=upper.rich_color, bgcolor=lower.rich_color)))
         return Strip(segments).adjust_cell_length(self.size.width, style)
 
     def _colors(self) -> tuple[Color, Color, Color]:

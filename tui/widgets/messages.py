@@ -188,9 +188,7 @@ class AnswerMessage(MessageWidget):
 
     def mark_forgotten(self, retained: Retained | None) -> None:
         id_ = self.message.id
-        self.body.mark_forgotten(
-            lambda begin, end: retained is not None and retained.is_forgotten(id_, begin, end)
-        )
+        self.body.mark_forgotten(lambda begin, end: retained is not None and retained.is_forgotten(id_, begin, end))
 
 
 class Notice(Static):

@@ -1,0 +1,112 @@
+"""The chat on a scripted runtime in a process of its own, behind a pseudo-terminal.
+
+python chat_process.py OPTIONS      where OPTIONS is JSON: script, tokens_per_s, batch_s, env, start
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import Any
+
+
+class ChatProcess:
+    """Starts the chat, writes keys, reads the screen's bytes."""
+
+    def __init__(self, folder: Path, *, size: tuple[int, int] = (120, 40), **options: Any) -> None:
+        self.folder = folder
+        (folder / "models").mkdir(parents=True, exist_ok=True)
+        model = folder / "models" / "scripted.gguf"
+        model.write_bytes(b"GGUF")
+        environment = {
+            **os.environ,
+            "TERM": "xterm-256color",
+            "COLORTERM": "truecolor",
+            "TRIATTN_SESSIONS": str(folder / "sessions"),
+            "TRIATTN_MODELS": str(folder / "models"),
+            **options.pop("env", {}),
+        }
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, json.dumps({"model": str(model), **options})],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            close_fds=True,
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.seen = b""
+
+    def read(self, timeout_s: float) -> bytes:
+        """What comes within the time, as soon as something comes."""
+        ready, _, _ = select.select([self.master], [], [], timeout_s)
+        if not ready:
+            return b""
+        try:
+            data = os.read(self.master, 1 << 16)
+        except OSError:
+            return b""
+        self.seen = (self.seen + data)[-1_000_000:]
+        return data
+
+    def wait_for(self, words: str, timeout_s: float = 30) -> float:
+        """Until the bytes come; returns the seconds."""
+        start_s = time.perf_counter()
+        wanted, tail = words.encode(), b""
+        while time.perf_counter() - start_s < timeout_s:
+            data = self.read(0.5)
+            tail = (tail + data)[-len(data) - 4096 :]
+            if wanted in tail:
+                return time.perf_counter() - start_s
+        raise AssertionError(f"{words!r} did not come within {timeout_s} s; the last was {tail[-2000:]!r}")
+
+    def drain(self, seconds: float) -> None:
+        """Let it write for some time."""
+        end_s = time.perf_counter() + seconds
+        while (left_s := end_s - time.perf_counter()) > 0:
+            self.read(left_s)
+
+    def write(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def resident_bytes(self) -> int:
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+def main() -> None:
+    from scripted_runtime import ScriptedRuntime
+
+    from triattn_local import runtime
+    from triattn_local.settings import Settings
+    from triattn_local.tui.app import Start
+    from triattn_local.tui.run import run_chat
+
+    options = json.loads(sys.argv[1])
+    ScriptedRuntime.script = options.get("script", ["The sea is wide."])
+    ScriptedRuntime.tokens_per_s = options.get("tokens_per_s")
+    ScriptedRuntime.batch_s = options.get("batch_s", 0.0)
+    runtime.Runtime = ScriptedRuntime  # type: ignore[assignment, misc]
+    flags = {"ctx": 65536, "budget": 512, **options.get("flags", {})}
+    run_chat(Settings.load(flags), Start(Path(options["model"]), **options.get("start", {})))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,860 @@
+"""The chat as its user meets it: keys in, screen out, on a scripted runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf_files import write_model
+from scripted_runtime import ScriptedRuntime
+from textual.pilot import Pilot
+from textual.widgets import Input, Markdown, OptionList, Static, TextArea
+
+from triattn_local import runtime, store
+from triattn_local.errors import DoesNotFitError, StatsError, TriattnError, UsageError
+from triattn_local.sessions import SessionStore
+from triattn_local.settings import Settings
+from triattn_local.tui.app import ChatApp, Start
+from triattn_local.tui.screens.attach import AttachScreen
+from triattn_local.tui.screens.help import HelpScreen
+from triattn_local.tui.screens.map import MapScreen
+from triattn_local.tui.screens.models import ModelsScreen
+from triattn_local.tui.screens.sessions import SessionsScreen
+from triattn_local.tui.screens.settings import SettingsScreen
+from triattn_local.tui.widgets.answer_body import SECTION_CHARS, AnswerBody, Section, sections
+from triattn_local.tui.widgets.messages import AnswerMessage, Notice, UserMessage
+from triattn_local.tui.widgets.thinking import Thinking
+
+pytestmark = pytest.mark.asyncio
+LONG = " ".join(f"word{i}" for i in range(150))
+THOUGHT = f"<think>\n{LONG}\n</think>\n\nThe **sea** is wide."
+
+Open = Callable[..., AbstractAsyncContextManager["Driver"]]
+
+
+class Driver:
+    """The app and its pilot, in words of the tests."""
+
+    def __init__(self, app: ChatApp, pilot: Pilot[None]) -> None:
+        self.app, self.pilot = app, pilot
+        self.chat = app.chat
+
+    async def until(self, what: Callable[[], Any], timeout_s: float = 10.0) -> None:
+        """Wait for something to be true."""
+        end_s = time.monotonic() + timeout_s
+        while not what():
+            assert time.monotonic() < end_s, f"still not: {what.__code__.co_names}"
+            await self.pilot.pause(0.02)
+        await self.pilot.pause()
+
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+        await self.pilot.pause()
+
+    async def write(self, text: str) -> None:
+        self.chat.prompt.insert(text)
+        await self.pilot.pause()
+
+    async def ask(self, text: str, *, wait: bool = True) -> None:
+        await self.write(text)
+        await self.press("enter")
+        if wait:
+            await self.settled()
+
+    async def settled(self) -> None:
+        """The answer is there, and the engine rests."""
+        await self.until(lambda: not self.chat.busy)
+        idle = threading.Event()
+        self.app.engine._submit(idle.set)
+        await self.until(idle.is_set)
+
+    @property
+    def rt(self) -> ScriptedRuntime:
+        return ScriptedRuntime.loads[-1]
+
+    @property
+    def contents(self) -> list[str]:
+        return [m.content for m in self.app.session.path]
+
+    @property
+    def answers(self) -> list[AnswerMessage]:
+        return list(self.chat.query(AnswerMessage))
+
+    @property
+    def notices(self) -> str:
+        return "\n".join(str(notice.render()) for notice in self.chat.query(Notice))
+
+    @property
+    def toasts(self) -> str:
+        return "\n".join(str(toast.message) for toast in self.app._notifications)
+
+    def screen_text(self) -> str:
+        """What is on the screen, as characters."""
+        return "\n".join("".join(s.text for s in strip) for strip in self.app.screen._compositor.render_strips())
+
+
+@pytest.fixture
+def open_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
+    monkeypatch.setattr(runtime, "Runtime", ScriptedRuntime)
+    for name, value in {"loads": [], "tokens_per_s": None, "batch_s": 0.0, "load_error": None}.items():
+        monkeypatch.setattr(ScriptedRuntime, name, value)
+    monkeypatch.setattr(ScriptedRuntime, "script", [THOUGHT])
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "tiny.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("TRIATTN_SESSIONS", str(tmp_path / "sessions"))
+    monkeypatch.setenv("TRIATTN_MODELS", str(models))
+
+    @asynccontextmanager
+    async def open_(
+        *, size: tuple[int, int] = (120, 40), model: str | None = "tiny.gguf", start: Any = None, **flags: Any
+    ) -> AsyncIterator[Driver]:
+        settings = Settings.load({"budget": 64, "window": 16, "batch": 32, **flags})
+        begin = Start(models / model if model else None, **(start or {}))
+        app = ChatApp(settings, begin)
+        try:
+            async with app.run_test(size=size) as pilot:
+                driver = Driver(app, pilot)
+                if model:
+                    await driver.until(lambda: not app.loading)
+                await pilot.pause()
+                yield driver
+        finally:
+            app.shut_down()
+
+    return open_
+
+
+# conversation
+
+
+async def test_an_answer_streams_as_markdown(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.ask("How is the sea?")
+        (answer,) = t.answers
+        assert answer.body.text == "The **sea** is wide."
+        assert "The sea is wide." in t.screen_text()
+        assert t.contents == ["How is the sea?", "The **sea** is wide."]
+        assert t.chat.prompt.text == ""
+        assert t.app.session.title == "How is the sea?"
+
+
+async def test_pieces_are_shown_while_they_come(open_chat: Open) -> None:
+    ScriptedRuntime.script = [LONG]
+    ScriptedRuntime.tokens_per_s = 100
+    async with open_chat() as t:
+        await t.ask("Go", wait=False)
+        await t.until(lambda: t.answers and "word9 " in t.answers[0].body.text)
+        assert "word120" not in t.answers[0].body.text
+        assert t.chat.status.busy
+        seen = t.app.store.messages(t.app.session.id or "")[-1]
+        assert "word9 " in seen.content, "stored before it is shown"
+        assert seen.state == "streaming"
+        await t.press("escape")
+        await t.settled()
+
+
+async def test_stop_keeps_what_there_is_and_frees_the_engine_at_once(open_chat: Open) -> None:
+    ScriptedRuntime.script = [LONG]
+    ScriptedRuntime.tokens_per_s = 50
+    async with open_chat() as t:
+        await t.ask("Go", wait=False)
+        await t.until(lambda: t.answers and "word5 " in t.answers[0].body.text)
+        start_s = time.perf_counter()
+        await t.pilot.press("escape")
+        while not t.rt.finished.is_set():
+            await asyncio.sleep(0.002)
+        assert time.perf_counter() - start_s < 0.2
+        await t.settled()
+        message = t.app.session.path[-1]
+        assert message.state == "stopped"
+        assert message.content.startswith("word0 word1")
+        assert "stopped" in t.screen_text()
+        await t.ask("And on?")
+        assert len(t.contents) == 4
+
+
+async def test_stop_in_the_prompt(open_chat: Open) -> None:
+    ScriptedRuntime.batch_s = 0.05
+    async with open_chat(ctx=4096) as t:
+        await t.ask(" ".join(["sea"] * 2000), wait=False)
+        await t.until(lambda: "reading" in t.chat.status.state)
+        state = t.chat.status.state
+        assert "%" in state
+        assert "tok/s" in state
+        assert "left" in state
+        start_s = time.perf_counter()
+        await t.pilot.press("escape")
+        while not t.rt.finished.is_set():
+            await asyncio.sleep(0.002)
+        assert time.perf_counter() - start_s < 0.2
+        await t.settled()
+        assert t.rt.n_read < 1900
+        assert t.app.session.path[-1].state == "stopped"
+
+
+async def test_thinking_streams_dim_and_folds_away(open_chat: Open) -> None:
+    ScriptedRuntime.tokens_per_s = 60
+    async with open_chat() as t:
+        await t.ask("How is the sea?", wait=False)
+        await t.until(lambda: t.answers and "word60" in t.answers[0].thinking.thinking)
+        thinking = t.answers[0].thinking
+        assert thinking.streams
+        assert "thinking" in t.screen_text()
+        assert "word60" in t.screen_text()
+        await t.settled()
+        assert not thinking.streams
+        assert "thought" in t.screen_text()
+        assert "tokens" in t.screen_text()
+        assert "word60" not in t.screen_text()
+        await t.press("ctrl+t")
+        await t.until(lambda: len(thinking.query(Markdown)) == 1)
+        assert "word149" in t.screen_text()
+        await t.press("ctrl+t")
+        await t.until(lambda: not thinking.query(Markdown))
+        stored = t.app.session.path[-1]
+        assert stored.thinking == LONG
+        assert stored.report["n_thinking"] > 150
+
+
+async def test_thinking_leaves_the_cache_and_the_next_turn_reads_nothing_again(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.ask("How is the sea?")
+        await t.until(lambda: "thinking left the cache" in t.screen_text())
+        assert "word1" not in t.rt.detokenize(t.rt.tokens)
+        n_read = t.rt.n_read
+        await t.ask("And the sky?")
+        assert t.app.session.path[-1].report["n_again"] == 0
+        assert t.rt.n_read - n_read < 30
+        assert "again:" not in t.screen_text()
+
+
+async def test_answer_anew_keeps_the_branch_and_draws_otherwise(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["first answer", "second answer"]
+    async with open_chat() as t:
+        await t.ask("Go")
+        await t.press("ctrl+r")
+        await t.settled()
+        assert t.contents == ["Go", "second answer"]
+        assert "‹ 2/2 ›" in t.screen_text()
+        seeds = [s.seed for s in t.rt.samplings if s is not None]
+        assert seeds[0] != seeds[1]
+        await t.press("alt+left")
+        await t.until(lambda: t.contents == ["Go", "first answer"])
+        assert "first answer" in t.screen_text()
+        await t.press("alt+right")
+        await t.until(lambda: t.contents == ["Go", "second answer"])
+
+
+async def test_edit_and_send_again_keeps_the_branch(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["one", "two", "three"]
+    async with open_chat() as t:
+        await t.ask("First")
+        await t.ask("Secnd")
+        await t.press("up")
+        assert t.chat.prompt.text == "Secnd"
+        assert "edits" in str(t.chat.prompt.border_title)
+        t.chat.prompt.clear()
+        await t.ask("Second")
+        assert t.contents == ["First", "one", "Second", "three"]
+        assert len(t.app.session.messages) == 6
+        await t.press("alt+left")
+        await t.until(lambda: t.contents == ["First", "one", "Secnd", "two"])
+
+
+async def test_escape_leaves_editing(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.ask("First")
+        await t.press("up")
+        await t.press("escape")
+        assert t.chat.prompt.text == ""
+        assert not t.chat.prompt.has_class("editing")
+
+
+async def test_several_lines_and_order_of_keys(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.pilot.press(*"one", "ctrl+j", *"two", "enter")
+        await t.settled()
+        assert t.contents[0] == "one\ntwo"
+
+
+async def test_a_long_paste_goes_as_an_attachment_with_its_tokens_counted(open_chat: Open) -> None:
+    from textual import events
+
+    text = "\n".join(f"line {i}" for i in range(100))
+    async with open_chat() as t:
+        t.app.post_message(events.Paste(text))
+        await t.until(lambda: "pasted 1 · 100 lines" in t.screen_text())
+        await t.until(lambda: "tokens" in t.screen_text().split("pasted 1")[1][:60])
+        assert t.chat.prompt.text == ""
+        await t.ask("What is it?")
+        message = t.app.session.path[0]
+        assert message.attachments[0].text == text
+        assert "line 99" in t.rt.prompts[-1]
+        assert "pasted 1 · 100 lines" in t.screen_text()
+        t.app.post_message(events.Paste("short"))
+        await t.until(lambda: t.chat.prompt.text == "short")
+
+
+async def test_attach_a_file(open_chat: Open, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("The light is green.\n" * 7)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x80")
+    async with open_chat() as t:
+        await t.press("ctrl+o")
+        await t.until(lambda: isinstance(t.app.screen, AttachScreen))
+        field = t.app.screen.query_one(Input)
+        for bad, why in ((tmp_path / "none", "No such file"), (tmp_path / "binary", "not UTF-8"), (tmp_path, "folder")):
+            field.value = str(bad)
+            await t.press("enter")
+            await t.until(lambda why=why: why in str(t.app.screen.query_one(".problem", Static).render()))
+        field.value = str(path)
+        await t.until(lambda: "tokens" in str(t.app.screen.query_one("#size", Static).render()))
+        await t.press("enter")
+        await t.until(lambda: "notes.txt · 8 lines" in t.screen_text())
+        await t.press("ctrl+x")
+        await t.until(lambda: "notes.txt" not in t.screen_text())
+        await t.press("ctrl+o")
+        await t.until(lambda: isinstance(t.app.screen, AttachScreen))
+        t.app.screen.query_one(Input).value = str(path)
+        await t.press("enter")
+        await t.ask("Which?")
+        assert "The light is green." in t.rt.prompts[-1]
+        assert "notes.txt" in t.screen_text()
+
+
+async def test_code_blocks_are_copied_one_by_one(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["Here:\n\n```python\na = 1\n```\n\nand\n\n```sh\nls\n```\n\n<div>kept</div>\n"]
+    async with open_chat() as t:
+        await t.ask("Code!")
+        assert "<div>kept</div>" in t.screen_text()
+        await t.press("ctrl+y")
+        assert t.app.clipboard == "ls"
+        await t.press("ctrl+y")
+        assert t.app.clipboard == "a = 1"
+        t.answers[0].body.code_blocks()[1].focus()
+        await t.press("c")
+        assert t.app.clipboard == "ls"
+        t.answers[0].focus()
+        await t.press("c")
+        assert "a = 1" in t.app.clipboard
+        assert "copied" in t.toasts
+
+
+async def test_keys_on_a_message(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["<think>hm</think>one", "two"]
+    async with open_chat() as t:
+        await t.ask("Go")
+        t.answers[0].focus()
+        await t.press("t")
+        await t.until(lambda: t.answers[0].thinking.unfolded)
+        await t.press("e")
+        assert t.chat.prompt.text == "Go"
+        await t.press("escape")
+        t.answers[0].focus()
+        await t.press("r")
+        await t.settled()
+        assert t.contents == ["Go", "two"]
+        t.answers[0].focus()
+        await t.press("left_square_bracket")
+        await t.until(lambda: t.contents == ["Go", "one"])
+
+
+async def test_sending_while_an_answer_comes_keeps_the_words(open_chat: Open) -> None:
+    ScriptedRuntime.script = [LONG]
+    ScriptedRuntime.tokens_per_s = 100
+    async with open_chat() as t:
+        await t.ask("Go", wait=False)
+        await t.until(lambda: t.chat.busy)
+        await t.ask("More", wait=False)
+        assert t.chat.prompt.text == "More"
+        assert "Esc stops" in t.toasts
+        await t.press("escape")
+        await t.settled()
+
+
+# settings
+
+
+async def test_system_prompt_and_sampling_of_a_session(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.press("f4")
+        await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+        t.app.screen.query_one("#system", TextArea).text = "Answer like a sailor."
+        t.app.screen.query_one("#temperature", Input).value = "hot"
+        await t.press("ctrl+s")
+        assert "not a number" in str(t.app.screen.query_one(".problem", Static).render())
+        t.app.screen.query_one("#temperature", Input).value = "1.25"
+        t.app.screen.query_one("#max_tokens", Input).value = "3"
+        await t.press("ctrl+s")
+        await t.until(lambda: t.app.screen is t.chat)
+        await t.ask("Go")
+        sampling = t.rt.samplings[-1]
+        assert sampling is not None
+        assert sampling.temperature == 1.25
+        assert "Answer like a sailor." in t.rt.prompts[-1]
+        assert t.app.session.path[-1].state == "length"
+        assert "token limit" in t.screen_text()
+        stored = t.app.store.get(t.app.session.id or "")
+        assert stored.options == {"temperature": 1.25, "max_tokens": 3}
+        assert stored.system == "Answer like a sailor."
+
+
+async def test_memory_settings_load_the_model_anew(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.press("f4")
+        await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+        t.app.screen.query_one("#budget", Input).value = "3"
+        await t.press("ctrl+s")
+        assert "budget 3 must be larger" in str(t.app.screen.query_one(".problem", Static).render())
+        t.app.screen.query_one("#budget", Input).value = "100"
+        await t.press("ctrl+s")
+        await t.until(lambda: len(ScriptedRuntime.loads) == 2 and not t.app.loading)
+        assert t.rt.eviction is not None
+        assert t.rt.eviction.budget_tokens == 100
+        assert ScriptedRuntime.loads[0].closed
+
+
+async def test_themes_are_remembered(open_chat: Open) -> None:
+    async with open_chat() as t:
+        t.app.theme = "triattn-light"
+        await t.pilot.pause()
+    async with open_chat() as t:
+        assert t.app.theme == "triattn-light"
+    async with open_chat(theme="nord") as t:
+        assert t.app.theme == "nord"
+    with pytest.raises(UsageError, match="not a theme"):
+        async with open_chat(theme="mauve"):
+            pass
+
+
+async def test_keys_can_be_set(open_chat: Open) -> None:
+    async with open_chat(keys="sessions=ctrl+f,send=f10,stop=f12") as t:
+        await t.write("Go")
+        await t.press("f10")
+        await t.settled()
+        assert len(t.contents) == 2
+        t.answers[0].focus()
+        await t.press("ctrl+f")
+        await t.until(lambda: isinstance(t.app.screen, SessionsScreen))
+    with pytest.raises(UsageError, match="did you mean 'sessions'"):
+        async with open_chat(keys="session=ctrl+f"):
+            pass
+
+
+async def test_help_shows_every_key_with_its_name(open_chat: Open) -> None:
+    async with open_chat(size=(120, 60), keys="sessions=ctrl+f") as t:
+        await t.press("f1")
+        await t.until(lambda: isinstance(t.app.screen, HelpScreen))
+        screen = t.screen_text()
+        for words in ("Ctrl+F", "sessions", "Esc", "Ctrl+J", "newline", "Answer anew"):
+            assert words in screen
+        await t.press("escape")
+        await t.until(lambda: t.app.screen is t.chat)
+
+
+async def test_command_palette_has_our_commands(open_chat: Open) -> None:
+    async with open_chat() as t:
+        titles = {command.title for command in t.app.get_system_commands(t.chat)}
+        assert {"Theme", "Sessions", "Models", "Memory map", "Answer anew"} <= titles
+        await t.press("ctrl+p")
+        await t.until(lambda: t.app.screen is not t.chat)
+        await t.pilot.press(*"memory map")
+        await t.pilot.pause(0.5)
+        await t.press("enter")
+        await t.until(lambda: isinstance(t.app.screen, MapScreen))
+
+
+# memory
+
+
+async def test_the_memory_panel_says_what_the_runtime_says(open_chat: Open) -> None:
+    ScriptedRuntime.script = [LONG]
+    async with open_chat() as t:
+        await t.ask("Go")
+        stats = t.rt.stats()
+        assert stats.n_evictions > 0
+        screen = t.screen_text()
+        for words in (
+            f"{stats.n_past:,} of {stats.n_ctx:,}",
+            f"{stats.n_cells_used:,} of {stats.n_cells:,}",
+            f"evicted   {stats.tokens_evicted:,} tokens",
+            f"rounds    {stats.n_evictions}",
+            "KV cache  1.8 MiB",
+            "full      128 MiB",
+            "tok/s",
+        ):
+            assert words in screen, words
+        await t.press("f5")
+        assert "KV cache  " not in t.screen_text()
+        await t.press("f5")
+        assert "KV cache  " in t.screen_text()
+
+
+async def test_the_status_line_is_there_in_every_width(open_chat: Open) -> None:
+    ScriptedRuntime.script = [LONG]
+    for width in (200, 120, 80, 50, 30):
+        async with open_chat(size=(width, 24)) as t:
+            await t.ask("Go")
+            stats = t.rt.stats()
+            last = t.screen_text().splitlines()[-1]
+            assert str(stats.n_past) in last
+            assert ("evicted" in last or "−" in last) == (width >= 80), last
+            assert "KV cache" in t.screen_text() if width >= 100 else "KV cache" not in t.screen_text()
+
+
+async def test_the_map_shows_what_is_kept_and_its_words(open_chat: Open) -> None:
+    ScriptedRuntime.script = [LONG]
+    async with open_chat() as t:
+        await t.ask("Go")
+        await t.press("f8")
+        await t.until(lambda: isinstance(t.app.screen, MapScreen) and "positions" in t.screen_text())
+        assert "12 layers" in t.screen_text()
+        await t.press("end")
+        await t.until(lambda: "held by" in t.screen_text())
+        await t.press("home", "right", "right", "right")
+        await t.press(*["pagedown"] * 4)
+        text = t.screen_text()
+        assert "positions" in text
+        assert "word" in text
+        forgotten = False
+        for _ in range(100):
+            await t.press("right")
+            forgotten = forgotten or "forgotten" in t.screen_text()
+        assert forgotten
+        await t.press("escape")
+        await t.until(lambda: t.app.screen is t.chat)
+
+
+async def test_what_is_forgotten_is_dimmed_on_request(open_chat: Open) -> None:
+    paragraphs = "\n\n".join(" ".join(f"p{i}w{j}" for j in range(12)) for i in range(40))
+    ScriptedRuntime.script = [paragraphs, "Yes."]
+    async with open_chat() as t:
+        await t.ask("Go")
+        await t.ask("Sure?")
+        assert not t.chat.query(".forgotten")
+        await t.press("f9")
+        await t.until(lambda: len(t.chat.query(".forgotten")) > 0)
+        retained = t.chat._retained
+        assert retained is not None
+        dimmed = {str(w.render()) for w in t.answers[0].query(".forgotten")}
+        assert dimmed
+        held = retained.share.any(axis=0)
+        text = "".join(t.rt.detokenize([token], special=True) for token in t.rt.tokens)
+        for paragraph in paragraphs.split("\n\n"):
+            first = text[: text.index(paragraph)]
+            begin = len(t.rt.tokenize(first))
+            n = len(t.rt.tokenize(paragraph))
+            assert (paragraph in dimmed) == (not held[begin : begin + n].any()), paragraph
+        await t.press("f9")
+        await t.until(lambda: not t.chat.query(".forgotten"))
+
+
+# sessions
+
+
+async def test_sessions_are_listed_searched_renamed_deleted_and_brought_back(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["Lighthouses shine.", "Goats climb."]
+    async with open_chat() as t:
+        await t.ask("Tell me about the sea")
+        sea = t.app.session.id
+        await t.press("ctrl+n")
+        await t.until(lambda: t.contents == [])
+        await t.ask("Tell me about hills")
+        await t.press("f2")
+        await t.until(lambda: isinstance(t.app.screen, SessionsScreen))
+        screen = t.app.screen
+        assert "Tell me about the sea" in t.screen_text()
+        await t.press("slash")
+        await t.pilot.press(*"lightho")
+        await t.until(lambda: screen.query_one(OptionList).option_count == 1)
+        assert "Lighthouses" in t.screen_text()
+        await t.press("down")
+        await t.press("r")
+        await t.until(lambda: t.app.screen is not screen)
+        t.app.screen.query_one(Input).value = "The sea"
+        await t.press("enter")
+        await t.until(lambda: "The sea" in t.screen_text())
+        await t.press("d")
+        await t.until(lambda: "nothing found" in t.screen_text())
+        await t.press("u")
+        await t.until(lambda: "The sea" in t.screen_text())
+        await t.press("enter")
+        await t.until(lambda: t.app.session.id == sea)
+        assert t.contents == ["Tell me about the sea", "Lighthouses shine."]
+        assert "Lighthouses shine." in t.screen_text()
+
+
+async def test_export_and_import(open_chat: Open, tmp_path: Path) -> None:
+    async with open_chat() as t:
+        await t.ask("How is the sea?")
+        for key, name in (("m", "out.md"), ("j", "out.json")):
+            await t.press("f2")
+            await t.until(lambda: isinstance(t.app.screen, SessionsScreen))
+            await t.press(key)
+            await t.until(lambda: not isinstance(t.app.screen, SessionsScreen))
+            t.app.screen.query_one(Input).value = str(tmp_path / name)
+            await t.press("enter")
+            await t.until(lambda name=name: (tmp_path / name).is_file())
+            await t.press("i")
+            await t.until(lambda: not isinstance(t.app.screen, SessionsScreen))
+            t.app.screen.query_one(Input).value = str(tmp_path / name)
+            await t.press("enter")
+            await t.until(lambda: isinstance(t.app.screen, SessionsScreen))
+            await t.press("escape")
+        assert "The **sea** is wide." in (tmp_path / "out.md").read_text()
+        assert len(t.app.store.sessions()) == 3
+
+
+async def test_a_file_that_is_no_session_is_refused_in_the_app(open_chat: Open, tmp_path: Path) -> None:
+    (tmp_path / "x.md").write_text("nothing")
+    async with open_chat() as t:
+        await t.press("f2")
+        await t.until(lambda: isinstance(t.app.screen, SessionsScreen))
+        await t.press("i")
+        await t.until(lambda: not isinstance(t.app.screen, SessionsScreen))
+        t.app.screen.query_one(Input).value = str(tmp_path / "x.md")
+        await t.press("enter")
+        await t.until(lambda: "not a session" in str(t.app.screen.query_one(".problem", Static).render()))
+
+
+async def test_continue_and_resume(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.ask("How is the sea?")
+        id_ = t.app.session.id
+    for start in ({"newest": True}, {"session": id_}):
+        async with open_chat(start=start) as t:
+            assert t.contents == ["How is the sea?", "The **sea** is wide."]
+            assert "How is the sea?" in t.screen_text()
+            await t.ask("And now?")
+            report = t.app.session.path[-1].report
+            assert report["n_again"] == 0
+            assert "cache restored from disk" in t.screen_text()
+            t.app.session.select(t.app.session.path[1].id)
+    with pytest.raises(UsageError, match="no session"):
+        async with open_chat(start={"session": "ffffffff"}):
+            pass
+
+
+async def test_an_answer_that_a_crash_cut_off_is_there_and_said(open_chat: Open, tmp_path: Path) -> None:
+    sessions = SessionStore(tmp_path / "sessions")
+    session = sessions.create(title="Cut")
+    question = sessions.add(session.id, None, "user", "Count")
+    answer = sessions.add(session.id, question.id, "assistant", state="streaming")
+    sessions.append(answer.id, "content", "one two three")
+    sessions.close()
+    async with open_chat(start={"newest": True}) as t:
+        assert "one two three" in t.screen_text()
+        assert "cut off" in t.screen_text()
+        await t.ask("Go on")
+        assert "earlier tokens again: no snapshot" in " ".join(t.screen_text().split())
+
+
+async def test_a_long_session_opens_with_its_end(open_chat: Open, tmp_path: Path) -> None:
+    sessions = SessionStore(tmp_path / "sessions")
+    session = sessions.create(title="Long")
+    parent = None
+    for i in range(120):
+        parent = sessions.add(session.id, parent, "assistant" if i % 2 else "user", f"m{i} " + LONG).id
+    sessions.close()
+    async with open_chat(start={"newest": True}) as t:
+        assert "m119" in t.screen_text() or "word149" in t.screen_text()
+        n = len(t.chat.transcript.message_widgets())
+        assert n < 60
+        await t.chat.transcript.show_earlier()
+        assert len(t.chat.transcript.message_widgets()) == n + 10
+
+
+# models and errors
+
+
+async def test_without_a_model_the_demo_is_fetched_converted_and_opened(
+    open_chat: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    (models / "tiny.gguf").unlink()
+    target = models / Path(store.DEMO.file).with_suffix(".triattn.gguf").name
+    stages: list[str] = []
+    go = threading.Event()
+
+    def pull(spec: str, folder: Path, *, progress: Any) -> Path:
+        stages.append(spec)
+        progress("fetching", 30, 100)
+        go.wait(10)
+        return folder / store.DEMO.file
+
+    def converted(self: Any, path: Path, n_tokens: int | None) -> Path:
+        self._progress("reading the text", 5, 10)
+        stages.append(f"convert {n_tokens}")
+        return write_model(target)
+
+    monkeypatch.setattr(store, "pull", pull)
+    monkeypatch.setattr("triattn_local.tui.jobs.Job._convert", converted)
+    monkeypatch.setattr("triattn_local.tui.screens.models.glance", lambda path: ("llama", True))
+    async with open_chat(model=None) as t:
+        await t.until(lambda: isinstance(t.app.screen, ModelsScreen))
+        assert "Welcome" in t.screen_text()
+        await t.press("enter")
+        await t.until(lambda: "fetching" in t.screen_text())
+        assert "30%" in t.screen_text()
+        go.set()
+        await t.until(lambda: t.app.model == target and not t.app.loading)
+        assert stages == ["demo", "convert 4096"]
+        await t.until(lambda: t.app.screen is t.chat)
+        await t.ask("Hello")
+        assert len(t.contents) == 2
+
+
+async def test_convert_in_the_app_and_stop_it(open_chat: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triattn_local.calib_tools import convert as calibration
+
+    source = write_model(tmp_path / "models" / "plain.gguf")
+
+    def convert(model: Path, out: Path, *, n_tokens: int, progress: Any) -> Any:
+        for i in range(10_000):
+            progress("measuring", i, 10_000)
+            time.sleep(0.001)
+        raise AssertionError("was not stopped")
+
+    monkeypatch.setattr(calibration, "convert", convert)
+    async with open_chat() as t:
+        await t.press("f3")
+        await t.until(lambda: isinstance(t.app.screen, ModelsScreen))
+        screen = t.app.screen
+        places = [i for i, (path, _) in enumerate(screen._models) if path == source]
+        screen.query_one(OptionList).highlighted = places[0]
+        await t.press("enter")
+        assert "no statistics yet" in t.screen_text()
+        await t.press("c")
+        await t.until(lambda: "measuring" in t.screen_text())
+        await t.press("s")
+        await t.until(lambda: not t.app.job.running)
+        await t.until(lambda: "measuring" not in t.screen_text())
+
+
+async def test_pull_errors_are_shown_with_the_next_step(open_chat: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pull(spec: str, folder: Path, *, progress: Any) -> Path:
+        raise UsageError(f"{spec!r} is no model", fix="name another")
+
+    monkeypatch.setattr(store, "pull", pull)
+    async with open_chat() as t:
+        await t.press("f3")
+        await t.until(lambda: isinstance(t.app.screen, ModelsScreen))
+        await t.press("p")
+        await t.until(lambda: not isinstance(t.app.screen, ModelsScreen))
+        t.app.screen.query_one(Input).value = "org/none"
+        await t.press("enter")
+        await t.until(lambda: "name another" in t.screen_text())
+
+
+@pytest.mark.parametrize(
+    ("error", "step"),
+    [
+        (StatsError("holds no TriAttention statistics", fix="convert it"), "converts it here"),
+        (DoesNotFitError("needs 40 GiB, 24 GiB are free", fix="give a smaller --ctx"), "smaller context or budget"),
+        (TriattnError("llama.cpp cannot load it"), "chooses another model"),
+    ],
+)
+async def test_a_model_that_cannot_be_loaded_is_no_dead_end(open_chat: Open, error: TriattnError, step: str) -> None:
+    ScriptedRuntime.load_error = error
+    async with open_chat() as t:
+        await t.until(lambda: step in " ".join(t.screen_text().split()))
+        assert error.what[1:] in t.screen_text()
+        ScriptedRuntime.load_error = None
+        await t.write("kept words")
+        await t.press("enter")
+        await t.until(lambda: isinstance(t.app.screen, ModelsScreen))
+        await t.press("escape")
+        assert t.chat.prompt.text == "kept words"
+
+
+async def test_a_conversation_beyond_the_context_says_what_to_do(open_chat: Open) -> None:
+    async with open_chat(ctx=128) as t:
+        await t.ask(LONG)
+        assert "exceeds the context of 128" in t.notices
+        assert "--ctx" in t.notices
+        assert t.app.session.path[-1].state == "failed"
+        assert not t.chat.busy
+        await t.press("up")
+        assert t.chat.prompt.text == LONG
+
+
+async def test_an_error_amid_an_answer_keeps_what_came(open_chat: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(prompt: str, n: int) -> str:
+        raise ValueError("boom")
+
+    async with open_chat() as t:
+        await t.ask("Fine")
+        monkeypatch.setattr(ScriptedRuntime, "script", staticmethod(broken))
+        await t.ask("Break")
+        assert "boom" in t.notices
+        assert not t.chat.busy
+        monkeypatch.setattr(ScriptedRuntime, "script", ["mended"])
+        await t.press("ctrl+r")
+        await t.settled()
+        assert t.contents[-1] == "mended"
+
+
+async def test_no_color_and_few_colors(open_chat: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    ScriptedRuntime.script = [LONG]
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with open_chat() as t:
+        await t.ask("Go")
+        assert t.app.no_color
+        text = t.screen_text()
+        assert "█" in text
+        assert any(shade in text for shade in "░▒▓")
+        for strip in t.app.screen._compositor.render_strips():
+            for segment in strip:
+                color = segment.style.color if segment.style else None
+                if color is not None and color.triplet is not None:
+                    assert len(set(color.triplet)) == 1, "grey"
+
+
+@pytest.mark.parametrize("size", [(20, 8), (40, 12), (80, 24), (300, 100)])
+async def test_every_screen_in_every_size(open_chat: Open, size: tuple[int, int]) -> None:
+    async with open_chat(size=size) as t:
+        await t.ask("How is the sea?")
+        for key in ("f1", "f2", "f3", "f4", "f8", "ctrl+o"):
+            await t.press(key)
+            await t.until(lambda: t.app.screen is not t.chat)
+            assert t.screen_text().strip()
+            await t.press("escape")
+            await t.until(lambda: t.app.screen is t.chat)
+
+
+# the body of an answer
+
+
+async def test_a_long_answer_is_cut_where_paragraphs_end() -> None:
+    fence = "```\n" + "\n\n".join(["code"] * SECTION_CHARS) + "\n```"
+    text = "\n\n".join([*["A paragraph of some words. " * 6] * 40, fence, *["- item\n\n  more"] * 200, "End."])
+    parts = sections(text)
+    assert "".join(parts) == text
+    assert len(parts) > 3
+    assert all(part.count("```") % 2 == 0 for part in parts)
+    assert sections("") == [""]
+
+
+async def test_streaming_cuts_as_opening_does(open_chat: Open) -> None:
+    text = "\n\n".join([f"Paragraph {i}. " + "Some words. " * 20 for i in range(60)])
+    ScriptedRuntime.script = [text]
+    async with open_chat() as t:
+        await t.ask("Go")
+        body = t.answers[0].query_one(AnswerBody)
+        assert body.text == text
+        assert [s.text for s in body.query(Section)] == sections(text)
+        assert all(section.source == section.text for section in body.query(Section))
+
+
+async def test_widgets_say_what_they_are(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.ask("Go")
+        assert t.chat.query_one(UserMessage).message.content == "Go"
+        assert t.chat.query_one(Thinking).thinking == LONG

@@ -1,0 +1,72 @@
+"""The interface does not slow down while a very long answer streams, seen from the other end of the terminal."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from pathlib import Path
+
+import pytest
+from chat_process import ChatProcess
+
+N_TOKENS = 20_000
+TOKENS_PER_S = 400
+"""twice of what is promised, for half of the wait"""
+KEYS = [chr(0x0431 + i) for i in range(28)]
+"""letters that the answer does not have"""
+
+
+def long_answer() -> str:
+    """Markdown with all that costs: paragraphs, emphasis, lists, code, headings."""
+    rng = random.Random(1)
+    words = ["sea", "light", "*wave*", "`rope`", "keeper", "**storm**", "and", "the", "of", "harbour", "stone", "rain"]
+    parts: list[str] = []
+    n = 0
+    while n < N_TOKENS:
+        kind = rng.random()
+        if kind < 0.7:
+            block = " ".join(rng.choice(words) for _ in range(60))
+        elif kind < 0.8:
+            block = "\n".join(f"- {' '.join(rng.choice(words) for _ in range(8))}" for _ in range(5))
+        elif kind < 0.9:
+            block = "```python\n" + "\n".join(f"x{i} = f({i}, 'rope')" for i in range(12)) + "\n```"
+        else:
+            block = f"## Part {n}"
+        parts.append(block)
+        n += len(block.split()) + 2
+    return "\n\n".join(parts)
+
+
+@pytest.mark.slow
+def test_keys_are_answered_while_20000_tokens_stream(tmp_path: Path) -> None:
+    chat = ChatProcess(tmp_path, script=[long_answer()], tokens_per_s=TOKENS_PER_S)
+    try:
+        chat.wait_for("Ask anything")
+        chat.drain(1.0)
+        chat.write("go\r")
+        chat.drain(3.0)
+        latencies, memory = [], []
+        n_keys = int((N_TOKENS / TOKENS_PER_S - 6) / 0.2)
+        for i in range(n_keys):
+            key = KEYS[i % len(KEYS)]
+            if i and i % len(KEYS) == 0:
+                chat.write("\x15")  # Ctrl+U clears the line
+                chat.drain(0.1)
+            chat.write(key)
+            latencies.append(chat.wait_for(key, 5))
+            chat.drain(0.15)
+            if i % 10 == 0:
+                memory.append(chat.resident_bytes())
+        quarter = len(latencies) // 4
+        p95 = statistics.quantiles(latencies, n=20)[-1] * 1000
+        p95_last = statistics.quantiles(latencies[-quarter:], n=20)[-1] * 1000
+        grown = (memory[-1] - memory[len(memory) // 4]) / 2**20
+        print(
+            f"{len(latencies)} keys: median {statistics.median(latencies) * 1000:.1f} ms, 95 % {p95:.1f} ms, "
+            f"in the last quarter {p95_last:.1f} ms; memory {memory[-1] / 2**20:.0f} MiB, grown by {grown:.1f} MiB"
+        )
+        assert p95 < 50
+        assert p95_last < 50
+        assert grown < 64, "the text itself and its layout, and nothing that piles up"
+    finally:
+        chat.close()
