@@ -28,6 +28,7 @@ from triattn_local.tui.screens.models import ModelsScreen
 from triattn_local.tui.screens.sessions import SessionsScreen
 from triattn_local.tui.screens.settings import SettingsScreen
 from triattn_local.tui.widgets.answer_body import SECTION_CHARS, AnswerBody, Section, sections
+from triattn_local.tui.widgets.code_block import CodeBlock
 from triattn_local.tui.widgets.messages import AnswerMessage, Notice, UserMessage
 from triattn_local.tui.widgets.thinking import Thinking
 
@@ -232,7 +233,7 @@ async def test_thinking_leaves_the_cache_and_the_next_turn_reads_nothing_again(o
         await t.ask("And the sky?")
         assert t.app.session.path[-1].report["n_again"] == 0
         assert t.rt.n_read - n_read < 30
-        assert "again:" not in t.screen_text()
+        assert "read again" not in t.screen_text()
 
 
 async def test_answer_anew_keeps_the_branch_and_draws_otherwise(open_chat: Open) -> None:
@@ -338,7 +339,7 @@ async def test_code_blocks_are_copied_one_by_one(open_chat: Open) -> None:
         assert t.app.clipboard == "ls"
         await t.press("ctrl+y")
         assert t.app.clipboard == "a = 1"
-        t.answers[0].body.code_blocks()[1].focus()
+        t.answers[0].query(CodeBlock)[1].focus()
         await t.press("c")
         assert t.app.clipboard == "ls"
         t.answers[0].focus()
@@ -653,7 +654,7 @@ async def test_an_answer_that_a_crash_cut_off_is_there_and_said(open_chat: Open,
         assert "one two three" in t.screen_text()
         assert "cut off" in t.screen_text()
         await t.ask("Go on")
-        assert "earlier tokens again: no snapshot" in " ".join(t.screen_text().split())
+        assert "earlier tokens read again (no snapshot of this point is kept)" in " ".join(t.screen_text().split())
 
 
 async def test_a_long_session_opens_with_its_end(open_chat: Open, tmp_path: Path) -> None:
@@ -851,6 +852,22 @@ async def test_streaming_cuts_as_opening_does(open_chat: Open) -> None:
         assert body.text == text
         assert [s.text for s in body.query(Section)] == sections(text)
         assert all(section.source == section.text for section in body.query(Section))
+
+
+async def test_what_is_far_out_of_sight_is_folded_and_comes_back(open_chat: Open) -> None:
+    text = "\n\n".join([f"Paragraph {i}. " + "Some words. " * 20 for i in range(200)])
+    ScriptedRuntime.script = [text]
+    async with open_chat(size=(80, 24), batch=512, ctx=16384) as t:
+        await t.ask("Go")
+        parts = list(t.chat.query(Section))
+        await t.until(lambda: parts[0].folded and parts[len(parts) // 2].folded)
+        assert not parts[-1].folded
+        assert len(t.chat.query("*")) < 200
+        height = t.chat.transcript.virtual_size.height
+        t.chat.transcript.scroll_home(animate=False)
+        await t.until(lambda: "Paragraph 0." in t.screen_text() and parts[-1].folded)
+        assert abs(t.chat.transcript.virtual_size.height - height) <= 2
+        assert t.answers[0].body.text == text
 
 
 async def test_widgets_say_what_they_are(open_chat: Open) -> None:

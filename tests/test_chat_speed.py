@@ -51,7 +51,7 @@ def test_keys_are_answered_while_20000_tokens_stream(tmp_path: Path) -> None:
             key = KEYS[i % len(KEYS)]
             if i and i % len(KEYS) == 0:
                 chat.write("\x15")  # Ctrl+U clears the line
-                chat.drain(0.1)
+                chat.wait_for("sk anything")
             chat.write(key)
             latencies.append(chat.wait_for(key, 5))
             chat.drain(0.15)

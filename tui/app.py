@@ -256,11 +256,11 @@ class ChatApp(App[None]):
             self.screen.show(retained, path)
 
     async def action_quit(self) -> None:
-        self.shut_down()
+        self.engine.stop()
         self.exit()
 
     def shut_down(self) -> None:
-        """Stop the work, write what is left, let go of the session. Harmless if done twice."""
+        """Stop the work, write what is left, let go of the session: after the screen has gone."""
         self.job.stop()
         self.engine.close()
         self.shelf.close()

@@ -32,11 +32,11 @@ def run_chat(settings: Settings, start: Start) -> None:
 
 
 def _collect_in_small_steps() -> None:
-    """Look for garbage among the youngest objects only: a full search takes longer than a key may wait.
+    """Look for garbage among young objects only: a search through all takes longer than a key may wait.
 
     A streaming answer makes objects by the hundred thousand, which Python takes for a reason to search through all of
     them. What is left lying is collected between the turns, when nothing moves.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(1000, 100_000, 100_000)
+    gc.set_threshold(1000, 20, 100_000)

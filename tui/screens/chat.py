@@ -230,11 +230,12 @@ class ChatScreen(Screen[None]):
     @on(events.TurnReady)
     async def _turn_ready(self, event: events.TurnReady) -> None:
         ready = event.ready
-        if self._answer is not None:
-            if ready.n_again:
-                self._answer.say(f"read {ready.n_again:,} earlier tokens again: {ready.why}")
-            elif ready.origin in ("memory", "disk"):
-                self._answer.say(f"cache restored from {ready.origin}")
+        notes = [f"cache restored from {ready.origin}"] if ready.origin in ("memory", "disk") else []
+        if ready.n_again:
+            why = f" ({ready.why})" if ready.origin == "nothing" else ""
+            notes.append(f"{ready.n_again:,} earlier tokens read again{why}")
+        if self._answer is not None and notes:
+            self._answer.say(", ".join(notes))
 
     @on(events.Reading)
     def _reading(self, event: events.Reading) -> None:
@@ -262,6 +263,7 @@ class ChatScreen(Screen[None]):
                     parts.append(piece)
                 self._speed = (self._speed[0], self._speed[1] + len(parts))
                 await answer.write(kind, "".join(parts), n_tokens)
+            self.transcript.look_soon()
             if self._ended is not None:
                 await self._end(answer, self._ended)
         finally:
@@ -420,10 +422,10 @@ class ChatScreen(Screen[None]):
 
     def action_copy_code(self) -> None:
         blocks = [
-            block
+            code
             for widget in self.transcript.message_widgets()
             if isinstance(widget, AnswerMessage)
-            for block in widget.body.code_blocks()
+            for code in widget.body.code()
         ]
         if not blocks:
             self.notify("There is no code to copy.")
@@ -431,7 +433,7 @@ class ChatScreen(Screen[None]):
         if self._copied >= len(blocks):
             self._copied = 0
         self._copied += 1
-        self._copy(blocks[-self._copied].code.rstrip("\n"), f"code block {len(blocks) - self._copied + 1}")
+        self._copy(blocks[-self._copied], f"code block {len(blocks) - self._copied + 1}")
 
     async def action_turn(self, step: int) -> None:
         branching = [m for m in self.session.path if len(self.session.siblings(m)) > 1]

@@ -1,7 +1,7 @@
 """The words of an answer: Markdown that streams, in sections.
 
-A terminal lays out all blocks of a Markdown widget whenever one changes, so that a very long answer is cut into
-several of them, where a paragraph ends; only those in sight cost anything.
+Whenever one block changes, all that are there are laid out anew. So a long answer is cut, where paragraphs end, into
+several Markdown widgets, and those far out of sight are folded: their blocks go, their height and their text stay.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from textual.widgets.markdown import MarkdownBlock
 from .code_block import CodeBlock
 
 SECTION_CHARS = 2000
+CODE_TOKENS = ("fence", "code_block")
 
 _BREAK = re.compile(r"\n\n(?=[^\s\-*+>|\d#`~<])")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
@@ -48,6 +49,22 @@ class Section(Markdown):
         super().__init__(markdown or None, parser_factory=parser, open_links=False)
         self.text = markdown
         """what was given, shown or not yet"""
+        self.folded = False
+        self.grows = False
+        """whether more may come"""
+
+    async def fold(self) -> None:
+        """Give up the blocks, keep the place."""
+        if not self.folded and not self.grows and self.size.height:
+            self.folded = True
+            self.styles.height = self.size.height
+            await self.query_children(MarkdownBlock).remove()
+
+    async def unfold(self) -> None:
+        if self.folded:
+            self.folded = False
+            await self.update(self.text)
+            self.styles.height = "auto"
 
 
 def sections(text: str) -> list[str]:
@@ -100,22 +117,30 @@ class AnswerBody(Vertical):
         """Add to the end; back when it is laid out."""
         last = self._sections[-1]
         shown = len(last.text)
+        last.grows = True
         # what is shown has no place to cut in it: the first part only grows
         last.text, *more = sections(last.text + piece)
         if last.text[shown:]:
             await last.append(last.text[shown:])
         for part in more:
+            self._sections[-1].grows = False
             section = Section()
+            section.grows = True
             self._sections.append(section)
             await self.mount(section)
             section.text = part
             await section.append(part)
 
-    def code_blocks(self) -> list[CodeBlock]:
-        return list(self.query(CodeBlock))
+    def end(self) -> None:
+        """No more comes."""
+        self._sections[-1].grows = False
+
+    def code(self) -> list[str]:
+        """The blocks of code, as they were written."""
+        return [token.content.rstrip("\n") for token in parser().parse(self.text) if token.type in CODE_TOKENS]
 
     def mark_forgotten(self, is_forgotten: Callable[[int, int], bool]) -> None:
-        """Dim the blocks of whose UTF-8 bytes [begin, end) nothing is kept."""
+        """Dim the blocks in sight of whose UTF-8 bytes [begin, end) nothing is kept."""
         base = 0
         for section in self._sections:
             starts = [0, *accumulate(len(line.encode()) for line in section.text.splitlines(keepends=True))]

@@ -167,6 +167,7 @@ class AnswerMessage(MessageWidget):
     def end(self, message: Message) -> None:
         """The answer is whole, or ended otherwise."""
         self.message = message
+        self.body.end()
         report = message.report
         if self.thinking.streams:
             self.thinking.end(self.thinking.n_tokens, float(report.get("thinking_s", 0.0)))

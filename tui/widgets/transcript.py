@@ -11,6 +11,7 @@ from textual.widgets import Static
 from triattn_local.conversation import Retained
 from triattn_local.sessions import Message
 
+from .answer_body import Section
 from .messages import AnswerMessage, MessageWidget, Notice, UserMessage
 
 SHOWN_CHARS = 24_000
@@ -45,6 +46,8 @@ class Transcript(VerticalScroll, can_focus=False):
         self._path: Sequence[Message] = ()
         self._alternatives: Callable[[Message], Sequence[Message]] = lambda message: [message]
         self._n_hidden = 0
+        self._looks_soon = False
+        self._retained: Retained | None = None
 
     def compose(self) -> ComposeResult:
         return
@@ -77,6 +80,7 @@ class Transcript(VerticalScroll, can_focus=False):
             if empty and not path:
                 await self.mount(Static(empty, classes="empty", markup=False))
         self.anchor()
+        self.look_soon()
 
     def _earlier_text(self) -> str:
         n = self._n_hidden
@@ -98,6 +102,30 @@ class Transcript(VerticalScroll, can_focus=False):
     async def on_click(self) -> None:
         if any(line.is_mouse_over for line in self.query(Earlier)):
             await self.show_earlier()
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        self.look_soon()
+
+    def look_soon(self) -> None:
+        """Something moved: what came into sight is laid out, what went far out of it is folded."""
+        if not self._looks_soon and self.is_mounted:
+            self._looks_soon = True
+            self.set_timer(0.1, self._look)
+
+    async def _look(self) -> None:
+        self._looks_soon = False
+        view = self.region
+        came = False
+        for section in self.query(Section):
+            region = section.region
+            if region.bottom > view.y - view.height and region.y < view.bottom + view.height:
+                came = came or section.folded
+                await section.unfold()
+            else:
+                await section.fold()
+        if came and self._retained is not None:
+            self.mark_forgotten(self._retained)
 
     def _widget(self, message: Message) -> MessageWidget:
         others = [other.id for other in self._alternatives(message)] or [message.id]
@@ -132,5 +160,6 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def mark_forgotten(self, retained: Retained | None) -> None:
         """Dim what is in no head's cache any more; None shows all of it plainly."""
+        self._retained = retained
         for widget in self.message_widgets():
             widget.mark_forgotten(retained)
