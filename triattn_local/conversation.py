@@ -138,8 +138,7 @@ class Conversation:
     def __init__(self, rt: Runtime, shelf: Shelf) -> None:
         self.rt = rt
         self.shelf = shelf
-        template = rt.llama.metadata.get("tokenizer.chat_template")
-        self.marks = marks_of(template)
+        self.marks = marks_of(rt.vocabulary.chat_template)
         self._marked: dict[int, str] = {}
         self._pieces_of: dict[int, bytes] = {}
 

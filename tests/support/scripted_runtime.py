@@ -47,7 +47,7 @@ class ScriptedRuntime:
 
     def __init__(self, path: Path, config: RuntimeConfig, eviction: EvictionConfig | None) -> None:
         self.path, self.config, self.eviction = path, config, eviction
-        self.llama = SimpleNamespace(metadata={"tokenizer.chat_template": TEMPLATE, "general.name": "Scripted"})
+        self.vocabulary = SimpleNamespace(chat_template=TEMPLATE)
         self.n_read = 0
         self.n_answers = 0
         self.n_restored = 0

@@ -1,0 +1,95 @@
+"""The main path of the chat on a real model: first answer past the cache, going back, resuming."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from texts import prose
+from textual.pilot import Pilot
+
+from triattn_local.sessions import Attachment
+from triattn_local.settings import Settings
+from triattn_local.tui.app import ChatApp, Start
+from triattn_local.tui.widgets.messages import AnswerMessage
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
+
+
+async def until(pilot: Pilot[None], what: Callable[[], Any], timeout_s: float = 120) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < end_s, "took too long"
+        await pilot.pause(0.05)
+
+
+async def settled(pilot: Pilot[None], app: ChatApp) -> None:
+    await until(pilot, lambda: not app.chat.busy)
+    idle = threading.Event()
+    app.engine._submit(idle.set)
+    await until(pilot, idle.is_set)
+    await pilot.pause()
+
+
+def settings() -> Settings:
+    return Settings.load({"budget": 512, "batch": 128, "max_tokens": 24, "temp": 0.7, "repeat_penalty": 1.1})
+
+
+async def test_past_the_cache_back_and_resumed(
+    smollm2_triattn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIATTN_SESSIONS", str(tmp_path / "sessions"))
+    app = ChatApp(settings(), Start(smollm2_triattn))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await until(pilot, lambda: not app.loading)
+        app.chat._set_files([Attachment("report.txt", prose(900))])
+        app.chat.prompt.insert("What is this about?")
+        await pilot.press("enter")
+        await settled(pilot, app)
+        stats = app.chat.status.stats
+        assert stats is not None
+        assert stats.n_evictions >= 3
+        assert stats.n_past > 1000 > stats.n_cells_used
+        first = app.session.path[-1]
+        assert first.content
+        retained = app.chat._retained
+        assert retained is not None
+        assert retained.share.shape == (30, stats.n_past)
+        assert 0.3 < float(retained.share.mean()) < 0.8
+        assert retained.spans[first.id].first > 1000
+
+        await pilot.press("ctrl+r")
+        await settled(pilot, app)
+        again = app.session.path[-1]
+        assert again.content != first.content, "another seed"
+        assert again.report["n_prompt"] - again.report["n_cached"] == 1, "from the snapshot in memory"
+
+        app.chat.prompt.insert("Go on.")
+        await pilot.press("enter")
+        await settled(pilot, app)
+        report = app.session.path[-1].report
+        assert report["n_again"] == 0
+        assert report["n_prompt"] - report["n_cached"] < 30
+        contents = [message.content for message in app.session.path]
+        app.exit()
+    app.shut_down()
+
+    app = ChatApp(settings(), Start(newest=True))
+    try:
+        async with app.run_test(size=(120, 40)) as pilot:
+            await until(pilot, lambda: not app.loading and app.model is not None)
+            assert app.model == smollm2_triattn, "the session knows its model"
+            assert [message.content for message in app.session.path] == contents
+            app.chat.prompt.insert("And then?")
+            await pilot.press("enter")
+            await settled(pilot, app)
+            report = app.session.path[-1].report
+            assert report["n_again"] == 0
+            assert report["n_prompt"] - report["n_cached"] < 30
+            assert "restored from disk" in list(app.chat.query(AnswerMessage))[-1].note
+    finally:
+        app.shut_down()
