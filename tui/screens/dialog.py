@@ -25,10 +25,10 @@ class Dialog(ModalScreen[Result]):
         }
         & .hint { color: $foreground 55%; height: auto; }
         & .problem { color: $error; height: auto; }
-        & Input { border: round $panel-lighten-2; background: $background; height: 3; }
+        & Input { border: round $foreground 18%; background: $background; height: 3; }
         & Input:focus { border: round $primary; }
         & OptionList { border: none; background: $background; padding: 0; scrollbar-size-vertical: 1; }
-        & OptionList:focus { border: none; }
+        & OptionList:focus { border: none; background-tint: $foreground 0%; }
     }
     """
 

@@ -43,12 +43,12 @@ class SettingsScreen(Dialog[None]):
     DEFAULT_CSS = """
     SettingsScreen {
         & > .box { height: auto; max-height: 100%; }
-        & TextArea { height: 5; border: round $panel-lighten-2; background: $background; }
+        & TextArea { height: 5; border: round $foreground 18%; background: $background; }
         & TextArea:focus { border: round $primary; }
         & .row { height: 1; margin: 0; }
         & .row > .label { width: 18; color: $foreground 75%; }
         & .row > Input { width: 16; height: 1; border: none; background: $panel; padding: 0 1; }
-        & .row > Input:focus { background: $panel-lighten-2; border: none; }
+        & .row > Input:focus { background: $primary 25%; border: none; }
         & .row > .hint { width: 1fr; padding: 0 0 0 2; }
         & .title { color: $primary; margin: 1 0 0 0; height: 1; }
         & .title:first-child { margin: 0; }

@@ -14,7 +14,7 @@ class CodeBlock(MarkdownFence, can_focus=True):
 
     DEFAULT_CSS = """
     CodeBlock {
-        border: round $panel-lighten-2;
+        border: round $foreground 18%;
         border-title-color: $foreground 50%;
         border-subtitle-color: $foreground 40%;
         background: $surface;

@@ -23,7 +23,7 @@ class Prompt(TextArea):
         height: auto;
         min-height: 3;
         max-height: 12;
-        border: round $panel-lighten-2;
+        border: round $foreground 18%;
         background: $background;
         padding: 0 1;
         border-title-color: $foreground 60%;

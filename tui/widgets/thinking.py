@@ -25,7 +25,7 @@ class Thinking(Vertical):
         & > .head:hover { color: $foreground; }
         & > .tail { color: $foreground 45%; height: auto; max-height: 6; padding: 0 2 0 4; }
         & > Markdown {
-            color: $foreground 60%; padding: 0 2 0 2; margin: 0 0 0 2; border-left: solid $panel-lighten-2;
+            color: $foreground 60%; padding: 0 2 0 2; margin: 0 0 0 2; border-left: solid $foreground 18%;
         }
     }
     """
