@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from gguf_files import write_model
+from machine import slowness
 from scripted_runtime import ScriptedRuntime
 from textual.pilot import Pilot
 from textual.widgets import Input, Markdown, OptionList, Static, TextArea
@@ -46,7 +47,7 @@ class Driver:
         self.app, self.pilot = app, pilot
         self.chat = app.chat
 
-    async def until(self, what: Callable[[], Any], timeout_s: float = 10.0) -> None:
+    async def until(self, what: Callable[[], Any], timeout_s: float = 60.0) -> None:
         """Wait for something to be true."""
         end_s = time.monotonic() + timeout_s
         while not what():
@@ -171,7 +172,7 @@ async def test_stop_keeps_what_there_is_and_frees_the_engine_at_once(open_chat: 
         await t.pilot.press("escape")
         while not t.rt.finished.is_set():
             await asyncio.sleep(0.002)
-        assert time.perf_counter() - start_s < 0.2
+        assert time.perf_counter() - start_s < 0.2 * slowness()
         await t.settled()
         message = t.app.session.path[-1]
         assert message.state == "stopped"
@@ -194,7 +195,7 @@ async def test_stop_in_the_prompt(open_chat: Open) -> None:
         await t.pilot.press("escape")
         while not t.rt.finished.is_set():
             await asyncio.sleep(0.002)
-        assert time.perf_counter() - start_s < 0.2
+        assert time.perf_counter() - start_s < 0.2 * slowness()
         await t.settled()
         assert t.rt.n_read < 1900
         assert t.app.session.path[-1].state == "stopped"

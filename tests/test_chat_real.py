@@ -20,7 +20,7 @@ from triattn_local.tui.widgets.messages import AnswerMessage
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
 
 
-async def until(pilot: Pilot[None], what: Callable[[], Any], timeout_s: float = 120) -> None:
+async def until(pilot: Pilot[None], what: Callable[[], Any], timeout_s: float = 400) -> None:
     end_s = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < end_s, "took too long"

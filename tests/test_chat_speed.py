@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from chat_process import ChatProcess
+from machine import slowness
 
 N_TOKENS = 20_000
 TOKENS_PER_S = 400
@@ -53,7 +54,7 @@ def test_keys_are_answered_while_20000_tokens_stream(tmp_path: Path) -> None:
                 chat.write("\x15")  # Ctrl+U clears the line
                 chat.wait_for("sk anything")
             chat.write(key)
-            latencies.append(chat.wait_for(key, 5))
+            latencies.append(chat.wait_for(key))
             chat.drain(0.15)
             if i % 10 == 0:
                 memory.append(chat.resident_bytes())
@@ -65,8 +66,8 @@ def test_keys_are_answered_while_20000_tokens_stream(tmp_path: Path) -> None:
             f"{len(latencies)} keys: median {statistics.median(latencies) * 1000:.1f} ms, 95 % {p95:.1f} ms, "
             f"in the last quarter {p95_last:.1f} ms; memory {memory[-1] / 2**20:.0f} MiB, grown by {grown:.1f} MiB"
         )
-        assert p95 < 50
-        assert p95_last < 50
+        assert p95 < 50 * slowness()
+        assert p95_last < 50 * slowness()
         assert grown < 64, "the text itself and its layout, and nothing that piles up"
     finally:
         chat.close()

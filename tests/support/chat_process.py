@@ -61,7 +61,7 @@ class ChatProcess:
         self.seen = (self.seen + data)[-1_000_000:]
         return data
 
-    def wait_for(self, words: str, timeout_s: float = 30) -> float:
+    def wait_for(self, words: str, timeout_s: float = 90) -> float:
         """Until the bytes come; returns the seconds."""
         start_s = time.perf_counter()
         wanted, tail = words.encode(), b""

@@ -59,6 +59,8 @@ class Section(Markdown):
             self.folded = True
             self.styles.height = self.size.height
             await self.query_children(MarkdownBlock).remove()
+            # Textual remembers the last few layouts, and with them the blocks that were in them
+            self._clear_arrangement_cache()
 
     async def unfold(self) -> None:
         if self.folded:
