@@ -718,9 +718,9 @@ async def test_convert_in_the_app_and_stop_it(open_chat: Open, tmp_path: Path, m
 
     source = write_model(tmp_path / "models" / "plain.gguf")
 
-    def convert(model: Path, out: Path, *, n_tokens: int, progress: Any) -> Any:
+    def convert(model: Path, out: Path, *, n_tokens: int, resume: bool, progress: Any) -> Any:
         for i in range(10_000):
-            progress("measuring", i, 10_000)
+            progress("measuring", i, 10_000, "tokens")
             time.sleep(0.001)
         raise AssertionError("was not stopped")
 

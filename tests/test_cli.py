@@ -32,7 +32,19 @@ from triattn_local.cli import DEMO_SETTINGS, app, run_app
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
 from triattn_local.stats import TriattnStats
 
-COMMANDS = ("pull", "ls", "convert", "import-stats", "export-stats", "inspect", "run", "chat", "bench", "eval", "doctor")
+COMMANDS = (
+    "pull",
+    "ls",
+    "convert",
+    "import-stats",
+    "export-stats",
+    "inspect",
+    "run",
+    "chat",
+    "bench",
+    "eval",
+    "doctor",
+)
 REPORT_KEYS = {
     "n_prompt",
     "n_generated",

@@ -92,7 +92,8 @@ class Job:
         self._thread = threading.Thread(target=run, name="job", daemon=True)
         self._thread.start()
 
-    def _progress(self, stage: str, done: int, total: int | None) -> None:
+    def _progress(self, stage: str, done: int, total: int | None, unit: str = "") -> None:
+        del unit
         if self._stop.is_set():
             raise _Stopped
         self._post(JobProgress(stage, done, total or 0))
@@ -110,4 +111,4 @@ class Job:
                 "torch is not installed, and a conversion needs it",
                 fix="pip install '.[calib]' in the folder of triattn-local",
             ) from None
-        return convert(path, target, n_tokens=n_tokens or DEFAULT_TOKENS, progress=self._progress).path
+        return convert(path, target, n_tokens=n_tokens or DEFAULT_TOKENS, resume=True, progress=self._progress).path
