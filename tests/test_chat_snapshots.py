@@ -5,6 +5,8 @@ Nothing in them may depend on time or chance, so that the conversation is read f
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,16 +112,21 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ChatAp
     return make
 
 
-async def settle(pilot: Pilot[None]) -> None:
+async def settle(pilot: Pilot[None], *, a_round_came: bool = False) -> None:
     """Loaded, looked at, and nothing blinks."""
     app = pilot.app
     assert isinstance(app, ChatApp)
     while app.loading:
         await pilot.pause(0.02)
+    idle = threading.Event()
+    app.engine._submit(idle.set)
+    while not idle.is_set():
+        await pilot.pause(0.02)
     await pilot.pause(0.3)
     app.chat.prompt.cursor_blink = False
     app.engine.map_wanted = False
     app.chat.panel._round_s = None
+    app.chat.panel._stats = dataclasses.replace(STATS, n_evictions=0) if a_round_came else STATS
     app.chat._looked(events.Looked(STATS, retained(), 820 << 20))
     for widget in app.screen.query("Input, TextArea"):
         widget.cursor_blink = False  # type: ignore[attr-defined]
@@ -128,10 +135,11 @@ async def settle(pilot: Pilot[None]) -> None:
 
 def screen(*keys: str) -> Callable[[Pilot[None]], Any]:
     async def run(pilot: Pilot[None]) -> None:
-        await settle(pilot)
-        await pilot.press(*keys)
-        await pilot.pause(0.3)
-        await settle(pilot)
+        await settle(pilot, a_round_came=not keys)
+        if keys:
+            await pilot.press(*keys)
+            await pilot.pause(0.3)
+            await settle(pilot)
 
     return run
 
