@@ -297,7 +297,7 @@ def test_twelve_turns_beyond_6000_tokens_on_a_real_model(smollm2_triattn: Path, 
         stats = rt.stats()
         assert stats.n_past > 6000
         assert stats.n_cells_used <= 512 + 128
-        assert stats.n_evictions > 30
+        assert stats.n_evictions > 15
 
         # the same question again: nothing but one token is read
         last = talk.path.pop()
