@@ -904,7 +904,7 @@ def evaluate(
             progress=lambda step: stages(step.text, step.n_done, step.n_total),
         )
     rows = summarise(lines)
-    report.write_files(rows, path.stem, " ".join(["triattn-local", *sys.argv[1:]]), folder)
+    report.write_files(rows, path.stem.removesuffix(".triattn"), " ".join(["triattn-local", *sys.argv[1:]]), folder)
     if as_json:
         console.write_json([row.as_dict() for row in rows])
     else:

@@ -27,7 +27,6 @@ class Nll:
         Metric("nll_diff", "nats a token above full attention", "less"),
         Metric("kl", f"KL divergence from full attention, its {N_TOP} likeliest tokens told apart, nats", "less"),
         Metric("top1", "share of tokens where the likeliest next token is full attention's", "more"),
-        Metric("nll", "nats a token", "less"),
     )
     main = "nll_diff"
 
