@@ -46,6 +46,9 @@ def test_every_method_is_a_setting_that_the_engine_takes() -> None:
         assert (eviction is None) == (method.name == "full")
         if eviction is not None:
             assert eviction.budget_tokens == 1000
+            small = method.eviction(base, 64)  # 6 % of a short case
+            assert small is not None
+            assert small.n_keep + small.window < 64
 
 
 def test_texts_are_long_enough_held_out_and_the_same_every_time() -> None:
@@ -251,8 +254,8 @@ def test_bad_grids(smollm2_triattn: Path, tmp_path: Path) -> None:
         runner.run_grid(smollm2_triattn, SMALL, runner.Grid((), (), (1.5,)), tmp_path / "a")
     with pytest.raises(errors.UsageError, match="are needed"):
         runner.run_grid(smollm2_triattn, SMALL, small_grid(tokens=10**6), tmp_path / "b")
-    with pytest.raises(errors.UsageError, match="budget"):
-        runner.run_grid(smollm2_triattn, SMALL, small_grid(tokens=100), tmp_path / "c")
+    with pytest.raises(errors.UsageError, match="window"):
+        runner.run_grid(smollm2_triattn, SMALL, small_grid(tokens=6), tmp_path / "c")
 
 
 @pytest.mark.slow

@@ -26,9 +26,20 @@ class Method:
     """what is done to a fresh context, see ``experiments``"""
 
     def eviction(self, base: EvictionConfig, budget_tokens: int) -> EvictionConfig | None:
+        """Settings for a budget; what is protected takes a quarter of it each where the budget has no room for more.
+
+        Raises
+        ------
+        UsageError
+            A budget of a few tokens.
+        """
         if self.changes is None:
             return None
-        return dataclasses.replace(base, budget_tokens=budget_tokens, **self.changes)
+        changes = {"n_keep": base.n_keep, "window": base.window, **self.changes}
+        if budget_tokens <= changes["n_keep"] + changes["window"]:
+            for name in ("n_keep", "window"):
+                changes[name] = min(changes[name], budget_tokens // 4)
+        return dataclasses.replace(base, budget_tokens=budget_tokens, **changes)
 
 
 FULL = "full"

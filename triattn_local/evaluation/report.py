@@ -60,7 +60,10 @@ def table(rows: Sequence[Row], task: str) -> tuple[tuple[str, ...], list[tuple[s
 def remarks(rows: Sequence[Row]) -> list[str]:
     """What must be known to read the tables: tasks that the model cannot do with all of its cache."""
     res = []
+    usual = max((row.window for row in rows), default=0)
     for row in rows:
+        if row.method == MAIN and row.window < usual:
+            res.append(f"{row.task} at {row.kept:g}: a window of {row.window} tokens, the budget has no room for more.")
         main = next(m for m in TASKS[row.task].metrics if m.name == TASKS[row.task].main)
         if row.method == FULL and main.is_share and row.metrics[main.name].mean < 0.5:
             found = show(main, row.metrics[main.name])

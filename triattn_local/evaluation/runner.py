@@ -38,6 +38,7 @@ class Line:
     """fraction of n_tokens that each head keeps; 1.0 for full attention"""
     n_tokens: int
     budget: int
+    window: int
     n_rounds: int
     n_cells: int
     n_cells_used_max: int
@@ -182,6 +183,7 @@ def _run(model: Model, task: Task, case: Case, method: Method, kept: float, grid
         kept=kept,
         n_tokens=case.n_tokens,
         budget=budget,
+        window=0 if eviction is None else eviction.window,
         n_rounds=n_rounds,
         n_cells=max(stats.n_cells for _, stats in opened),
         n_cells_used_max=max(context.n_cells_used_max for context, _ in opened),

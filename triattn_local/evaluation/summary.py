@@ -44,6 +44,7 @@ class Row:
     method: str
     kept: float
     budget: int
+    window: int
     n_cases: int
     metrics: dict[str, Interval]
     against: Interval | None
@@ -102,6 +103,7 @@ def summarise(lines: Iterable[Line]) -> list[Row]:
                 method=method,
                 kept=kept,
                 budget=round(statistics.fmean(line.budget for line in group)),
+                window=min(line.window for line in group),
                 n_cases=len(group),
                 metrics={
                     metric.name: (share_interval if metric.is_share else mean_interval)(
