@@ -101,10 +101,10 @@ class MemoryPanel(Vertical):
         return lines
 
     def show_speed(self, tokens_per_s: float) -> None:
-        """One more point of the line."""
+        """One more point of the line; 0 while nothing is written."""
         self._speeds.append(tokens_per_s)
         self._sparkline.data = list(self._speeds)
-        self._speed_title.update(f"speed     {tokens_per_s:.1f} tok/s")
+        self._speed_title.update(f"speed     {tokens_per_s:.1f} tok/s" if tokens_per_s else "speed")
 
     def show_retained(self, retained: Retained | None) -> None:
         self.heatmap.share = None if retained is None else retained.share
