@@ -655,7 +655,9 @@ async def test_an_answer_that_a_crash_cut_off_is_there_and_said(open_chat: Open,
         assert "one two three" in t.screen_text()
         assert "cut off" in t.screen_text()
         await t.ask("Go on")
-        assert "earlier tokens read again (no snapshot of this point is kept)" in " ".join(t.screen_text().split())
+        assert "earlier tokens read again (no snapshot of this point is kept)" in " ".join(
+            t.screen_text().replace("│", " ").split()
+        )
 
 
 async def test_a_long_session_opens_with_its_end(open_chat: Open, tmp_path: Path) -> None:
@@ -766,7 +768,7 @@ async def test_pull_errors_are_shown_with_the_next_step(open_chat: Open, monkeyp
 async def test_a_model_that_cannot_be_loaded_is_no_dead_end(open_chat: Open, error: TriattnError, step: str) -> None:
     ScriptedRuntime.load_error = error
     async with open_chat() as t:
-        await t.until(lambda: step in " ".join(t.screen_text().split()))
+        await t.until(lambda: step in " ".join(t.screen_text().replace("│", " ").split()))
         assert error.what[1:] in t.screen_text()
         ScriptedRuntime.load_error = None
         await t.write("kept words")

@@ -302,7 +302,8 @@ def test_twelve_turns_beyond_6000_tokens_on_a_real_model(smollm2_triattn: Path, 
         # the same question again: nothing but one token is read
         last = talk.path.pop()
         talk.answer(sampling=SamplingConfig(temperature=0.7, repeat_penalty=1.1, seed=4), max_tokens=24)
-        assert (talk.ready.origin, talk.n_read) == ("memory", 1)
+        assert talk.ready.origin in ("cache", "memory"), "24 tokens lie within the window: the cache itself may go back"
+        assert talk.n_read == 1
         talk.path.pop()
 
         # as if the answer had begun with thinking: only the answer is read again
