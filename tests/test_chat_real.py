@@ -27,7 +27,11 @@ async def until(pilot: Pilot[None], what: Callable[[], Any], timeout_s: float = 
         await pilot.pause(0.05)
 
 
-async def settled(pilot: Pilot[None], app: ChatApp) -> None:
+async def answered(pilot: Pilot[None], app: ChatApp, key: str) -> None:
+    """A key that asks for an answer, up to where nothing is going on any more."""
+    await pilot.pause()
+    await pilot.press(key)
+    await until(pilot, lambda: app.chat.busy, 30)
     await until(pilot, lambda: not app.chat.busy)
     idle = threading.Event()
     app.engine._submit(idle.set)
@@ -45,11 +49,10 @@ async def test_past_the_cache_back_and_resumed(
     monkeypatch.setenv("TRIATTN_SESSIONS", str(tmp_path / "sessions"))
     app = ChatApp(settings(), Start(smollm2_triattn))
     async with app.run_test(size=(120, 40)) as pilot:
-        await until(pilot, lambda: not app.loading)
+        await until(pilot, lambda: not app.loading and app.model is not None)
         app.chat._set_files([Attachment("report.txt", prose(900))])
         app.chat.prompt.insert("What is this about?")
-        await pilot.press("enter")
-        await settled(pilot, app)
+        await answered(pilot, app, "enter")
         stats = app.chat.status.stats
         assert stats is not None
         assert stats.n_evictions >= 3
@@ -62,15 +65,13 @@ async def test_past_the_cache_back_and_resumed(
         assert 0.3 < float(retained.share.mean()) < 0.8
         assert retained.spans[first.id].first > 1000
 
-        await pilot.press("ctrl+r")
-        await settled(pilot, app)
+        await answered(pilot, app, "ctrl+r")
         again = app.session.path[-1]
         assert again.content != first.content, "another seed"
         assert again.report["n_prompt"] - again.report["n_cached"] == 1, "from the snapshot in memory"
 
         app.chat.prompt.insert("Go on.")
-        await pilot.press("enter")
-        await settled(pilot, app)
+        await answered(pilot, app, "enter")
         report = app.session.path[-1].report
         assert report["n_again"] == 0
         assert report["n_prompt"] - report["n_cached"] < 30
@@ -85,8 +86,7 @@ async def test_past_the_cache_back_and_resumed(
             assert app.model == smollm2_triattn, "the session knows its model"
             assert [message.content for message in app.session.path] == contents
             app.chat.prompt.insert("And then?")
-            await pilot.press("enter")
-            await settled(pilot, app)
+            await answered(pilot, app, "enter")
             report = app.session.path[-1].report
             assert report["n_again"] == 0
             assert report["n_prompt"] - report["n_cached"] < 30
