@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from triattn_local.atomic import atomic_write
+from triattn_local.atomic import write_whole
 from triattn_local.errors import BackendMissingError
 
 from .methods import FULL
@@ -79,7 +79,7 @@ def figure(rows: Sequence[Row], task: str, title: str) -> Any:
 def write_png(rows: Sequence[Row], task: str, title: str, path: Path) -> None:
     buffer = io.BytesIO()
     figure(rows, task, title).savefig(buffer, format="png")
-    _write(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def write_html(rows: Sequence[Row], title: str, command: str, path: Path) -> None:
@@ -99,12 +99,7 @@ def write_html(rows: Sequence[Row], title: str, command: str, path: Path) -> Non
         )
     parts += [f"<p class=note>{html.escape(remark)}</p>" for remark in remarks(rows)]
     page = _PAGE.format(title=html.escape(title), command=html.escape(command), body="\n".join(parts))
-    _write(path, page.encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    with atomic_write(path, len(data)) as file:
-        file.write(data)
+    write_whole(path, page.encode())
 
 
 _PAGE = """<!doctype html>

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from triattn_local.atomic import atomic_write
+from triattn_local.atomic import write_whole
 
 from .methods import FULL
 from .summary import MAIN, Interval, Row
@@ -96,9 +96,7 @@ def markdown(rows: Sequence[Row], title: str, command: str) -> str:
 
 def write_files(rows: Sequence[Row], title: str, command: str, folder: Path) -> None:
     """report.md, and with matplotlib report.html and a PNG for each task."""
-    text = markdown(rows, title, command).encode()
-    with atomic_write(folder / "report.md", len(text)) as file:
-        file.write(text)
+    write_whole(folder / "report.md", markdown(rows, title, command).encode())
     if importlib.util.find_spec("matplotlib") is None:
         return
     from .plots import write_html, write_png

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from triattn_local import __version__, native
-from triattn_local.atomic import atomic_write
+from triattn_local.atomic import write_whole
 from triattn_local.config import EvictionConfig, RuntimeConfig
 from triattn_local.contexts import Context, Model
 from triattn_local.errors import TriattnError, UsageError
@@ -128,9 +128,10 @@ def _steps(model: Model, grid: Grid) -> Iterator[tuple[Task, Case, Method, float
 
 
 class _Watched(Context):
-    """A context that notes how many cells it ever used."""
+    """A context that notes how many cells it ever used, and what it had done when it was closed."""
 
     n_cells_used_max = 0
+    done: native.EngineStats
 
     def decode(self, tokens: Sequence[int], n_logits: int = 0) -> Any:
         logits = super().decode(tokens, n_logits)
@@ -138,19 +139,19 @@ class _Watched(Context):
             self.n_cells_used_max = max(self.n_cells_used_max, self.stats().n_cells_used)
         return logits
 
+    def close(self) -> None:
+        self.done = self.stats()
+        super().close()
+
 
 def _run(model: Model, task: Task, case: Case, method: Method, kept: float, grid: Grid, out: Path) -> Line:
     budget = 0 if method.name == FULL else round(kept * case.n_tokens)
     eviction = method.eviction(grid.eviction, budget)
-    opened: list[tuple[_Watched, native.EngineStats]] = []
-
-    class Counted(_Watched):
-        def close(self) -> None:
-            opened.append((self, self.stats()))
-            super().close()
+    opened: list[_Watched] = []
 
     def open_context(n_tokens: int) -> Context:
-        context = Counted(model, eviction, n_tokens + 1)
+        context = _Watched(model, eviction, n_tokens + 1)
+        opened.append(context)
         if method.attach is not None:
             method.attach(context)
         return context
@@ -169,8 +170,8 @@ def _run(model: Model, task: Task, case: Case, method: Method, kept: float, grid
     elapsed_s = time.perf_counter() - start_s
     if method.name == FULL and partial.exists():
         partial.replace(reference)
-    n_rounds = sum(stats.n_rounds for _, stats in opened)
-    n_seen = max(context.n_past for context, _ in opened)
+    n_rounds = sum(context.done.n_rounds for context in opened)
+    n_seen = max(context.n_past for context in opened)
     if eviction is not None and n_rounds == 0 and n_seen > budget + eviction.window + model.config.n_batch:
         raise TriattnError(
             f"{method.name} with a budget of {budget} forgot nothing in {n_seen} tokens",
@@ -185,9 +186,9 @@ def _run(model: Model, task: Task, case: Case, method: Method, kept: float, grid
         budget=budget,
         window=0 if eviction is None else eviction.window,
         n_rounds=n_rounds,
-        n_cells=max(stats.n_cells for _, stats in opened),
-        n_cells_used_max=max(context.n_cells_used_max for context, _ in opened),
-        kv_bytes=max(stats.kv_bytes + stats.kv_bytes_other for _, stats in opened),
+        n_cells=max(context.done.n_cells for context in opened),
+        n_cells_used_max=max(context.n_cells_used_max for context in opened),
+        kv_bytes=max(context.done.kv_bytes + context.done.kv_bytes_other for context in opened),
         elapsed_s=round(elapsed_s, 2),
         metrics=dict(metrics),
         axis=case.axis,
@@ -222,9 +223,7 @@ def _check_folder(out: Path, path: Path, model: Model, config: RuntimeConfig, gr
     file = out / "settings.json"
     out.mkdir(parents=True, exist_ok=True)
     if not file.exists():
-        text = json.dumps(settings, indent=2).encode() + b"\n"
-        with atomic_write(file, len(text)) as stream:
-            stream.write(text)
+        write_whole(file, json.dumps(settings, indent=2).encode() + b"\n")
         return
     before = read_settings(out)
     for name, value in settings.items():

@@ -14,7 +14,7 @@ from textual.containers import Vertical
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from triattn_local.atomic import atomic_write
+from triattn_local.atomic import write_whole
 from triattn_local.errors import TriattnError
 from triattn_local.sessions import Hit, Session, import_file, to_json, to_markdown
 
@@ -174,8 +174,7 @@ class SessionsScreen(Dialog[None]):
                 messages = self.app.store.messages(session.id)
                 current = self.app.store.get(session.id)
                 data = (to_json if kind == "json" else to_markdown)(current, messages).encode()
-                with atomic_write(path, len(data)) as file:
-                    file.write(data)
+                write_whole(path, data)
             except TriattnError as error:
                 self._problem(error)
                 return
