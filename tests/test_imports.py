@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("stats",),
     ("metadata", "scoring"),
     ("evidence", "native"),
-    ("devices", "sampling", "snapshot", "thinking", "vocabulary"),
+    ("devices", "geometry", "sampling", "snapshot", "thinking", "vocabulary"),
     ("runtime",),
     ("contexts",),
     (
@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "settings",
         "store",
     ),
-    ("conversation",),
+    ("conversation", "planning"),
     ("doctor", "report", "tui"),
     ("cli",),
 )
@@ -49,7 +49,17 @@ ALLOWED = {
     "typer": {"cli"},
     "rich": {"cli", "console", "tui"},
     "huggingface_hub": {"store"},
-    "llama_cpp": {"calib_tools", "contexts", "doctor", "evaluation", "native", "runtime", "sampling", "vocabulary"},
+    "llama_cpp": {
+        "calib_tools",
+        "contexts",
+        "doctor",
+        "evaluation",
+        "native",
+        "planning",
+        "runtime",
+        "sampling",
+        "vocabulary",
+    },
     "matplotlib": {"evaluation", "report"},
     "transformers": set(),
 }

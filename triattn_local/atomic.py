@@ -21,18 +21,22 @@ from typing import BinaryIO
 
 from .errors import DoesNotFitError, UsageError
 
+_MAKE_ROOM = "make room or write to another disk; statistics alone need little (convert --sidecar)"
+
 _CREATING_S = 1.0
 """a file without a lock that is older than this has lost its writer"""
 
 
 @contextlib.contextmanager
-def atomic_write(dst: Path, n_bytes: int) -> Iterator[BinaryIO]:
+def atomic_write(dst: Path, n_bytes: int, *, fix: str = _MAKE_ROOM) -> Iterator[BinaryIO]:
     """A file that takes the name ``dst`` only when it is whole and on the disk, and else leaves no trace.
 
     Parameters
     ----------
     n_bytes : int
         What is going to be written; checked against the free disk first.
+    fix : str
+        What else can be done when the disk is too small.
 
     Raises
     ------
@@ -42,7 +46,7 @@ def atomic_write(dst: Path, n_bytes: int) -> Iterator[BinaryIO]:
         The name is a folder, or cannot be written to.
     """
     _clear_leftovers(dst)
-    check_writable(dst, n_bytes)
+    check_writable(dst, n_bytes, fix=fix)
     temporary = dst.parent / f".{dst.name}.{secrets.token_hex(4)}.tmp"
     try:
         try:
@@ -59,7 +63,7 @@ def atomic_write(dst: Path, n_bytes: int) -> Iterator[BinaryIO]:
         sync_folder(dst.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _disk_full(dst, n_bytes, None) from None
+            raise _disk_full(dst, n_bytes, None, fix) from None
         raise _not_writable(dst, error) from None
 
 
@@ -69,7 +73,7 @@ def write_whole(dst: Path, data: bytes) -> None:
         out.write(data)
 
 
-def check_writable(dst: Path, n_bytes: int) -> None:
+def check_writable(dst: Path, n_bytes: int, *, fix: str = _MAKE_ROOM) -> None:
     """Check what can be known before ``atomic_write`` about a name and the disk behind it.
 
     For work that takes long and writes at its end.
@@ -88,7 +92,7 @@ def check_writable(dst: Path, n_bytes: int) -> None:
     except OSError as error:
         raise _not_writable(dst, error) from None
     if n_free < n_bytes:
-        raise _disk_full(dst, n_bytes, n_free)
+        raise _disk_full(dst, n_bytes, n_free, fix)
 
 
 def _lock(file: BinaryIO) -> bool:
@@ -125,10 +129,10 @@ def _not_writable(dst: Path, error: OSError) -> UsageError:
     )
 
 
-def _disk_full(dst: Path, n_bytes: int, n_free: int | None) -> DoesNotFitError:
+def _disk_full(dst: Path, n_bytes: int, n_free: int | None, fix: str) -> DoesNotFitError:
     free = "the disk is full" if n_free is None else f"the disk has {n_free / 2**20:.1f} MiB free"
     return DoesNotFitError(
         f"needs {n_bytes / 2**20:.1f} MiB, {free}",
         where=str(dst),
-        fix="make room or write to another disk; statistics alone need little (convert --sidecar)",
+        fix=fix,
     )

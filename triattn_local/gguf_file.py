@@ -130,6 +130,12 @@ class GgufFile:
     def __contains__(self, key: str) -> bool:
         return key in self.pairs
 
+    @property
+    def data_end(self) -> int:
+        """Bytes that the file has when all of its tensors are there."""
+        ends = [self.data_start + tensor.offset + (tensor.n_bytes or 0) for tensor in self.tensors]
+        return max(ends, default=self.infos_end)
+
     def text(self, key: str, default: str | None = None) -> str | None:
         """String value of a key, or the default if the file does not have it."""
         pair = self._pair(key, frozenset((ValueType.STRING,)), "a string")
@@ -190,7 +196,31 @@ def read_gguf(path: Path | str) -> GgufFile:
     """
     path = Path(path)
     with _mapped(path) as data:
-        return _parse(path, data)
+        return _parse(path, data, len(data), needs_data=True)
+
+
+def read_head(path: Path | str) -> GgufFile:
+    """``read_gguf`` of a file that may end anywhere behind its tensor infos, as a header alone does."""
+    path = Path(path)
+    with _mapped(path) as data:
+        return _parse(path, data, len(data), needs_data=False)
+
+
+def parse_head(path: Path, data: bytes, file_size: int) -> GgufFile:
+    """``read_head`` of the first bytes of a file that is elsewhere, and has ``file_size`` bytes there.
+
+    Raises
+    ------
+    HeadCutError
+        The header is longer than these bytes.
+    ModelNotFoundError
+        As ``read_gguf``.
+    """
+    return _parse(path, data, file_size, needs_data=True)
+
+
+class HeadCutError(ModelNotFoundError):
+    """The bytes end inside the header."""
 
 
 def _broken(path: Path, what: str) -> ModelNotFoundError:
@@ -222,7 +252,7 @@ class _TruncatedError(Exception):
 class _Cursor:
     """Reads forward through the mapped file, and never past its end."""
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap | bytes) -> None:
         self.data = data
         self.pos = 0
         self.size = len(data)
@@ -262,7 +292,7 @@ class _Cursor:
         self.pos = pos
 
 
-def _parse(path: Path, data: mmap.mmap) -> GgufFile:
+def _parse(path: Path, data: mmap.mmap | bytes, file_size: int, *, needs_data: bool) -> GgufFile:
     if data[:4] != MAGIC:
         raise ModelNotFoundError("is not a GGUF file", where=str(path), fix="give a model in GGUF format")
     cursor = _Cursor(data)
@@ -276,8 +306,8 @@ def _parse(path: Path, data: mmap.mmap) -> GgufFile:
                 f"has GGUF version {version}", where=str(path), fix="fetch or convert it as GGUF version 3"
             )
         # a count that cannot be true would make us loop for hours, not merely fail
-        if n_pairs * _MIN_PAIR + n_tensors * _MIN_TENSOR > cursor.left():
-            raise _broken(path, f"{n_pairs} keys and {n_tensors} tensors do not fit into {cursor.size} bytes")
+        if n_pairs * _MIN_PAIR + n_tensors * _MIN_TENSOR > file_size - cursor.pos:
+            raise _broken(path, f"{n_pairs} keys and {n_tensors} tensors do not fit into {file_size} bytes")
 
         pairs: dict[str, Pair] = {}
         for i in range(n_pairs):
@@ -293,15 +323,16 @@ def _parse(path: Path, data: mmap.mmap) -> GgufFile:
             what = f"tensor info {i + 1} of {n_tensors}"
             tensors.append(_read_tensor_info(path, cursor))
     except _TruncatedError:
-        raise _broken(path, f"ends inside {what}, at byte {cursor.size}") from None
+        cut = _broken(path, f"ends inside {what}, at byte {cursor.size}")
+        raise HeadCutError(cut.what, where=cut.where, fix=cut.fix) from None
 
     infos_end = cursor.pos
-    header = GgufFile(path, version, pairs, (), infos_start, infos_end, 0, cursor.size, 0, data[:infos_end])
+    header = GgufFile(path, version, pairs, (), infos_start, infos_end, 0, file_size, 0, data[:infos_end])
     alignment = header.integer("general.alignment", DEFAULT_ALIGNMENT)
     if alignment is None or alignment <= 0 or alignment & (alignment - 1):
         raise _broken(path, f"general.alignment is {alignment}, not a power of two")
     data_start = infos_end + (-infos_end) % alignment
-    _check_tensors(path, tensors, data_start, cursor.size, alignment)
+    _check_tensors(path, tensors, data_start, file_size if needs_data else None, alignment)
     return GgufFile(
         path,
         version,
@@ -310,7 +341,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufFile:
         infos_start,
         infos_end,
         data_start,
-        cursor.size,
+        file_size,
         alignment,
         header.head,
     )
@@ -362,7 +393,9 @@ def _tensor_bytes(shape: tuple[int, ...], ggml_type: int) -> int | None:
     return math.prod(shape) // int(n_block) * int(n_bytes)
 
 
-def _check_tensors(path: Path, tensors: list[TensorInfo], data_start: int, file_size: int, alignment: int) -> None:
+def _check_tensors(
+    path: Path, tensors: list[TensorInfo], data_start: int, file_size: int | None, alignment: int
+) -> None:
     seen: set[bytes] = set()
     for tensor in tensors:
         name = tensor.name.decode("utf-8", errors="replace")
@@ -372,5 +405,5 @@ def _check_tensors(path: Path, tensors: list[TensorInfo], data_start: int, file_
         if tensor.offset % alignment:
             raise _broken(path, f"tensor {name} begins at {tensor.offset}, not a multiple of {alignment}")
         end = data_start + tensor.offset + (tensor.n_bytes or 0)
-        if end > file_size:
+        if file_size is not None and end > file_size:
             raise _broken(path, f"is truncated: tensor {name} should end at byte {end}, the file ends at {file_size}")

@@ -263,23 +263,27 @@ def _rows(file: GgufFile, key: str, head_dim: int) -> npt.NDArray[np.float32]:
     return flat.reshape(-1, head_dim)
 
 
+def stats_values(stats: TriattnStats) -> Iterator[tuple[str, ValueType, int | str | npt.NDArray[np.generic]]]:
+    """(key, type, value) of each of our keys, for whoever writes a file of his own; an array's type is its items'."""
+    yield KEY_VERSION, ValueType.UINT32, stats.version
+    yield KEY_N_TOKENS, ValueType.UINT32, stats.n_tokens
+    yield KEY_CORPUS, ValueType.STRING, stats.corpus
+    yield KEY_TOOL, ValueType.STRING, stats.tool
+    yield KEY_MODEL, ValueType.STRING, stats.model
+    yield KEY_LAYERS, ValueType.INT32, np.array(stats.layers, dtype="<i4")
+    for i, il in enumerate(stats.layers):
+        yield KEY_Q_MEAN.format(il=il), ValueType.FLOAT32, stats.q_mean[i].astype("<f4")
+        yield KEY_Q_ABS.format(il=il), ValueType.FLOAT32, stats.q_abs[i].astype("<f4")
+        if stats.k_mean:
+            yield KEY_K_MEAN.format(il=il), ValueType.FLOAT32, stats.k_mean[i].astype("<f4")
+
+
 def _encode(stats: TriattnStats) -> list[bytes]:
     """One pair of raw bytes for each of our keys."""
-    pairs = [
-        _pair(KEY_VERSION, ValueType.UINT32, stats.version),
-        _pair(KEY_N_TOKENS, ValueType.UINT32, stats.n_tokens),
-        _pair(KEY_CORPUS, ValueType.STRING, stats.corpus),
-        _pair(KEY_TOOL, ValueType.STRING, stats.tool),
-        _pair(KEY_MODEL, ValueType.STRING, stats.model),
-        _array_pair(KEY_LAYERS, ValueType.INT32, np.array(stats.layers, dtype="<i4")),
+    return [
+        _array_pair(key, kind, value) if isinstance(value, np.ndarray) else _pair(key, kind, value)
+        for key, kind, value in stats_values(stats)
     ]
-    for i, il in enumerate(stats.layers):
-        arrays = [(KEY_Q_MEAN, stats.q_mean[i]), (KEY_Q_ABS, stats.q_abs[i])]
-        if stats.k_mean:
-            arrays.append((KEY_K_MEAN, stats.k_mean[i]))
-        for key, array in arrays:
-            pairs.append(_array_pair(key.format(il=il), ValueType.FLOAT32, array.astype("<f4")))
-    return pairs
 
 
 def _string(text: str) -> bytes:

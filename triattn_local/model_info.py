@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,8 +109,11 @@ class ModelInfo:
             A cache type that ggml does not have, or whose blocks do not divide a head.
         """
         layers = range(self.n_layer) if self.full_layers is None else self.full_layers
-        n_head_kv = sum(self.n_head_kv[il] for il in layers)
-        return n_head_kv * (_row_bytes(self.head_dim, type_k) + _row_bytes(self.head_dim_v, type_v))
+        return sum(self.kv_bytes_of_layer(il, type_k, type_v) for il in layers)
+
+    def kv_bytes_of_layer(self, il: int, type_k: str = "f16", type_v: str = "f16") -> int:
+        """Bytes of one token in the cache of one full-attention layer. Raises as ``kv_bytes_per_token``."""
+        return self.n_head_kv[il] * (_row_bytes(self.head_dim, type_k) + _row_bytes(self.head_dim_v, type_v))
 
 
 def read_model_info(path: Path | str) -> ModelInfo:
@@ -145,18 +148,43 @@ def fingerprint(path: Path | str) -> str:
     shards = [file if shard == file.path else read_gguf(shard) for shard in shard_paths(file.path, _split(file))]
     info = _model_info(shards[0])
 
-    norms: list[tuple[GgufFile, TensorInfo]] = []
-    for shard in shards:
-        norms += [(shard, t) for t in shard.tensors if t.ggml_type == GGML_TYPE_F32 and b"norm" in t.name]
-    norms.sort(key=lambda norm: norm[1].name)
+    norms = [
+        (tensor.name, shard, tensor)
+        for shard in shards
+        for tensor in shard.tensors
+        if tensor.ggml_type == GGML_TYPE_F32 and b"norm" in tensor.name
+    ]
 
-    crc = 0
-    for shard, tensor in norms:
+    def read(shard: GgufFile, tensor: TensorInfo) -> bytes:
         with shard.path.open("rb") as data:
             data.seek(shard.data_start + tensor.offset)
-            crc = zlib.crc32(data.read(tensor.n_bytes or 0), zlib.crc32(tensor.name, crc))
-    heads = f"H{info.n_head[0]}/K{info.n_head_kv[0]}/D{info.head_dim}"
-    return f"{info.arch}/L{info.n_layer}/E{info.n_embd}/{heads}/crc32:{crc:08x}"
+            return data.read(tensor.n_bytes or 0)
+
+    return fingerprint_of(
+        info.arch,
+        info.n_layer,
+        info.n_embd,
+        info.n_head[0],
+        info.n_head_kv[0],
+        info.head_dim,
+        ((name, read(shard, tensor)) for name, shard, tensor in sorted(norms, key=lambda norm: norm[0])),
+    )
+
+
+def fingerprint_of(
+    arch: str,
+    n_layer: int,
+    n_embd: int,
+    n_head: int,
+    n_head_kv: int,
+    head_dim: int,
+    norms: Iterable[tuple[bytes, bytes]],
+) -> str:
+    """``fingerprint`` of what is not a file: heads of layer 0, and (name, data) of the norms, sorted by name."""
+    crc = 0
+    for name, data in norms:
+        crc = zlib.crc32(data, zlib.crc32(name, crc))
+    return f"{arch}/L{n_layer}/E{n_embd}/H{n_head}/K{n_head_kv}/D{head_dim}/crc32:{crc:08x}"
 
 
 def shard_paths(path: Path, split: Split | None) -> tuple[Path, ...]:
