@@ -109,10 +109,11 @@ def _fail(error: BaseException, text: str, code: int) -> int:
     return code
 
 
-def _flag(setting: str, metavar: str, panel: str, *names: str) -> Any:
+def _flag(setting: str, metavar: str, panel: str, *names: str, default: str | None = None) -> Any:
     """The flag of a setting: its text and its default stand in ``settings``, and None is "not given"."""
     entry = fields()[setting]
-    default = "" if entry.default is None else f" [default: {entry.default}]"
+    told = entry.default if default is None else default
+    default = "" if told is None else f" [default: {told}]"
     return typer.Option(
         *(names or (entry.metadata["flag"],)),
         metavar=metavar,
@@ -127,7 +128,7 @@ def _switch(name: str, text: str, *names: str, panel: str | None = None, **more:
     return typer.Option(name, *names, metavar="", help=text, show_default=False, rich_help_panel=panel, **more)
 
 
-_CACHE, _COMPUTE, _ANSWER, _GRID = "Cache", "Compute", "Answer", "Grid"
+_CACHE, _COMPUTE, _ANSWER, _GRID, _MACHINE = "Cache", "Compute", "Answer", "Grid", "Machine"
 
 AsJson = Annotated[bool, _switch("--json", "One JSON value on stdout instead of text.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A path, a name that `ls` shows, or `demo`.")]
@@ -541,6 +542,108 @@ def _draw(report: Any, info: Any, statistics: Any, evidence: Any, html: Path | N
 
 
 @app.command()
+def plan(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A path (a header alone will do), a name that `ls` shows, ORG/REPO[:QUANT] of the Hugging Face hub, "
+            "or a geometry: qwen3-8b, qwen3-32b, qwq-32b, deepseek-r1-distill-llama-8b, deepseek-r1-distill-qwen-32b, "
+            "gpt-oss-20b.",
+        ),
+    ],
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            "--vram",
+            metavar="SIZES",
+            help="Memory of the cards, such as 24GiB or 24GiB,12GiB; 0 for none. [default: this machine's]",
+            show_default=False,
+            rich_help_panel=_MACHINE,
+        ),
+    ] = None,
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            "--ram",
+            metavar="SIZE",
+            help="Main memory. [default: what is free here]",
+            show_default=False,
+            rich_help_panel=_MACHINE,
+        ),
+    ] = None,
+    ctx: Annotated[int | None, _flag("ctx", "TOKENS", _CACHE, default="what the model was trained for")] = None,
+    budget: Annotated[str | None, _flag("budget", "TOKENS", _CACHE, default="auto")] = None,
+    window: Annotated[int | None, _flag("window", "TOKENS", _CACHE)] = None,
+    keep: Annotated[int | None, _flag("keep", "TOKENS", _CACHE)] = None,
+    no_evict: Annotated[bool, _switch("--no-evict", "Full attention: a cell for every token.", panel=_CACHE)] = False,
+    cache_type: Annotated[
+        str | None,
+        typer.Option(
+            "--cache-type",
+            metavar="TYPE",
+            help="Type of the cached keys and values. [default: f16, or q8_0 if that does not fit]",
+            show_default=False,
+            rich_help_panel=_CACHE,
+        ),
+    ] = None,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            "--parallel",
+            metavar="N",
+            help="Sequences side by side, each with its context and budget.",
+            rich_help_panel=_CACHE,
+        ),
+    ] = 1,
+    flash_attn: Annotated[bool | None, _flag("flash_attn", "", _COMPUTE, "--flash-attn/--no-flash-attn")] = None,
+    gpu_layers: Annotated[int | None, _flag("gpu_layers", "N", _COMPUTE, default="as many as fit")] = None,
+    batch: Annotated[int | None, _flag("batch", "TOKENS", _COMPUTE)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell whether a model fits, and with what context, budget, cache and layers on the cards.
+
+    Reads headers only, of a model on the hub too: nothing is downloaded, nothing loaded. The numbers are llama.cpp's
+    own accounting; a card keeps 1 GiB, main memory 0.5 GiB, for what no accounting sees.
+    """
+    from . import planning
+
+    auto = budget is not None and budget.strip().lower() == "auto"
+    flags = {**context.params, "budget": None if auto else budget}
+    if cache_type is not None:
+        flags |= {"cache_type_k": cache_type, "cache_type_v": cache_type}
+    settings = Settings.load(flags)
+    if auto:
+        settings = settings.changed("default", budget=Settings.budget)
+    wish = planning.wish_of(
+        settings, evict=not no_evict, n_parallel=parallel, checkpoint_bytes=settings.snapshot_memory << 20
+    )
+    machine = planning.described_machine(
+        None if vram is None else planning.parse_cards(vram), None if ram is None else planning.parse_size(ram, "--ram")
+    )
+    with console.Stages() as stages, planning.open_header(model, settings.models, stages) as path:
+        stages.close()
+        with planning.Accountant(path) as accountant:
+            planner = planning.Planner(accountant, machine, wish)
+            result = planning.report(planner, planner.choose())
+    if as_json:
+        console.write_json(result.as_dict())
+    else:
+        _show_plan(result)
+
+
+def _show_plan(result: Any) -> None:
+    """A bar for each memory, what was chosen, and full attention beside it."""
+    print(result.title)
+    console.write_bars(result.bars())
+    console.write_pairs(result.why, result.properties())
+    print()
+    columns, rows = result.table()
+    console.write_table(columns, rows, right=(0, 1, 3, 4, 6))
+
+
+@app.command()
 def run(
     context: typer.Context,
     model: Annotated[
@@ -596,18 +699,22 @@ def run(
         raise UsageError("no model given", where="run", fix="name one that triattn-local ls shows, or give --demo")
     settings = Settings.load(context.params, defaults=DEMO_SETTINGS if demo else None)
     # what is wrong with the flags is said before anything is fetched, read or loaded
-    config, sampling, limit = settings.runtime(verbose=verbose), settings.sampling(), settings.n_predict()
-    eviction = None if no_evict else settings.eviction()
+    sampling, limit = settings.sampling(), settings.n_predict()
+    settings.runtime()
+    settings.eviction()
     text = _read_prompt(prompt, file)
 
-    from . import store
+    from . import planning, store
     from .oneshot import answer, make_prompt
 
     path = _demo_model(settings.models) if demo else store.resolve(str(model), settings.models)
     from .runtime import Runtime
 
+    plan = planning.plan_run(path, settings, evict=not no_evict, fixed=DEMO_SETTINGS if demo else (), verbose=verbose)
+    if not (quiet or as_json):
+        console.say(plan.why, style="dim")
     with contextlib.nullcontext() if quiet or verbose else console.waiting(f"loading {path.name}"):
-        runtime = Runtime.load(path, config, eviction, stats_path=settings.stats)
+        runtime = Runtime.load(path, plan.config, plan.eviction, stats_path=settings.stats)
     with runtime as rt:
         with console.Stages("tokens") as stages:
             out = _Answer(stages)
@@ -616,7 +723,7 @@ def run(
                 make_prompt(rt, text, system=system, raw=raw),
                 model=str(path),
                 max_tokens=limit,
-                eviction=eviction,
+                eviction=plan.eviction,
                 sampling=sampling,
                 on_prefill=(lambda done, total: None) if quiet else out.reading,
                 on_text=out.text,

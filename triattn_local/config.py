@@ -103,6 +103,8 @@ class RuntimeConfig:
     """None: one a physical core"""
     n_gpu_layers: int = -1
     """layers on the GPU, -1 for all"""
+    tensor_split: tuple[int, ...] | None = None
+    """how many of them each GPU gets, the output included; None: by the memory that each has free"""
     use_mmap: bool = True
     verbose: bool = False
     """llama.cpp's own log on stderr"""

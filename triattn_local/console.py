@@ -96,6 +96,36 @@ def write_report(summary: str, report: Mapping[str, object]) -> None:
     write_json(report, to_stderr=True)
 
 
+_GLYPHS = (("\u2588", "blue"), ("\u2593", "green"), ("\u2592", "yellow"), ("\u25a0", "magenta"))
+_FREE, _LEFT_ALONE = "\u00b7", "-"
+_BAR = 48
+
+
+def write_bars(bars: Sequence[tuple[str, Sequence[tuple[str, int]], int, int, str]]) -> None:
+    """(name, (part, bytes), bytes left alone, bytes in all, what to say) on stdout, a bar each, and what the parts are.
+
+    Bars are told apart without colour too. One that holds more than it has room for is drawn to a smaller scale.
+    """
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    legend = Text("  ".join(f"{glyph} {part}" for (part, _), (glyph, _) in zip(bars[0][1], _GLYPHS, strict=False)))
+    legend.append(f"  {_FREE} free  {_LEFT_ALONE} left alone")
+    for name, parts, left_alone, total, told in bars:
+        used = sum(size for _, size in parts)
+        scale = _BAR / max(total, used + left_alone, 1)
+        bar, drawn, held = Text(), 0, 0
+        for (_, size), (glyph, style) in zip(parts, _GLYPHS, strict=False):
+            held += size
+            n = max(round(held * scale) - drawn, 1 if size else 0)
+            bar.append(glyph * n, style)
+            drawn += n
+        n_left = round(left_alone * scale)
+        bar.append(_FREE * max(0, round(max(total, used + left_alone) * scale) - drawn - n_left), "dim")
+        bar.append(_LEFT_ALONE * n_left, "dim")
+        table.add_row(name, bar, Text(told, style="" if used + left_alone <= total else "bold red"))
+    table.add_row("", legend, "")
+    _print_table(table)
+
+
 def say(text: str, *, style: str = "") -> None:
     """A line on stderr."""
     stderr().print(Text(text, style=style))

@@ -159,7 +159,7 @@ class Runtime:
             )
         read_model_info(path)
         if eviction is not None and eviction.policy == "triattention":
-            _check_stats(path, Path(stats_path) if stats_path else None)
+            check_stats(path, Path(stats_path) if stats_path else None)
 
         n_threads = config.n_threads or physical_cores()
         try:
@@ -167,6 +167,7 @@ class Runtime:
                 llama = llama_cpp.Llama(
                     model_path=str(path),
                     n_gpu_layers=config.n_gpu_layers,
+                    tensor_split=None if config.tensor_split is None else list(config.tensor_split),
                     use_mmap=config.use_mmap,
                     kv_overrides=_overrides(eviction),
                     n_ctx=config.n_ctx,
@@ -538,8 +539,14 @@ def _overrides(eviction: EvictionConfig | None) -> dict[str, bool | int | float 
     }
 
 
-def _check_stats(path: Path, stats_path: Path | None) -> None:
-    """Say what is wrong with the statistics before gigabytes of weights are read."""
+def check_stats(path: Path, stats_path: Path | None) -> None:
+    """Say what is wrong with a model's statistics before gigabytes of weights are read.
+
+    Raises
+    ------
+    StatsError
+        They are missing, damaged, or of another model.
+    """
     source = stats_path or Path(os.environ.get("TRIATTN_STATS") or path)
     stats = read_stats(source)
     if stats is None:

@@ -264,6 +264,14 @@ class Settings:
                 raise UsageError(f"{raw!r} is not {error}", where=origins[name]) from None
         return cls(**values, origins=origins)
 
+    def changed(self, origin: str, **values: Any) -> Settings:
+        """The same with other values, and where these came from."""
+        return dataclasses.replace(self, **values, origins={**self.origins, **dict.fromkeys(values, origin)})
+
+    def is_given(self, name: str) -> bool:
+        """Whether somebody wrote this setting somewhere; else it has its default."""
+        return self.origins.get(name, "default") != "default"
+
     def eviction(self) -> EvictionConfig | None:
         """How the cache forgets, None for full attention. Raises UsageError that names where a bad value came from."""
         budget = self.budget

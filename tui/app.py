@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from textual.screen import Screen
 from triattn_local.config import SamplingConfig
 from triattn_local.conversation import Retained
 from triattn_local.errors import TriattnError, UsageError
+from triattn_local.runtime import RuntimeStats
 from triattn_local.sessions import Message, Session, SessionStore, Shelf
 from triattn_local.settings import Settings
 
@@ -101,6 +101,8 @@ class ChatApp(App[None]):
             self.session.change(system=self.start.system)
         self.model: Path | None = None
         self.loading = False
+        self.loaded: RuntimeStats | None = None
+        """what the model was loaded with"""
         self.map_open = False
         self.chat = ChatScreen(settings.keys)
         self.engine = Engine(self.chat.post_message, self.store, self.shelf)
@@ -139,26 +141,23 @@ class ChatApp(App[None]):
 
     def load_model(self, path: Path, *, evict: bool | None = None) -> None:
         """Load it in the engine's thread; messages wait there for it."""
-        try:
-            config = self.settings.runtime(verbose=self.start.verbose)
-            eviction = self.settings.eviction() if (self.start.evict if evict is None else evict) else None
-        except TriattnError as error:
-            self.notify(str(error), severity="error")
-            return
         self.model, self.loading = path, True
         self.chat.status.state, self.chat.status.busy = f"loading {self.model_name}", True
-        self.engine.load(path, config, eviction, self.settings.stats)
+        evict = self.start.evict if evict is None else evict
+        self.engine.load(path, self.settings, evict=evict, verbose=self.start.verbose)
 
-    def model_loaded(self, path: Path) -> None:
-        self.loading = False
+    def model_loaded(self, path: Path, stats: RuntimeStats, why: str) -> None:
+        self.loading, self.loaded = False, stats
+        if why:
+            self.notify(why, title=self.model_name)
         self.store.remember("model", str(path))
 
     def model_failed(self) -> None:
-        self.model, self.loading = None, False
+        self.model, self.loading, self.loaded = None, False, None
 
     def change_settings(self, settings: Settings) -> None:
         """Take new settings; what the context depends on loads the model anew."""
-        same = dataclasses.replace(settings, origins={}) == dataclasses.replace(self.settings, origins={})
+        same = settings == self.settings
         self.settings = settings
         if not same and self.model is not None:
             self.load_model(self.model)

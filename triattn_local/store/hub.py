@@ -11,10 +11,11 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from .. import __version__
 from ..errors import ModelNotFoundError, TriattnError, UsageError
+from ..gguf_file import GgufFile, HeadCutError, parse_head
 from .folder import Progress, entries, folder_errors, is_gguf, lock, need_disk, place, scratch_folder, sha256_of
 from .naming import DEFAULT_QUANT, is_first, quant_label, quant_names, shards, without_shard
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 _NO_LANGUAGE_MODEL = ("mmproj", "imatrix")
 """files that repositories keep beside the model, and that have the same suffix"""
+
+
+_HEAD_READ = 8 << 20
+"""bytes asked for at once: most headers, whose largest part is the vocabulary, are shorter"""
+_HEAD_MOST = 256 << 20
+"""no model's header is as long"""
 
 
 class HubClient(Protocol):
@@ -69,6 +76,42 @@ def pull_hub(repo: str, quant: str, models: Path, progress: Progress, hub: HubCl
             for link, target in reversed(linked):
                 place(link, target)
     return folder / Path(names[0]).name
+
+
+def hub_heads(repo: str, quant: str, progress: Progress, hub: HubClient | None = None) -> list[GgufFile]:
+    """What stands before the tensor data of each file of a model, in order; nothing else is fetched.
+
+    Raises
+    ------
+    ModelNotFoundError
+        As ``pull_hub``; or a file is no GGUF, or has a header that cannot be true.
+    """
+    import huggingface_hub
+
+    hub = hub or huggingface_hub.HfApi(library_name="triattn-local", library_version=__version__)
+    with _hub_errors(repo):
+        progress(f"asking the hub for {repo}", 0, 0)
+        sizes = _hub_files(hub, repo)
+        names = _choose(repo, quant, sorted(sizes))
+        files = huggingface_hub.HfFileSystem()
+        heads = []
+        for name in names:
+            progress(f"reading the header of {repo} {name}", 0, 0)
+            with files.open(f"{repo}/{name}", "rb", block_size=_HEAD_READ, cache_type="none") as file:
+                heads.append(_read_head(Path(name), file, file.size))
+        return heads
+
+
+def _read_head(name: Path, file: BinaryIO, size: int) -> GgufFile:
+    data = b""
+    while True:
+        more = file.read(min(_HEAD_READ, size - len(data)))
+        data += more
+        try:
+            return parse_head(name, data, size)
+        except HeadCutError:
+            if not more or len(data) >= min(size, _HEAD_MOST):
+                raise
 
 
 def _hub_files(hub: HubClient, repo: str) -> dict[str, tuple[int | None, str | None]]:

@@ -301,7 +301,7 @@ class ChatScreen(Screen[None]):
 
     @on(events.Loaded)
     def _loaded(self, event: events.Loaded) -> None:
-        self.app.model_loaded(event.path)
+        self.app.model_loaded(event.path, event.stats, event.why)
         self._say_state("ready" if not self.busy else "starting")
         self.status.stats = event.stats
         self.panel.show_stats(event.stats)

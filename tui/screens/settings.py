@@ -68,8 +68,7 @@ class SettingsScreen(Dialog[None]):
                 yield self._row(name, label, self._sampling_value(name), about)
             yield Static("memory (a change loads the model anew)", classes="title")
             for name, label, about in _MEMORY:
-                value = getattr(self.app.settings, name)
-                yield self._row(name, label, "off" if value is None else str(value), about)
+                yield self._row(name, label, self._memory_value(name), about)
             yield Static("", classes="problem", markup=False)
 
     def _row(self, name: str, label: str, value: str, about: str) -> Horizontal:
@@ -79,6 +78,13 @@ class SettingsScreen(Dialog[None]):
 
     def _base(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self.app.sampling), "max_tokens": self.app.max_tokens or 0}
+
+    def _memory_value(self, name: str) -> str:
+        """What was asked for, else what the plan chose."""
+        value, loaded = getattr(self.app.settings, name), self.app.loaded
+        if loaded is not None and not self.app.settings.is_given(name):
+            value = loaded.n_ctx if name == "ctx" else loaded.budget_tokens
+        return "off" if value is None else str(value)
 
     def _sampling_value(self, name: str) -> str:
         return f"{self.app.session.options.get(name, self._base()[name])}"
@@ -119,7 +125,10 @@ class SettingsScreen(Dialog[None]):
             ctx, budget = int(written["ctx"]), None if off else int(written["budget"])
         except ValueError:
             raise ValueError("context and budget are numbers of tokens") from None
-        settings = dataclasses.replace(self.app.settings, ctx=ctx, budget=budget)
+        shown = {name: self._memory_value(name) for name in written}
+        values = {"ctx": ctx, "budget": budget}
+        changed = {name: values[name] for name in written if written[name] != shown[name]}
+        settings = self.app.settings.changed("F4", **changed)
         settings.runtime()
         settings.eviction()
         return settings

@@ -1,0 +1,167 @@
+"""Does it fit, and with what: context, budget, cache and layers for a model on a machine, before anything is loaded.
+
+``plan_run`` is what ``run``, ``chat`` and ``serve`` call; ``Planner`` and ``report`` are what ``plan`` shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..config import EvictionConfig, RuntimeConfig
+from ..runtime import check_stats
+from ..settings import Settings
+from .accounting import Accountant
+from .machine import Machine, parse_cards, parse_size, this_machine, told_size
+from .machine import machine as described_machine
+from .planner import Choice, Planner, Wish
+from .report import PlanReport, report, told_choice
+from .sources import open_header
+
+__all__ = [
+    "Accountant",
+    "Choice",
+    "Machine",
+    "PlanReport",
+    "Planner",
+    "RunPlan",
+    "Wish",
+    "described_machine",
+    "open_header",
+    "parse_cards",
+    "parse_size",
+    "plan_run",
+    "report",
+    "this_machine",
+    "told_choice",
+    "told_size",
+    "wish_of",
+]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What to load a model with."""
+
+    config: RuntimeConfig
+    eviction: EvictionConfig | None
+    choice: Choice
+    why: str
+    """what was chosen and why, on one line"""
+
+
+def wish_of(
+    settings: Settings,
+    *,
+    evict: bool = True,
+    fixed: Collection[str] = (),
+    n_parallel: int = 1,
+    kv_unified: bool = False,
+    checkpoint_bytes: int = 0,
+) -> Wish:
+    """What a person wrote in flags, environment or config file is a wish; a default is not.
+
+    Parameters
+    ----------
+    evict : bool
+        False for full attention, as --no-evict.
+    fixed : collection of str
+        Settings whose default a command means as it stands.
+    """
+
+    def given(name: str) -> bool:
+        return name in fixed or settings.is_given(name)
+
+    config = settings.runtime()
+    settings.eviction()
+    budget: int | Literal["auto", "off"] = "auto"
+    if given("budget"):
+        budget = "off" if settings.budget is None else settings.budget
+    return Wish(
+        n_ctx=settings.ctx if given("ctx") else None,
+        budget=budget if evict else "off",
+        window=settings.window,
+        n_keep=settings.keep,
+        cache_type_k=settings.cache_type_k if given("cache_type_k") else None,
+        cache_type_v=settings.cache_type_v if given("cache_type_v") else None,
+        n_gpu_layers=settings.gpu_layers if given("gpu_layers") else None,
+        n_parallel=n_parallel,
+        kv_unified=kv_unified,
+        n_batch=config.n_batch if given("ctx") else settings.batch,
+        n_ubatch=config.n_ubatch,
+        flash_attn=settings.flash_attn,
+        checkpoint_bytes=checkpoint_bytes,
+    )
+
+
+def plan_run(
+    path: Path,
+    settings: Settings,
+    *,
+    evict: bool = True,
+    fixed: Collection[str] = (),
+    n_parallel: int = 1,
+    kv_unified: bool = False,
+    checkpoint_bytes: int = 0,
+    verbose: bool = False,
+    machine: Machine | None = None,
+) -> RunPlan:
+    """What ``run``, ``chat`` and ``serve`` load a model with on this machine.
+
+    Parameters
+    ----------
+    path : Path
+        The model, any GGUF with its data.
+    settings : Settings
+        What is written there stays; what is not is chosen.
+    evict, fixed, n_parallel, kv_unified, checkpoint_bytes
+        As ``wish_of``; context and budget are those of each of ``n_parallel`` sequences. ``kv_unified`` is llama.cpp's
+        one buffer for all of them.
+    machine : Machine, optional
+        Another one than this.
+
+    Returns
+    -------
+    RunPlan
+        ``config`` and ``eviction`` for ``Runtime.load``. For llama-server, of ``config``: ``-c`` n_ctx * n_seq_max,
+        ``-np`` n_seq_max, ``-b`` n_batch, ``-ub`` n_ubatch, ``-ngl`` n_gpu_layers, ``-ctk`` cache_type_k, ``-ctv``
+        cache_type_v and, unless it is None, ``--tensor-split`` tensor_split; and ``eviction`` as KV overrides.
+
+    Raises
+    ------
+    DoesNotFitError
+        Nothing that was asked for fits; the message names the nearest thing that does.
+    ModelNotFoundError, StatsError, UsageError
+        The model, its statistics or a setting cannot be taken.
+    """
+    wish = wish_of(
+        settings,
+        evict=evict,
+        fixed=fixed,
+        n_parallel=n_parallel,
+        kv_unified=kv_unified,
+        checkpoint_bytes=checkpoint_bytes,
+    )
+    if wish.budget != "off" and settings.policy == "triattention":
+        check_stats(path, settings.stats)  # what cannot run needs no plan
+    with Accountant(path) as accountant:
+        choice = Planner(accountant, machine or this_machine(), wish).choose()
+    shape, placement = choice.shape, choice.placement
+    config = dataclasses.replace(
+        settings.runtime(verbose=verbose),
+        n_ctx=shape.n_ctx,
+        n_batch=shape.n_batch,
+        n_ubatch=shape.n_ubatch,
+        n_seq_max=shape.n_seq_max,
+        cache_type_k=shape.type_k,
+        cache_type_v=shape.type_v,
+        n_gpu_layers=placement.n_gpu_layers if placement.cards else settings.gpu_layers,
+        tensor_split=placement.tensor_split,
+    )
+    eviction = None
+    if shape.budget is not None:
+        eviction = settings.changed("plan", budget=shape.budget).eviction()
+    return RunPlan(config, eviction, choice, told_choice(choice))

@@ -1,0 +1,232 @@
+"""What a model and its contexts take, by llama.cpp's own accounting: it is asked, nothing is allocated.
+
+llama.cpp loads a model and makes a context "without allocation": it reads the header, plans every buffer, and can tell
+their sizes. KV bytes come from the library's statistics, to the byte; compute buffers from the lines in which it
+reports them, to a hundredth of a MiB; weights are added up from the header. So a file whose tensor data is a hole will
+do, and a model of 20 GB is accounted for in a second.
+
+Knows nothing of what fits: ``placement`` and ``planner`` do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import llama_cpp
+
+from .. import native
+from ..config import EvictionConfig
+from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
+from ..gguf_file import read_gguf
+from ..model_info import ModelInfo, read_model_info
+from ..runtime import ggml_type
+
+HOST = "host"
+"""memory that is no card's"""
+
+_COMPUTE = re.compile(r"(\S+) compute buffer size = +([\d.]+) MiB")
+_LAYER = re.compile(rb"blk\.(\d+)\.")
+_INPUT = (b"token_embd", b"token_types", b"position_embd", b"per_layer_token_embd")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of the weights, by where llama.cpp puts them."""
+
+    input: int
+    """token embeddings: always in main memory"""
+    layers: tuple[int, ...]
+    output: int
+    """final norm and output matrix: with the last layers, or in main memory"""
+    shared: int
+    """part of ``input`` that the output uses too, and that a card needs a second copy of"""
+
+    @property
+    def total(self) -> int:
+        """Of the file, in one place."""
+        return self.input + sum(self.layers) + self.output
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A context to account for. Tokens; the logical context is that of each sequence."""
+
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    type_k: str
+    type_v: str
+    budget: int | None
+    """None: full attention"""
+    window: int
+    n_seq_max: int = 1
+    kv_unified: bool = False
+    flash_attn: bool = True
+
+
+@dataclass(frozen=True)
+class ContextBytes:
+    """What one context takes, before it is known where."""
+
+    n_cells: int
+    """cells of the caches that grow with the context, all sequences"""
+    kv: int
+    """all caches"""
+    compute: dict[str, int]
+    """device as the library names its buffers, or ``HOST`` -> bytes"""
+
+    @property
+    def compute_most(self) -> int:
+        """The largest of the compute buffers: what a device needs that does all the work."""
+        return max(self.compute.values())
+
+
+class Accountant:
+    """A model loaded without its weights. Contexts are made, asked and freed."""
+
+    def __init__(self, path: Path, n_gpu_layers: int = 0, tensor_split: Sequence[float] | None = None) -> None:
+        """
+        Raises
+        ------
+        ModelNotFoundError
+            Not a model that llama.cpp can load.
+        """
+        self.path = path
+        self.info: ModelInfo = read_model_info(path)
+        self.weights = _weights(self.info)
+        native.library()
+        params = llama_cpp.llama_model_default_params()
+        params.no_alloc = True
+        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+        params.n_gpu_layers = n_gpu_layers
+        if tensor_split is not None:
+            shares = [*tensor_split, *[0.0] * llama_cpp.LLAMA_MAX_DEVICES][: llama_cpp.LLAMA_MAX_DEVICES]
+            self._split = (ctypes.c_float * len(shares))(*shares)  # the library keeps the pointer
+            params.tensor_split = self._split
+        with _log() as lines:
+            self.handle: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise ModelNotFoundError(_reason(lines), where=str(path), fix="take another file of this model")
+        self._known: dict[Shape, ContextBytes] = {}
+
+    def context(self, shape: Shape) -> ContextBytes:
+        """What a context of this shape takes.
+
+        Raises
+        ------
+        DoesNotFitError
+            Not even llama.cpp's plan of it can be made.
+        """
+        if shape not in self._known:
+            self._known[shape] = self._ask(shape)
+        return self._known[shape]
+
+    def _ask(self, shape: Shape) -> ContextBytes:
+        # which tokens are kept does not change how many: so no statistics are needed
+        eviction = None
+        if shape.budget is not None:
+            n_keep = min(EvictionConfig.n_keep, shape.budget - shape.window - 1)
+            eviction = EvictionConfig(
+                budget_tokens=shape.budget, window=shape.window, n_keep=n_keep, policy="streaming"
+            )
+        native.set_params(self.handle, eviction)
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = shape.n_ctx * shape.n_seq_max
+        params.n_batch = shape.n_batch
+        params.n_ubatch = shape.n_ubatch
+        params.n_seq_max = shape.n_seq_max
+        params.kv_unified = shape.kv_unified
+        params.type_k, params.type_v = ggml_type(shape.type_k), ggml_type(shape.type_v)
+        params.flash_attn_type = int(shape.flash_attn)
+        params.swa_full = False
+        with _log() as lines:
+            handle = llama_cpp.llama_init_from_model(self.handle, params)
+        if not handle:
+            raise DoesNotFitError(native.last_error() or _reason(lines), where=f"a context of {shape.n_ctx} tokens")
+        try:
+            stats, _ = native.get_stats(handle)
+        finally:
+            llama_cpp.llama_free(handle)
+        compute: dict[str, int] = {}
+        for buffer, mebibytes in _COMPUTE.findall("".join(lines)):
+            # the CPU's buffer may lie in memory that a card can read fast: CUDA_Host
+            device = HOST if buffer == "CPU" or buffer.endswith("_Host") else buffer
+            compute[device] = compute.get(device, 0) + round(float(mebibytes) * 2**20)
+        if not compute:
+            raise TriattnError("llama.cpp told no compute buffers", where="llama_init_from_model", fix="this is a bug")
+        return ContextBytes(stats.n_cells, stats.kv_bytes + stats.kv_bytes_other, compute)
+
+    def close(self) -> None:
+        llama_cpp.llama_model_free(self.handle)
+
+    def __enter__(self) -> Accountant:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _weights(info: ModelInfo) -> Weights:
+    layers = [0] * info.n_layer
+    first = rest = 0
+    has_output = False
+    for shard in info.shards:
+        for tensor in read_gguf(shard).tensors:
+            name = tensor.name.decode("utf-8", "replace")
+            if tensor.n_bytes is None:
+                raise ModelNotFoundError(
+                    f"tensor {name} has type {tensor.ggml_type}, which gguf does not know",
+                    where=str(shard),
+                    fix="pip install -U gguf",
+                )
+            layer = _LAYER.match(tensor.name)
+            has_output = has_output or tensor.name == b"output.weight"
+            if layer is not None:
+                if int(layer[1]) < info.n_layer:  # those of multi-token prediction are not loaded
+                    layers[int(layer[1])] += tensor.n_bytes
+            elif tensor.name.startswith(_INPUT):
+                first += tensor.n_bytes
+            else:
+                rest += tensor.n_bytes
+    return Weights(first, tuple(layers), rest, 0 if has_output else first)
+
+
+_log_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _log() -> Iterator[list[str]]:
+    """llama.cpp's log meanwhile, instead of where it goes otherwise."""
+    lines: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def keep(level: int, text: bytes, user_data: object) -> None:
+        del level, user_data
+        lines.append(text.decode("utf-8", "replace"))
+
+    from llama_cpp._logger import llama_log_callback
+
+    with _log_lock:
+        llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+        try:
+            yield lines
+        finally:
+            llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p(0))
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """The first thing that went wrong, in llama.cpp's words."""
+    for line in "".join(lines).splitlines():
+        if "error" in line.lower() or "failed" in line.lower():
+            return "llama.cpp cannot load it: " + line.partition(": ")[2].strip()
+    return "llama.cpp cannot load it"

@@ -1,0 +1,363 @@
+"""What to run a model with on a machine: context, budget, cache type, layers on the cards.
+
+The context costs nothing when the cache evicts, so it is as long as the model was trained for. The budget is the
+largest usual one that fits; half-size keys and values, and then layers in main memory, come before a budget that is
+too small to reason with. What a person fixed stays fixed. What does not fit is refused, with the nearest thing that
+does.
+
+Knows the library only through ``Accountant``, and nothing of flags and terminals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config import EvictionConfig, RuntimeConfig
+from ..errors import DoesNotFitError, UsageError
+from .accounting import Accountant, ContextBytes, Shape
+from .machine import Machine, told_size
+from .placement import Load, Placement, Use, kv_by_layer, place, round_bytes
+
+BUDGETS = (4096, 3072, 2048, 1536, 1024, 768, 512)
+"""what ``auto`` chooses from: with 4096 the method's authors lose nothing on AIME, and more costs speed"""
+BUDGETS_WITHOUT_CARD = BUDGETS[2:]
+"""a CPU pays for every cell at every token"""
+ENOUGH = 2048
+"""for such a budget auto takes a q8_0 cache"""
+LEAST = 1024
+"""rather than a smaller budget than this, auto takes layers off the cards"""
+CACHE_TYPES = ("f16", "q8_0")
+"""what ``auto`` chooses from"""
+MAX_CTX = 131072
+"""of ``auto``, whatever the model was trained for"""
+TABLE = (8192, 16384, 32768, 65536, 131072)
+"""contexts that full attention is looked at for"""
+
+_STEP = 256
+"""llama.cpp pads caches to so many cells"""
+_MOST_CTX = 2**22
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for; None is the planner's choice. Tokens."""
+
+    n_ctx: int | None = None
+    """of each sequence"""
+    budget: int | Literal["auto", "off"] = "auto"
+    window: int = EvictionConfig.window
+    n_keep: int = EvictionConfig.n_keep
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    n_gpu_layers: int | None = None
+    n_parallel: int = 1
+    """sequences, each with its context and its budget"""
+    kv_unified: bool = False
+    """one buffer for all sequences"""
+    n_batch: int = RuntimeConfig.n_batch
+    n_ubatch: int = RuntimeConfig.n_ubatch
+    flash_attn: bool = True
+    checkpoint_bytes: int = 0
+    """main memory that is promised to checkpoints of the cache"""
+
+    def __post_init__(self) -> None:
+        for where, value, most in (
+            ("--ctx", self.n_ctx, _MOST_CTX),
+            ("--budget", self.budget, _MOST_CTX),
+            ("--parallel", self.n_parallel, 256),
+            ("--batch", self.n_batch, _MOST_CTX),
+        ):
+            if isinstance(value, int) and not 1 <= value <= most:
+                raise UsageError(f"{value} is not in 1 ... {most}", where=where)
+        if isinstance(self.budget, int):
+            EvictionConfig(budget_tokens=self.budget, window=self.window, n_keep=self.n_keep)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A context, and where it lies."""
+
+    shape: Shape
+    bytes: ContextBytes
+    placement: Placement
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """One checkpoint of one sequence, when it holds as many tokens as it may."""
+        tokens = self.shape.n_ctx
+        if self.shape.budget is not None:
+            tokens = min(tokens, self.shape.budget + self.shape.window)
+        return self.bytes.kv * min(tokens, self.bytes.n_cells) // self.bytes.n_cells
+
+
+@dataclass(frozen=True)
+class Row:
+    """One length of context. Bytes."""
+
+    n_ctx: int
+    full: Choice
+    evicting: Choice | None
+
+
+class Planner:
+    """Plans for one model on one machine."""
+
+    def __init__(self, accountant: Accountant, machine: Machine, wish: Wish) -> None:
+        self.accountant = accountant
+        self.info = accountant.info
+        self.machine = machine
+        self.wish = wish
+
+    # ---------------------------------------------------------------- choose
+
+    def choose(self) -> Choice:
+        """The best that fits.
+
+        Raises
+        ------
+        DoesNotFitError
+            Nothing that was asked for does; the message has the nearest thing that fits.
+        """
+        found = self._best(self.wish)
+        if found is not None:
+            return self._confirmed(found)
+        raise self._refusal()
+
+    def _best(self, wish: Wish) -> Choice | None:
+        return next(self._fitting(wish), None)
+
+    def _fitting(self, wish: Wish) -> Iterator[Choice]:
+        """What fits, the best first."""
+        n_gpu_layers = self.n_gpu_layers(wish)
+
+        def whole(least: int) -> Iterator[Choice]:
+            for shape in self._shapes(wish, least):
+                choice = self.look(shape, n_gpu_layers)
+                if choice.placement.fits:
+                    yield choice
+
+        yield from whole(ENOUGH)
+        yield from whole(LEAST)
+        if wish.n_gpu_layers is None and self.machine.cards:
+            # the smallest budget that is enough leaves most room for layers
+            for shape in sorted(self._shapes(wish, ENOUGH), key=lambda shape: (shape.type_k, shape.budget or 0)):
+                partial = self._partial(shape)
+                if partial is not None:
+                    yield partial
+        yield from whole(0)
+
+    def n_gpu_layers(self, wish: Wish) -> int:
+        """Layers on the cards: what is wished for, else all, and none without a card."""
+        if wish.n_gpu_layers is None or wish.n_gpu_layers < 0:
+            return self.all_layers
+        return min(wish.n_gpu_layers, self.all_layers)
+
+    @property
+    def all_layers(self) -> int:
+        return self.info.n_layer + 1 if self.machine.cards else 0
+
+    def _shapes(self, wish: Wish, least: int) -> Iterator[Shape]:
+        """Contexts that serve the wish with a budget of at least so many tokens, the best first."""
+        for types in self._types(wish):
+            if wish.budget == "off":
+                n_ctx = wish.n_ctx
+                if n_ctx is None:
+                    n_ctx = self.largest_ctx(dataclasses.replace(self.shape(wish, _STEP, None, *types)))
+                if n_ctx:
+                    yield self.shape(wish, n_ctx, None, *types)
+                continue
+            n_ctx = wish.n_ctx or min(self.info.n_ctx_train, MAX_CTX)
+            for budget in self._budgets(wish, n_ctx):
+                if budget >= min(least, n_ctx) or wish.budget != "auto":
+                    yield self.shape(wish, n_ctx, budget, *types)
+
+    def _types(self, wish: Wish) -> Iterator[tuple[str, str]]:
+        for kind in CACHE_TYPES:
+            types = (wish.cache_type_k or kind, wish.cache_type_v or kind)
+            is_default = kind == CACHE_TYPES[0]
+            if is_default or (None in (wish.cache_type_k, wish.cache_type_v) and self._can_quantise(wish)):
+                yield types
+
+    def _can_quantise(self, wish: Wish) -> bool:
+        return wish.flash_attn and self.info.head_dim % 32 == 0 and self.info.head_dim_v % 32 == 0
+
+    def _budgets(self, wish: Wish, n_ctx: int) -> Iterator[int]:
+        if isinstance(wish.budget, int):
+            yield wish.budget
+            return
+        least = wish.n_keep + wish.window + 1
+        usual = BUDGETS if self.machine.cards else BUDGETS_WITHOUT_CARD
+        useful = [budget for budget in usual if least <= budget < n_ctx]
+        yield from useful or [max(least, min(n_ctx, usual[-1]))]
+
+    def shape(self, wish: Wish, n_ctx: int, budget: int | None, type_k: str, type_v: str) -> Shape:
+        n_batch = min(wish.n_batch, n_ctx)
+        return Shape(
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=min(wish.n_ubatch, n_batch),
+            type_k=type_k,
+            type_v=type_v,
+            budget=budget,
+            window=wish.window,
+            n_seq_max=wish.n_parallel,
+            kv_unified=wish.kv_unified,
+            flash_attn=wish.flash_attn,
+        )
+
+    # ------------------------------------------------------------------ look
+
+    def look(self, shape: Shape, n_gpu_layers: int) -> Choice:
+        """A context and where it would lie, whether it fits or not."""
+        context = self.accountant.context(shape)
+        # every card is taken to need what one device that does all the work needs; ``_confirmed`` asks for each
+        compute = max(context.compute_most, round_bytes(self.info, shape))
+        inputs = shape.n_ubatch * (4 * self.info.n_embd + 4 * context.n_cells)
+        load = Load(
+            weights=self.accountant.weights,
+            kv_layers=kv_by_layer(self.info, shape, context),
+            compute=compute,
+            compute_host=min(inputs, compute),
+            checkpoints=self.wish.checkpoint_bytes,
+        )
+        return Choice(shape, context, place(load, self.machine, n_gpu_layers))
+
+    def _confirmed(self, choice: Choice) -> Choice:
+        """With what the library itself puts on each of this machine's cards."""
+        n_gpu_layers = choice.placement.n_gpu_layers
+        if not self.machine.is_here or not n_gpu_layers:
+            return choice
+        split = choice.placement.tensor_split
+        with Accountant(self.accountant.path, n_gpu_layers, split) as accountant:
+            context = accountant.context(choice.shape)
+
+        def told(use: Use) -> Use:
+            device = "host" if use is choice.placement.ram else use.name
+            least = round_bytes(self.info, choice.shape) if use.kv else 0
+            return dataclasses.replace(use, compute=max(context.compute.get(device, 0), least))
+
+        placement = dataclasses.replace(
+            choice.placement,
+            cards=tuple(told(card) for card in choice.placement.cards),
+            ram=told(choice.placement.ram),
+        )
+        return dataclasses.replace(choice, placement=placement)
+
+    def _partial(self, shape: Shape) -> Choice | None:
+        """As many layers on the cards as fit, the others in main memory."""
+        for n_gpu_layers in range(self.all_layers - 1, -1, -1):
+            choice = self.look(shape, n_gpu_layers)
+            if choice.placement.fits:
+                return choice
+        return None
+
+    # ---------------------------------------------------------------- limits
+
+    def largest_ctx(self, shape: Shape, n_gpu_layers: int | None = None) -> int:
+        """The longest context of this shape that fits, at most what the model was trained for; 0 if none does."""
+        n_gpu_layers = self.all_layers if n_gpu_layers is None else n_gpu_layers
+        most = max(_STEP, min(max(self.info.n_ctx_train, _STEP), MAX_CTX))
+
+        def fits(n_ctx: int) -> bool:
+            longer = dataclasses.replace(
+                shape,
+                n_ctx=n_ctx,
+                n_batch=min(self.wish.n_batch, n_ctx),
+                n_ubatch=min(self.wish.n_ubatch, self.wish.n_batch, n_ctx),
+            )
+            return self.look(longer, n_gpu_layers).placement.fits
+
+        return _largest(fits, most)
+
+    def largest_budget(self, shape: Shape, n_gpu_layers: int) -> int:
+        """The largest budget that fits with this context; 0 if none does, the context if nothing need be evicted."""
+        least = self.wish.n_keep + self.wish.window + 1
+
+        def fits(budget: int) -> bool:
+            return self.look(dataclasses.replace(shape, budget=max(budget, least)), n_gpu_layers).placement.fits
+
+        return _largest(fits, shape.n_ctx)
+
+    def rows(self, choice: Choice) -> list[Row]:
+        """Full attention beside the choice, for usual contexts and the chosen one."""
+        n_gpu_layers = choice.placement.n_gpu_layers
+        rows = []
+        for n_ctx in sorted({*TABLE, choice.shape.n_ctx}):
+            shape = dataclasses.replace(choice.shape, n_ctx=n_ctx)
+            full = self.look(dataclasses.replace(shape, budget=None), n_gpu_layers)
+            rows.append(Row(n_ctx, full, self.look(shape, n_gpu_layers) if shape.budget is not None else None))
+        return rows
+
+    # ---------------------------------------------------------------- refuse
+
+    def _refusal(self) -> DoesNotFitError:
+        shapes = [*self._shapes(self.wish, 0)] or [self.shape(self.wish, _STEP, None, *CACHE_TYPES[:1] * 2)]
+        n_gpu_layers = self.n_gpu_layers(self.wish)
+        smallest = min((self.look(shape, n_gpu_layers) for shape in shapes), key=lambda choice: choice.bytes.kv)
+        short = min(smallest.placement.uses, key=lambda use: use.margin)
+        there = f"{told_size(short.total)}, {told_size(short.reserve)} of it left alone"
+        what = f"{told_shape(smallest.shape)} needs {told_size(short.need)} of {short.name} ({there})"
+        return DoesNotFitError(what, where=self.info.path.name, fix=self._nearest())
+
+    def _nearest(self) -> str:
+        """Flags of the nearest thing that fits: what was asked for, with one thing after another let go."""
+        wish = self.wish
+        steps: list[Callable[[Wish], Wish]] = [
+            lambda w: dataclasses.replace(w, cache_type_k=None, cache_type_v=None),
+            lambda w: dataclasses.replace(w, budget="auto"),
+            lambda w: dataclasses.replace(w, n_gpu_layers=None),
+            lambda w: dataclasses.replace(w, n_parallel=1),
+            lambda w: dataclasses.replace(w, checkpoint_bytes=0),
+        ]
+        if wish.budget == "off" and wish.n_ctx is not None:
+            longest = self._best(dataclasses.replace(wish, n_ctx=None))
+            evicting = self._best(dataclasses.replace(wish, budget="auto"))
+            parts = [f"--budget {evicting.shape.budget} at this context" if evicting else ""]
+            parts.append(f"--ctx {longest.shape.n_ctx} with full attention" if longest else "")
+            told = ", or ".join(part for part in parts if part)
+            if told:
+                return f"nearest that fits: {told}"
+        for step in steps:
+            wish = step(wish)
+            found = self._best(wish)
+            if found is not None:
+                return f"nearest that fits: {self._flags(found)}"
+        return "take a smaller quantisation or model"
+
+    def _flags(self, choice: Choice) -> str:
+        """The flags that differ from what was asked."""
+        shape, wish = choice.shape, self.wish
+        flags = []
+        if shape.type_k != (wish.cache_type_k or "f16") or shape.type_v != (wish.cache_type_v or "f16"):
+            flags.append(f"--cache-type-k {shape.type_k} --cache-type-v {shape.type_v}")
+        if shape.budget != wish.budget:
+            flags.append(f"--budget {shape.budget or 'off'}")
+        if wish.n_ctx is not None and shape.n_ctx != wish.n_ctx:
+            flags.append(f"--ctx {shape.n_ctx}")
+        if choice.placement.n_gpu_layers != self.n_gpu_layers(wish):
+            flags.append(f"--gpu-layers {choice.placement.n_gpu_layers}")
+        if shape.n_seq_max != wish.n_parallel:
+            flags.append(f"--parallel {shape.n_seq_max}")
+        return " ".join(flags) or "less memory for checkpoints"
+
+
+def told_shape(shape: Shape) -> str:
+    """A context in a few words."""
+    cache = shape.type_k if shape.type_k == shape.type_v else f"{shape.type_k}/{shape.type_v}"
+    many = f"{shape.n_seq_max} x " if shape.n_seq_max > 1 else ""
+    how = "full attention" if shape.budget is None else f"budget {shape.budget:,}"
+    return f"{many}context {shape.n_ctx:,} with {how}, {cache} cache,"
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest multiple of a cache's step for which a thing fits that never fits again once it is too large."""
+    if fits(most):
+        return most
+    low, high = 0, -(-most // _STEP)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * _STEP) else (low, middle)
+    return low * _STEP

@@ -1,0 +1,191 @@
+"""A plan as ``plan`` tells it: every number that was decided, and what would still fit.
+
+Knows nothing of terminals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .machine import told_size
+from .placement import Use
+from .planner import Choice, Planner, Row
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What fits, and how. Sizes in bytes, lengths in tokens."""
+
+    model: str
+    architecture: str
+    n_layer: int
+    n_ctx_train: int
+    weights_bytes: int
+    choice: Choice
+    full: Choice
+    """full attention for the same context, at the same place"""
+    rows: Sequence[Row]
+    largest_budget: int
+    """that fits with this context and place; as large as the context: full attention fits; 0 with full attention"""
+    largest_full_ctx: int
+    """longest context that full attention has room for; 0 if none"""
+    checkpoint_memory: int
+    """main memory promised to checkpoints"""
+    is_measured: bool
+    """the compute buffers are of these very cards; else they are those of one device that does all the work"""
+
+    @property
+    def why(self) -> str:
+        """The choice and its reason, on one line."""
+        return told_choice(self.choice)
+
+    def as_dict(self) -> dict[str, object]:
+        shape, placement = self.choice.shape, self.choice.placement
+        return {
+            "model": self.model,
+            "architecture": self.architecture,
+            "n_layer": self.n_layer,
+            "n_ctx_train": self.n_ctx_train,
+            "weights_bytes": self.weights_bytes,
+            "n_ctx": shape.n_ctx,
+            "budget": shape.budget,
+            "window": shape.window,
+            "batch": shape.n_batch,
+            "parallel": shape.n_seq_max,
+            "kv_unified": shape.kv_unified,
+            "cache_type_k": shape.type_k,
+            "cache_type_v": shape.type_v,
+            "n_cells": self.choice.bytes.n_cells,
+            "kv_bytes": self.choice.bytes.kv,
+            "kv_bytes_full": self.full.bytes.kv,
+            "full_fits": self.full.placement.fits,
+            "n_gpu_layers": placement.n_gpu_layers,
+            "tensor_split": placement.tensor_split,
+            "memory": [_use(use) for use in placement.uses],
+            "checkpoint_bytes": self.choice.checkpoint_bytes,
+            "checkpoint_memory": self.checkpoint_memory,
+            "largest_budget": self.largest_budget,
+            "largest_full_ctx": self.largest_full_ctx,
+            "contexts": [_row(row) for row in self.rows],
+            "is_measured": self.is_measured,
+            "why": self.why,
+        }
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}: {self.architecture}, {self.n_layer} layers, {told_size(self.weights_bytes)} of weights"
+
+    def bars(self) -> list[tuple[str, Sequence[tuple[str, int]], int, int, str]]:
+        """Each memory as (name, parts, left alone, in all, what to say), for ``console.write_bars``."""
+        told = "{} of {}, {} to spare"
+        return [
+            (
+                use.name,
+                use.parts,
+                use.reserve,
+                use.total,
+                told.format(told_size(use.need), told_size(use.total), told_size(use.margin)),
+            )
+            for use in self.choice.placement.uses
+        ]
+
+    def properties(self) -> list[tuple[str, str]]:
+        """(name, text) of all that was decided."""
+        shape, placement = self.choice.shape, self.choice.placement
+        types = " and ".join(dict.fromkeys((shape.type_k, shape.type_v)))
+        lines = [("context", f"{shape.n_ctx:,} tokens, trained for {self.n_ctx_train:,}")]
+        if shape.n_seq_max > 1:
+            lines.append(("sequences", f"{shape.n_seq_max}, each with that context and that budget"))
+        if shape.budget is not None:
+            most = f"the largest that fits is {self.largest_budget:,}"
+            lines.append(("budget", f"{shape.budget:,} tokens of each head; {most}"))
+        here = f"{self.choice.bytes.n_cells:,} cells, {types}, {told_size(self.choice.bytes.kv)}"
+        lines.append(("KV cache", f"{here}; full attention {told_size(self.full.bytes.kv)}"))
+        if placement.cards:
+            split = "" if placement.tensor_split is None else f", split {','.join(map(str, placement.tensor_split))}"
+            lines.append(("GPU layers", f"{placement.n_gpu_layers} of {self.n_layer + 1}, the output is one{split}"))
+        for use in placement.uses:
+            told = ", ".join(f"{part} {told_size(size)}" for part, size in use.parts if size)
+            lines.append((use.name, told or "nothing"))
+        filled = "with a full context" if shape.budget is None else "with a full budget"
+        lines.append(("a checkpoint", f"{told_size(self.choice.checkpoint_bytes)}, of a sequence {filled}"))
+        longest = f"fits up to {self.largest_full_ctx:,} tokens" if self.largest_full_ctx else "does not fit"
+        lines.append(("full attention", longest))
+        if placement.cards and not self.is_measured:
+            lines.append(("accuracy", "compute as one device has it that does all the work: these cards are not here"))
+        return lines
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Columns, and a row for each length of context."""
+        columns = ["context", "full attention", "fits", "to spare"]
+        if self.choice.shape.budget is not None:
+            columns += [f"budget {self.choice.shape.budget:,}", "fits", "to spare"]
+        rows = []
+        for row in self.rows:
+            choices = [row.full] if row.evicting is None else [row.full, row.evicting]
+            rows.append([f"{row.n_ctx:,} tokens", *(cell for choice in choices for cell in _cells(choice))])
+        return columns, rows
+
+
+def report(planner: Planner, choice: Choice) -> PlanReport:
+    """All that ``plan`` tells of a choice."""
+    info, n_gpu_layers = planner.info, choice.placement.n_gpu_layers
+    full = dataclasses.replace(choice.shape, budget=None)
+    return PlanReport(
+        model=info.name,
+        architecture=info.arch,
+        n_layer=info.n_layer,
+        n_ctx_train=info.n_ctx_train,
+        weights_bytes=planner.accountant.weights.total,
+        choice=choice,
+        full=planner.look(full, n_gpu_layers),
+        rows=planner.rows(choice),
+        largest_budget=0 if choice.shape.budget is None else planner.largest_budget(choice.shape, n_gpu_layers),
+        largest_full_ctx=planner.largest_ctx(full, n_gpu_layers),
+        checkpoint_memory=planner.wish.checkpoint_bytes,
+        is_measured=planner.machine.is_here,
+    )
+
+
+def told_choice(choice: Choice) -> str:
+    """Context, budget, place and margin, on one line."""
+    shape, placement = choice.shape, choice.placement
+    cache = shape.type_k if shape.type_k == shape.type_v else f"{shape.type_k}/{shape.type_v}"
+    how = "full attention" if shape.budget is None else f"budget {shape.budget:,}"
+    many = f"{shape.n_seq_max} x " if shape.n_seq_max > 1 else ""
+    tight = placement.tightest
+    parts = [f"{many}context {shape.n_ctx:,}", how, f"{cache} cache of {told_size(choice.bytes.kv)}"]
+    if placement.cards:
+        n, n_layer = (sum(use.n_layers for use in uses) for uses in (placement.cards, placement.uses))
+        parts.append(f"{n} of {n_layer} layers on the GPU" if n else "no layer on the GPU")
+    parts.append(
+        f"{told_size(tight.need)} of {told_size(tight.total)} {tight.name}, {told_size(tight.margin)} to spare"
+    )
+    return ", ".join(parts)
+
+
+def _cells(choice: Choice) -> tuple[str, str, str]:
+    fits = "yes" if choice.placement.fits else "no"
+    return told_size(choice.bytes.kv), fits, told_size(choice.placement.tightest.margin)
+
+
+def _use(use: Use) -> dict[str, object]:
+    return {**dataclasses.asdict(use), "need": use.need, "margin": use.margin}
+
+
+def _row(row: Row) -> dict[str, object]:
+    told: dict[str, object] = {
+        "n_ctx": row.n_ctx,
+        "full_kv_bytes": row.full.bytes.kv,
+        "full_fits": row.full.placement.fits,
+        "full_margin": row.full.placement.tightest.margin,
+    }
+    if row.evicting is not None:
+        told |= {
+            "kv_bytes": row.evicting.bytes.kv,
+            "fits": row.evicting.placement.fits,
+            "margin": row.evicting.placement.tightest.margin,
+        }
+    return told
