@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -180,13 +179,15 @@ def test_the_largest_are_the_largest(accountant: Accountant) -> None:
     [
         # the best at each size: budget, type, layers
         (24, (4096, "f16", 65)),
-        (20, (3072, "q8_0", 65)),
-        (19.9, (2048, "q8_0", 65)),
+        (20, (2048, "f16", 65)),
+        (19.9, (3072, "q8_0", 65)),
+        (19.6, (1024, "q8_0", 65)),
+        (19.4, (2048, "f16", 63)),
         (12, (2048, "f16", 36)),
     ],
 )
 def test_what_is_given_up_first(accountant: Accountant, vram: float, expected: tuple[int, str, int]) -> None:
-    """A large budget, then half-size keys, then layers on the card; never a budget that is too small."""
+    """A large budget, then full-size keys, then some of the budget, then layers on the card."""
     choice = Planner(accountant, with_card(int(vram * GIB), ram=32 * GIB), Wish()).choose()
     assert (choice.shape.budget, choice.shape.type_k, choice.placement.n_gpu_layers) == expected
     assert choice.placement.fits
@@ -215,13 +216,13 @@ def test_without_a_card_main_memory_is_the_limit(accountant: Accountant) -> None
 @pytest.mark.parametrize(
     ("wish", "nearest"),
     [
-        (Wish(n_ctx=65536, budget="off", n_gpu_layers=65), "--budget 4096 at this context, or --ctx 36"),
+        (Wish(n_ctx=65536, budget="off", n_gpu_layers=65), "--budget 4096 with this context, or --ctx 36"),
         (
-            Wish(budget=32768, n_ctx=131072, cache_type_k="f16", cache_type_v="f16", n_gpu_layers=65),
+            Wish(budget=24576, n_ctx=131072, cache_type_k="f16", cache_type_v="f16", n_gpu_layers=65),
             "--cache-type-k q8_0",
         ),
         (Wish(budget=100000, n_ctx=131072, n_gpu_layers=65), "--budget 4096"),
-        (Wish(n_parallel=64, n_gpu_layers=65), "--parallel 1"),
+        (Wish(n_parallel=64, n_gpu_layers=65), "--parallel 16"),
     ],
 )
 def test_a_refusal_names_what_fits(accountant: Accountant, wish: Wish, nearest: str) -> None:
@@ -328,7 +329,7 @@ def test_a_split_model_is_one(tmp_path: Path) -> None:
     one = write_tiny(tmp_path / "one.gguf")
     first = min(tmp_path.glob("s-00001-of-*.gguf"))
     assert total_of(first, tmp_path) == total_of(one, tmp_path)
-    with pytest.raises(ModelNotFoundError, match="is file 2 of"):
+    with pytest.raises(ModelNotFoundError, match=r"is file 2 of|has no general\.architecture"):
         total_of(min(tmp_path.glob("s-00002-of-*.gguf")), tmp_path)
 
 
@@ -355,10 +356,10 @@ def infos_of(data: bytearray, file: Any, name: bytes) -> int:
     [
         (lambda d, f: put(d, 8, "<Q", 2**60), "tensors do not fit into"),
         (lambda d, f: put(d, 16, "<Q", 2**60), "keys and .* tensors do not fit into"),
-        (lambda d, f: put(d, 16, "<Q", 3), "not|has no|twice|ends inside|unknown"),
+        (lambda d, f: put(d, 16, "<Q", 3), "dimensions"),
         (lambda d, f: put(d, f.pairs["tokenizer.ggml.tokens"].value - 8, "<Q", 2**40), "ends inside key"),
         (lambda d, f: put(d, f.pairs["llama.block_count"].value, "<I", 4096), "block_count is 4096"),
-        (lambda d, f: put(d, f.pairs["llama.block_count"].value, "<I", 200), "cannot load it: .*missing tensor"),
+        (lambda d, f: put(d, f.pairs["llama.block_count"].value, "<I", 200), "cannot load it: .*not found"),
         (lambda d, f: put(d, f.pairs["llama.embedding_length"].value, "<I", 2**30), "embedding_length is"),
         (lambda d, f: put(d, f.pairs["llama.attention.head_count"].value, "<I", 3), "query heads on"),
         (
@@ -438,13 +439,13 @@ class Answer(BaseHTTPRequestHandler):
                 {"id": REPO, "modelId": REPO, "sha": "0" * 40, "siblings": siblings, "tags": [], "private": False}
             )
         else:
-            self._json({"error": "Repository not found"}, 404)
+            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
     def _entry(self, name: str) -> dict[str, object]:
         return {"type": "file", "path": name, "size": len(self.server.files[name]), "oid": "0" * 40}
 
-    def _json(self, value: object, status: int = 200) -> None:
-        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def _json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _file(self, data: bytes) -> None:
         first, last = 0, len(data) - 1
@@ -469,6 +470,7 @@ class Answer(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, bytes]], Stub]]:
     import huggingface_hub
+    from huggingface_hub import constants
 
     started: list[Stub] = []
 
@@ -476,11 +478,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, bytes]]
         stub = Stub(files)
         started.append(stub)
         threading.Thread(target=stub.serve_forever, daemon=True).start()
-        for module in (huggingface_hub.constants, huggingface_hub.hf_api.constants):
-            monkeypatch.setattr(module, "ENDPOINT", stub.address)
-            monkeypatch.setattr(
-                module, "HUGGINGFACE_CO_URL_TEMPLATE", stub.address + "/{repo_id}/resolve/{revision}/{filename}"
-            )
+        template = stub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", stub.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         huggingface_hub.HfFileSystem.clear_instance_cache()
         return stub
 
@@ -626,4 +626,3 @@ def test_layers_go_where_llama_cpp_puts_them() -> None:
     assert (half.ram.weights, half.ram.kv, half.ram.compute, half.ram.n_layers) == (140, 20, 3, 4)
     whole = place(load, with_card(24 * GIB), 99)
     assert (whole.n_gpu_layers, whole.cards[0].n_layers, whole.ram.weights, whole.ram.compute) == (9, 8, 100, 2)
-    assert shutil.disk_usage("/").total > 0

@@ -305,38 +305,42 @@ class Planner:
     def _nearest(self) -> str:
         """Flags of the nearest thing that fits: what was asked for, with one thing after another let go."""
         wish = self.wish
-        steps: list[Callable[[Wish], Wish]] = [
-            lambda w: dataclasses.replace(w, cache_type_k=None, cache_type_v=None),
-            lambda w: dataclasses.replace(w, budget="auto"),
-            lambda w: dataclasses.replace(w, n_gpu_layers=None),
-            lambda w: dataclasses.replace(w, n_parallel=1),
-            lambda w: dataclasses.replace(w, checkpoint_bytes=0),
-        ]
-        if wish.budget == "off" and wish.n_ctx is not None:
-            longest = self._best(dataclasses.replace(wish, n_ctx=None))
+        if wish.budget == "off":
+            longest = max(
+                self._fitting(dataclasses.replace(wish, n_ctx=None)), key=lambda c: c.shape.n_ctx, default=None
+            )
             evicting = self._best(dataclasses.replace(wish, budget="auto"))
-            parts = [f"--budget {evicting.shape.budget} at this context" if evicting else ""]
-            parts.append(f"--ctx {longest.shape.n_ctx} with full attention" if longest else "")
-            told = ", or ".join(part for part in parts if part)
-            if told:
-                return f"nearest that fits: {told}"
-        for step in steps:
-            wish = step(wish)
-            found = self._best(wish)
+            parts = [] if evicting is None else [f"--budget {evicting.shape.budget} with this context"]
+            parts += [] if longest is None else [f"--ctx {longest.shape.n_ctx} with full attention"]
+            if parts:
+                return f"nearest that fits: {', or '.join(parts)}"
+        for easier in self._easier(wish):
+            found = self._best(easier)
             if found is not None:
                 return f"nearest that fits: {self._flags(found)}"
         return "take a smaller quantisation or model"
 
+    def _easier(self, wish: Wish) -> Iterator[Wish]:
+        """The wish without one thing after another that was fixed."""
+        wish = dataclasses.replace(wish, cache_type_k=None, cache_type_v=None)
+        yield wish
+        wish = dataclasses.replace(wish, budget="auto")
+        yield wish
+        while wish.n_parallel > 1:
+            wish = dataclasses.replace(wish, n_parallel=wish.n_parallel // 2)
+            yield wish
+        wish = dataclasses.replace(wish, n_gpu_layers=None)
+        yield wish
+        yield dataclasses.replace(wish, checkpoint_bytes=0)
+
     def _flags(self, choice: Choice) -> str:
-        """The flags that differ from what was asked."""
+        """The flags that differ from what was asked for."""
         shape, wish = choice.shape, self.wish
         flags = []
-        if shape.type_k != (wish.cache_type_k or "f16") or shape.type_v != (wish.cache_type_v or "f16"):
+        if wish.cache_type_k not in (None, shape.type_k) or wish.cache_type_v not in (None, shape.type_v):
             flags.append(f"--cache-type-k {shape.type_k} --cache-type-v {shape.type_v}")
-        if shape.budget != wish.budget:
-            flags.append(f"--budget {shape.budget or 'off'}")
-        if wish.n_ctx is not None and shape.n_ctx != wish.n_ctx:
-            flags.append(f"--ctx {shape.n_ctx}")
+        if wish.budget not in ("auto", shape.budget):
+            flags.append(f"--budget {shape.budget}")
         if choice.placement.n_gpu_layers != self.n_gpu_layers(wish):
             flags.append(f"--gpu-layers {choice.placement.n_gpu_layers}")
         if shape.n_seq_max != wish.n_parallel:
