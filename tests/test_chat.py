@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_plan import as_written
 from gguf_files import write_model
 from machine import slowness
 from scripted_runtime import ScriptedRuntime
 from textual.pilot import Pilot
 from textual.widgets import Input, Markdown, OptionList, Static, TextArea
 
-from triattn_local import runtime, store
+from triattn_local import planning, runtime, store
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError, UsageError
 from triattn_local.sessions import SessionStore
 from triattn_local.settings import Settings
@@ -104,6 +105,7 @@ class Driver:
 @pytest.fixture
 def open_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     monkeypatch.setattr(runtime, "Runtime", ScriptedRuntime)
+    monkeypatch.setattr(planning, "plan_run", as_written)
     for name, value in {"loads": [], "tokens_per_s": None, "batch_s": 0.0, "load_error": None}.items():
         monkeypatch.setattr(ScriptedRuntime, name, value)
     monkeypatch.setattr(ScriptedRuntime, "script", [THOUGHT])

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_plan import as_written
 from gguf_files import write_model
 from scripted_runtime import ScriptedRuntime
 from textual.pilot import Pilot
 
-from triattn_local import runtime
+from triattn_local import planning, runtime
 from triattn_local.conversation import Retained
 from triattn_local.runtime import RuntimeStats
 from triattn_local.sessions import Attachment, SessionStore
@@ -70,6 +71,7 @@ def retained() -> Retained:
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ChatApp]:
     monkeypatch.setattr(runtime, "Runtime", ScriptedRuntime)
+    monkeypatch.setattr(planning, "plan_run", as_written)
     monkeypatch.setattr(ScriptedRuntime, "loads", [])
     monkeypatch.setattr(text, "ago", lambda then: "yesterday")
     monkeypatch.setattr("secrets.token_hex", lambda n: "0123abcd"[: 2 * n])

@@ -23,11 +23,12 @@ from typing import Any
 import fake_runtime
 import numpy as np
 import pytest
+from fake_plan import as_written
 from fake_runtime import FakeRuntime, press_ctrl_c
 from gguf_files import HEAD_DIM, N_HEAD, N_HEAD_KV, N_LAYER, write_model
 
 import triattn_local
-from triattn_local import errors, metadata, model_info, native, runtime, store
+from triattn_local import errors, metadata, model_info, native, planning, runtime, store
 from triattn_local.cli import DEMO_SETTINGS, app, run_app
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
 from triattn_local.stats import TriattnStats
@@ -39,6 +40,7 @@ COMMANDS = (
     "import-stats",
     "export-stats",
     "inspect",
+    "plan",
     "run",
     "chat",
     "bench",
@@ -74,6 +76,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeRuntime]:
     monkeypatch.setattr(runtime, "Runtime", FakeRuntime)
+    monkeypatch.setattr(planning, "plan_run", as_written)
     monkeypatch.setattr(FakeRuntime, "loads", [])
     return FakeRuntime
 

@@ -89,9 +89,9 @@ def test_real_models_take_what_the_plan_says(
 def test_rounds_stay_within_the_plan(tmp_path: Path) -> None:
     """With a small vocabulary a round needs more than the logits do, and the compute buffer grows."""
     path = write_geometry(find_geometry("qwen3-8b").cut(2, 512), tmp_path / "m.gguf")
-    shape = dataclasses.replace(F16, n_batch=64, n_ubatch=64)
+    shape = dataclasses.replace(F16, budget=2048, n_batch=64, n_ubatch=64)
     _, total = summed(path, shape)
-    there = allocate(path, shape, tokens=[300 + i % 200 for i in range(1300)], policy="triattention")
+    there = allocate(path, shape, tokens=[300 + i % 200 for i in range(2300)], policy="triattention")
     path.unlink()
     assert there.n_rounds > 0
     assert there.compute_later > there.compute
@@ -265,6 +265,7 @@ def test_a_run_without_flags(smollm2_triattn: Path) -> None:
     assert plan.config.n_ctx == 8192  # what it was trained for
     assert plan.eviction is not None
     assert plan.eviction.budget_tokens == 2048
+    assert plan.why is not None
     assert plan.why.startswith("context 8,192, budget 2,048, f16 cache of 6")
     assert "to spare" in plan.why
 
@@ -277,8 +278,16 @@ def test_what_a_person_wrote_stays(smollm2_triattn: Path) -> None:
     assert eviction is not None
     assert (eviction.budget_tokens, eviction.window, eviction.mode) == (300, 64, "shared")
     assert config.n_gpu_layers == 31
+    assert plan.why is not None
     environment = Settings.load(environ={"TRIATTN_CTX": "2048"})
     assert plan_run(smollm2_triattn, environment, evict=False, machine=with_card()).config.n_ctx == 2048
+
+
+def test_nothing_is_said_when_nothing_was_chosen(smollm2_triattn: Path) -> None:
+    flags = {"ctx": 3000, "budget": 300, "cache_type_k": "f16", "cache_type_v": "f16"}
+    settings = Settings.load(flags, environ={})
+    assert plan_run(smollm2_triattn, settings, machine=with_card()).why is None
+    assert plan_run(smollm2_triattn, settings, machine=with_card(8 * GIB)).why is not None  # how many layers
 
 
 def test_defaults_of_a_command_are_no_wish_unless_it_says_so(smollm2_triattn: Path) -> None:

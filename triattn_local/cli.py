@@ -711,7 +711,7 @@ def run(
     from .runtime import Runtime
 
     plan = planning.plan_run(path, settings, evict=not no_evict, fixed=DEMO_SETTINGS if demo else (), verbose=verbose)
-    if not (quiet or as_json):
+    if plan.why and not (quiet or as_json):
         console.say(plan.why, style="dim")
     with contextlib.nullcontext() if quiet or verbose else console.waiting(f"loading {path.name}"):
         runtime = Runtime.load(path, plan.config, plan.eviction, stats_path=settings.stats)

@@ -146,7 +146,7 @@ class ChatApp(App[None]):
         evict = self.start.evict if evict is None else evict
         self.engine.load(path, self.settings, evict=evict, verbose=self.start.verbose)
 
-    def model_loaded(self, path: Path, stats: RuntimeStats, why: str) -> None:
+    def model_loaded(self, path: Path, stats: RuntimeStats, why: str | None) -> None:
         self.loading, self.loaded = False, stats
         if why:
             self.notify(why, title=self.model_name)

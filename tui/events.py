@@ -18,11 +18,11 @@ class EngineEvent(TextualMessage):
 
 
 class Loaded(EngineEvent):
-    def __init__(self, path: Path, stats: RuntimeStats, eviction: EvictionConfig | None, why: str) -> None:
+    def __init__(self, path: Path, stats: RuntimeStats, eviction: EvictionConfig | None, why: str | None) -> None:
         super().__init__()
         self.path, self.stats, self.eviction = path, stats, eviction
         self.why = why
-        """what it was loaded with, and why, on one line"""
+        """what was chosen for it, and why, on one line"""
 
 
 class LoadFailed(EngineEvent):

@@ -92,9 +92,10 @@ class ChatProcess:
 
 
 def main() -> None:
+    from fake_plan import as_written
     from scripted_runtime import ScriptedRuntime
 
-    from triattn_local import runtime
+    from triattn_local import planning, runtime
     from triattn_local.settings import Settings
     from triattn_local.tui.app import Start
     from triattn_local.tui.run import run_chat
@@ -104,6 +105,7 @@ def main() -> None:
     ScriptedRuntime.tokens_per_s = options.get("tokens_per_s")
     ScriptedRuntime.batch_s = options.get("batch_s", 0.0)
     runtime.Runtime = ScriptedRuntime  # type: ignore[assignment, misc]
+    planning.plan_run = as_written  # type: ignore[assignment]
     flags = {"ctx": 65536, "budget": 512, **options.get("flags", {})}
     run_chat(Settings.load(flags), Start(Path(options["model"]), **options.get("start", {})))
 

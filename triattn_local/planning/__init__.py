@@ -49,8 +49,8 @@ class RunPlan:
     config: RuntimeConfig
     eviction: EvictionConfig | None
     choice: Choice
-    why: str
-    """what was chosen and why, on one line"""
+    why: str | None
+    """what was chosen and why, on one line; None where a person fixed everything"""
 
 
 def wish_of(
@@ -147,8 +147,9 @@ def plan_run(
     )
     if wish.budget != "off" and settings.policy == "triattention":
         check_stats(path, settings.stats)  # what cannot run needs no plan
+    machine = machine or this_machine()
     with Accountant(path) as accountant:
-        choice = Planner(accountant, machine or this_machine(), wish).choose()
+        choice = Planner(accountant, machine, wish).choose()
     shape, placement = choice.shape, choice.placement
     config = dataclasses.replace(
         settings.runtime(verbose=verbose),
@@ -164,4 +165,4 @@ def plan_run(
     eviction = None
     if shape.budget is not None:
         eviction = settings.changed("plan", budget=shape.budget).eviction()
-    return RunPlan(config, eviction, choice, told_choice(choice))
+    return RunPlan(config, eviction, choice, None if wish.is_complete(machine) else told_choice(choice))

@@ -63,6 +63,11 @@ class Wish:
     checkpoint_bytes: int = 0
     """main memory that is promised to checkpoints of the cache"""
 
+    def is_complete(self, machine: Machine) -> bool:
+        """Whether nothing is left to choose."""
+        chosen = (self.n_ctx, self.cache_type_k, self.cache_type_v, self.n_gpu_layers if machine.cards else 0)
+        return self.budget != "auto" and None not in chosen
+
     def __post_init__(self) -> None:
         for where, value, most in (
             ("--ctx", self.n_ctx, _MOST_CTX),
