@@ -425,6 +425,60 @@ async def test_memory_settings_load_the_model_anew(open_chat: Open) -> None:
         assert ScriptedRuntime.loads[0].closed
 
 
+def planned(monkeypatch: pytest.MonkeyPatch, **chosen: Any) -> None:
+    """Let the plan choose these instead of defaults."""
+
+    def plan_run(path: Path, settings: Settings, **options: Any) -> Any:
+        plan = as_written(path, settings, **options)
+        ours = {name: value for name, value in chosen.items() if not settings.is_given(name)}
+        return as_written(path, settings.changed("plan", **ours), **options) if ours else plan
+
+    monkeypatch.setattr(planning, "plan_run", plan_run)
+
+
+async def test_the_settings_show_what_was_planned(open_chat: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned(monkeypatch, ctx=12345, budget=777)
+    async with open_chat(ctx=None, budget=None) as t:
+        await t.until(lambda: not t.app.loading)
+        assert (t.rt.config.n_ctx, t.rt.eviction and t.rt.eviction.budget_tokens) == (12345, 777)
+        await t.press("f4")
+        await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+        shown = [t.app.screen.query_one(f"#{name}", Input).value for name in ("ctx", "budget")]
+        assert shown == ["12345", "777"]
+        await t.press("ctrl+s")
+        await t.until(lambda: t.app.screen is t.chat)
+        assert len(ScriptedRuntime.loads) == 1
+        await t.press("f4")
+        await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+        t.app.screen.query_one("#budget", Input).value = str(Settings.budget)  # a default, but now it is meant
+        await t.press("ctrl+s")
+        await t.until(lambda: len(ScriptedRuntime.loads) == 2 and not t.app.loading)
+        assert (t.rt.config.n_ctx, t.rt.eviction and t.rt.eviction.budget_tokens) == (12345, Settings.budget)
+
+
+async def test_what_was_chosen_is_said(open_chat: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan_run(path: Path, settings: Settings, **options: Any) -> Any:
+        plan = as_written(path, settings, **options)
+        plan.why = "context 8,192, budget 2,048, 20.0 GiB to spare"
+        return plan
+
+    monkeypatch.setattr(planning, "plan_run", plan_run)
+    async with open_chat() as t:
+        await t.until(lambda: "20.0 GiB to spare" in t.toasts)
+
+
+async def test_a_model_that_does_not_fit_is_said_before_it_is_loaded(
+    open_chat: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan_run(path: Path, settings: Settings, **options: Any) -> Any:
+        raise DoesNotFitError("needs 40.0 GiB of GPU", fix="nearest that fits: --budget 1024")
+
+    monkeypatch.setattr(planning, "plan_run", plan_run)
+    async with open_chat() as t:
+        await t.until(lambda: "--budget 1024" in t.notices)
+        assert ScriptedRuntime.loads == []
+
+
 async def test_themes_are_remembered(open_chat: Open) -> None:
     async with open_chat() as t:
         t.app.theme = "triattn-light"

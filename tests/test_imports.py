@@ -31,13 +31,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "evaluation",
         "inspection",
         "oneshot",
-        "server",
         "sessions",
         "settings",
         "store",
     ),
     ("conversation", "planning"),
-    ("doctor", "report", "tui"),
+    ("doctor", "report", "server", "tui"),
     ("cli",),
 )
 """modules and packages of triattn_local, from the ground up: each imports from below only"""

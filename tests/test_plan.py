@@ -617,6 +617,27 @@ def test_what_cannot_be_planned(arguments: str, code: int, told: str, capsys: py
     assert captured.out == ""
 
 
+def test_run_says_what_it_chose(smollm2_triattn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(["run", str(smollm2_triattn), "Say hi.", "-n", "1"]) == 0
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("context 8,192, budget ")
+    assert "to spare" in first
+    assert json.loads(last)["n_ctx"] == 8192
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--no-evict"], ["run", "--budget", "8000"]])
+def test_what_does_not_fit_is_exit_code_4(
+    command: list[str], smollm2_triattn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = 300 if len(command) > 1 else 120
+    monkeypatch.setattr(planning, "this_machine", lambda: Machine((), Memory("RAM", size << 20, 0), is_here=True))
+    flags = ["--ctx", "8192"] if len(command) > 1 else []
+    assert run_app([*command, *flags, str(smollm2_triattn), "Say hi."]) == 4
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert ("nearest that fits: --" if len(command) > 1 else "take a smaller quantisation") in captured.err
+
+
 def test_sizes() -> None:
     assert parse_size("24GiB", "--vram") == 24 * GIB
     assert parse_size("24g", "--vram") == 24 * 10**9

@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__, console
-from .errors import BackendMissingError, StatsError, TriattnError, UsageError
+from .errors import BackendMissingError, ModelNotFoundError, StatsError, TriattnError, UsageError
 from .settings import Settings, fields
 
 EXIT_INTERRUPTED = 130
@@ -137,6 +137,15 @@ CacheTypeK = Annotated[str | None, _flag("cache_type_k", "TYPE", _CACHE)]
 CacheTypeV = Annotated[str | None, _flag("cache_type_v", "TYPE", _CACHE)]
 Threads = Annotated[int | None, _flag("threads", "N", _COMPUTE, "--threads", "-t")]
 GpuLayers = Annotated[int | None, _flag("gpu_layers", "N", _COMPUTE)]
+
+# of the commands that plan: what is not given is chosen
+_TRAINED = "what the model was trained for, at most 131072"
+_TYPE = "f16, or q8_0 if that does not fit"
+PlannedCtx = Annotated[int | None, _flag("ctx", "TOKENS", _CACHE, default=_TRAINED)]
+PlannedBudget = Annotated[int | None, _flag("budget", "TOKENS", _CACHE, default="2048, on a GPU up to 4096: what fits")]
+PlannedTypeK = Annotated[str | None, _flag("cache_type_k", "TYPE", _CACHE, default=_TYPE)]
+PlannedTypeV = Annotated[str | None, _flag("cache_type_v", "TYPE", _CACHE, default=_TYPE)]
+PlannedLayers = Annotated[int | None, _flag("gpu_layers", "N", _COMPUTE, default="as many as fit")]
 
 
 def _version(value: bool) -> None:
@@ -573,7 +582,7 @@ def plan(
             rich_help_panel=_MACHINE,
         ),
     ] = None,
-    ctx: Annotated[int | None, _flag("ctx", "TOKENS", _CACHE, default="what the model was trained for")] = None,
+    ctx: PlannedCtx = None,
     budget: Annotated[str | None, _flag("budget", "TOKENS", _CACHE, default="auto")] = None,
     window: Annotated[int | None, _flag("window", "TOKENS", _CACHE)] = None,
     keep: Annotated[int | None, _flag("keep", "TOKENS", _CACHE)] = None,
@@ -598,7 +607,7 @@ def plan(
         ),
     ] = 1,
     flash_attn: Annotated[bool | None, _flag("flash_attn", "", _COMPUTE, "--flash-attn/--no-flash-attn")] = None,
-    gpu_layers: Annotated[int | None, _flag("gpu_layers", "N", _COMPUTE, default="as many as fit")] = None,
+    gpu_layers: PlannedLayers = None,
     batch: Annotated[int | None, _flag("batch", "TOKENS", _COMPUTE)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -667,19 +676,19 @@ def run(
     as_json: Annotated[bool, _switch("--json", "The report on stdout, as its last line.")] = False,
     quiet: Annotated[bool, _switch("--quiet", "No progress and no report on stderr.", "-q")] = False,
     verbose: Annotated[bool, _switch("--verbose", "llama.cpp's own log on stderr.", "-v")] = False,
-    ctx: Annotated[int | None, _flag("ctx", "TOKENS", _CACHE)] = None,
-    budget: Annotated[int | None, _flag("budget", "TOKENS", _CACHE)] = None,
+    ctx: PlannedCtx = None,
+    budget: PlannedBudget = None,
     window: Annotated[int | None, _flag("window", "TOKENS", _CACHE)] = None,
     keep: Annotated[int | None, _flag("keep", "TOKENS", _CACHE)] = None,
     mode: Annotated[str | None, _flag("mode", "MODE", _CACHE)] = None,
     policy: Annotated[str | None, _flag("policy", "POLICY", _CACHE)] = None,
     no_evict: Annotated[bool, _switch("--no-evict", "Full attention: a cell for every token.", panel=_CACHE)] = False,
     stats: Stats = None,
-    cache_type_k: CacheTypeK = None,
-    cache_type_v: CacheTypeV = None,
+    cache_type_k: PlannedTypeK = None,
+    cache_type_v: PlannedTypeV = None,
     flash_attn: Annotated[bool | None, _flag("flash_attn", "", _COMPUTE, "--flash-attn/--no-flash-attn")] = None,
     threads: Threads = None,
-    gpu_layers: GpuLayers = None,
+    gpu_layers: PlannedLayers = None,
     batch: Annotated[int | None, _flag("batch", "TOKENS", _COMPUTE)] = None,
     max_tokens: Annotated[int | None, _flag("max_tokens", "TOKENS", _ANSWER, "-n", "--max-tokens")] = None,
     temp: Annotated[float | None, _flag("temp", "T", _ANSWER)] = None,
@@ -754,19 +763,19 @@ def chat(
         str | None, typer.Option("--system", metavar="TEXT", help="System prompt.", show_default=False)
     ] = None,
     theme: Annotated[str | None, _flag("theme", "NAME", "Looks")] = None,
-    ctx: Annotated[int | None, _flag("ctx", "TOKENS", _CACHE)] = None,
-    budget: Annotated[int | None, _flag("budget", "TOKENS", _CACHE)] = None,
+    ctx: PlannedCtx = None,
+    budget: PlannedBudget = None,
     window: Annotated[int | None, _flag("window", "TOKENS", _CACHE)] = None,
     keep: Annotated[int | None, _flag("keep", "TOKENS", _CACHE)] = None,
     mode: Annotated[str | None, _flag("mode", "MODE", _CACHE)] = None,
     policy: Annotated[str | None, _flag("policy", "POLICY", _CACHE)] = None,
     no_evict: Annotated[bool, _switch("--no-evict", "Full attention: a cell for every token.", panel=_CACHE)] = False,
     stats: Stats = None,
-    cache_type_k: CacheTypeK = None,
-    cache_type_v: CacheTypeV = None,
+    cache_type_k: PlannedTypeK = None,
+    cache_type_v: PlannedTypeV = None,
     flash_attn: Annotated[bool | None, _flag("flash_attn", "", _COMPUTE, "--flash-attn/--no-flash-attn")] = None,
     threads: Threads = None,
-    gpu_layers: GpuLayers = None,
+    gpu_layers: PlannedLayers = None,
     batch: Annotated[int | None, _flag("batch", "TOKENS", _COMPUTE)] = None,
     max_tokens: Annotated[int | None, _flag("max_tokens", "TOKENS", _ANSWER, "-n", "--max-tokens")] = None,
     temp: Annotated[float | None, _flag("temp", "T", _ANSWER)] = None,
@@ -785,6 +794,12 @@ def chat(
     from . import store
 
     path = store.resolve(model, settings.models) if model is not None else None
+    if path is not None:
+        from . import planning
+
+        # what does not fit is said here; what else is wrong with the model, the chat says with a way out
+        with contextlib.suppress(StatsError, ModelNotFoundError):
+            planning.plan_run(path, settings, evict=not no_evict, checkpoint_bytes=settings.snapshot_memory << 20)
     from .tui.app import Start
     from .tui.run import run_chat
 

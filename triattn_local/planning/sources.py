@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .. import store
-from ..errors import ModelNotFoundError
+from ..errors import DoesNotFitError, ModelNotFoundError
 from ..geometry import GEOMETRIES, find_geometry, write_outline
 from ..gguf_file import GgufFile, read_head
 
-_MOST_BYTES = 2**44
+_MOST_BYTES = 2**42
 """of a file: more than any model has"""
 
 
@@ -84,9 +84,16 @@ def _outlines(heads: Sequence[GgufFile]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         for head in heads:
             _check(head)
-            with (Path(folder) / head.path.name).open("wb") as out:
-                out.write(head.head)
-                out.truncate(max(head.data_end, head.data_start))
+            try:
+                with (Path(folder) / head.path.name).open("wb") as out:
+                    out.write(head.head)
+                    out.truncate(max(head.data_end, head.data_start))
+            except OSError as error:
+                raise DoesNotFitError(
+                    f"a stand-in for {head.path.name} cannot be written: {error.strerror}",
+                    where=folder,
+                    fix="set TMPDIR to a folder on another disk",
+                ) from None
         yield Path(folder) / heads[0].path.name
 
 
