@@ -629,7 +629,7 @@ def test_run_says_what_it_chose(smollm2_triattn: Path, capsys: pytest.CaptureFix
 def test_what_does_not_fit_is_exit_code_4(
     command: list[str], smollm2_triattn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    size = 300 if len(command) > 1 else 120
+    size = 270 if len(command) > 1 else 120
     monkeypatch.setattr(planning, "this_machine", lambda: Machine((), Memory("RAM", size << 20, 0), is_here=True))
     flags = ["--ctx", "8192"] if len(command) > 1 else []
     assert run_app([*command, *flags, str(smollm2_triattn), "Say hi."]) == 4

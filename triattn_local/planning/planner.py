@@ -17,7 +17,7 @@ from typing import Literal
 
 from ..config import EvictionConfig, RuntimeConfig
 from ..errors import DoesNotFitError, UsageError
-from .accounting import Accountant, ContextBytes, Shape
+from .accounting import HOST, Accountant, ContextBytes, Shape
 from .machine import Machine, told_size
 from .placement import Load, Placement, Use, kv_by_layer, place, round_bytes
 
@@ -126,9 +126,10 @@ class Planner:
         DoesNotFitError
             Nothing that was asked for does; the message has the nearest thing that fits.
         """
-        found = self._best(self.wish)
-        if found is not None:
-            return self._confirmed(found)
+        for found in self._fitting(self.wish):
+            confirmed = self._confirmed(found)
+            if confirmed.placement.fits:
+                return confirmed
         raise self._refusal()
 
     def _best(self, wish: Wish) -> Choice | None:
@@ -168,9 +169,7 @@ class Planner:
         """Contexts that serve the wish with a budget of at least so many tokens, the best first."""
         for types in self._types(wish):
             if wish.budget == "off":
-                n_ctx = wish.n_ctx
-                if n_ctx is None:
-                    n_ctx = self.largest_ctx(dataclasses.replace(self.shape(wish, _STEP, None, *types)))
+                n_ctx = wish.n_ctx or self.largest_ctx(self.shape(wish, _STEP, None, *types))
                 if n_ctx:
                     yield self.shape(wish, n_ctx, None, *types)
                 continue
@@ -240,9 +239,9 @@ class Planner:
             context = accountant.context(choice.shape)
 
         def told(use: Use) -> Use:
-            device = "host" if use is choice.placement.ram else use.name
+            device = HOST if use is choice.placement.ram else use.name
             least = round_bytes(self.info, choice.shape) if use.kv else 0
-            return dataclasses.replace(use, compute=max(context.compute.get(device, 0), least))
+            return dataclasses.replace(use, compute=max(context.compute.get(device, use.compute), least))
 
         placement = dataclasses.replace(
             choice.placement,
