@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Center, Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Static
 
@@ -119,8 +119,9 @@ class ChatScreen(Screen[None]):
         with Horizontal(id="body"):
             with Vertical(id="talk"):
                 yield self.transcript
-                yield self._files_line
-                yield self.prompt
+                with Center():
+                    yield self._files_line
+                    yield self.prompt
             yield self.panel
         yield self.status
 
