@@ -6,7 +6,6 @@ takes long and a wrong output name is no reason to do it twice.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from .checkpoint import saved_task
 from .choose import ENGINES, Choice, choose
 from .corpus import bundled_corpus, read_corpus
 from .decoder import why_unsupported
+from .shards import check_names, default_output, link_others
 from .weights import Weights
 
 __all__ = ["DEFAULT_TOKENS", "ENGINES", "Concentration", "ConvertResult", "Progress", "convert"]
@@ -112,7 +112,8 @@ def convert(
     model : Path
         GGUF; the first file of a split model.
     out : Path, optional
-        ``MODEL.triattn.gguf`` beside the model if not given, or ``MODEL.triattn-stats.gguf`` for a sidecar.
+        ``MODEL.triattn.gguf`` beside the model if not given, or ``MODEL.triattn-stats.gguf`` for a sidecar; of a split
+        model the first file, ``MODEL.triattn-00001-of-00003.gguf``, to which the others are linked.
     sidecar : bool
         Write the statistics alone.
     corpus : sequence of Path
@@ -139,7 +140,8 @@ def convert(
     CalibrationError
         The model or the text cannot be calibrated, or the checkpoint belongs to something else.
     UsageError
-        ``out`` exists, is the model, or cannot be written; or an engine that there is not.
+        ``out`` exists, is the model, or cannot be written, or is no name for a split model; or an engine that there is
+        not.
     DoesNotFitError
         The disk does not hold the output.
     BackendMissingError
@@ -207,11 +209,16 @@ def convert(
 def write_output(
     info: ModelInfo, path: Path, stats: TriattnStats, sidecar: bool, progress: Progress | None = None
 ) -> str | None:
-    """Write statistics where ``convert`` puts them; the sha256 of the tensors if there are any in the file."""
+    """Write statistics where ``convert`` puts them; the sha256 of the tensors if there are any in the file.
+
+    Of a split model the first file is written, and hashed; the others are linked before it, so that the model is whole
+    when its name appears.
+    """
     stage = f"writing {path.name}"
     if sidecar:
         write_sidecar(path, stats, info)
         return None
+    link_others(info, path)
     if progress is None:
         return write_with_stats(info.path, path, stats)
     return write_with_stats(info.path, path, stats, lambda done, total: progress(stage, done, total, "bytes"))
@@ -237,28 +244,15 @@ def output_path(info: ModelInfo, out: Path | None, sidecar: bool, force: bool) -
     UsageError, DoesNotFitError
         As ``convert``.
     """
-    if info.split is not None and not sidecar:
-        _check_first_shard(info, out)
-    stem = info.path.name.removesuffix(".gguf")
-    path = out or info.path.with_name(f"{stem}.{'triattn-stats' if sidecar else 'triattn'}.gguf")
+    path = out or default_output(info, sidecar)
+    if not sidecar:
+        check_names(info, path)
     refuse_same_file(info.path, path)
     # the statistics are small beside any model, and the exact size is checked again when it is known
     check_writable(path, 0 if sidecar else info.file_bytes)
     if path.exists() and not force:
         raise UsageError("exists already", where=str(path), fix="replace it with --force, or give another name with -o")
     return path
-
-
-def _check_first_shard(info: ModelInfo, out: Path | None) -> None:
-    """A first file with statistics finds the others only by its own name, so it has to be placed by hand."""
-    assert info.split is not None
-    ending = f"-00001-of-{info.split.count:05d}.gguf"
-    if out is None or re.fullmatch(f".+{re.escape(ending)}", out.name) is None:
-        raise UsageError(
-            f"is split into {info.split.count} files, and llama.cpp finds the others by the name of the first",
-            where=str(info.path),
-            fix=f"write --sidecar, or give -o a name that ends in {ending}, beside the others or links to them",
-        )
 
 
 def _has_stats(path: Path) -> bool:

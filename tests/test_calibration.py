@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -291,7 +292,7 @@ def test_inputs_that_are_refused(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"m.gguf", "text.gguf", "cut.gguf"}
 
 
-def test_a_split_model_needs_a_name_that_llama_cpp_can_follow(tmp_path: Path) -> None:
+def test_names_of_a_split_model(tmp_path: Path) -> None:
     packed = Packed().set("split.no", U16, 0).set("split.count", U16, 3)
     path = packed.write(tmp_path / "m-00001-of-00003.gguf")
     with pytest.raises(ModelNotFoundError, match="m-00002-of-00003"):
@@ -299,11 +300,37 @@ def test_a_split_model_needs_a_name_that_llama_cpp_can_follow(tmp_path: Path) ->
     for i in (1, 2):
         Packed(tensors={}).set("split.no", U16, i).write(tmp_path / f"m-0000{i + 1}-of-00003.gguf")
     with pytest.raises(UsageError, match=r"split into 3 files.*-00001-of-00003\.gguf"):
-        convert(path, dry_run=True)
-    with pytest.raises(UsageError, match="split into 3 files"):
         convert(path, tmp_path / "whole.gguf", dry_run=True)
+    assert convert(path, dry_run=True).path.name == "m.triattn-00001-of-00003.gguf"
     assert convert(path, tmp_path / "n-00001-of-00003.gguf", dry_run=True)
     assert convert(path, sidecar=True, dry_run=True).path.name == "m-00001-of-00003.triattn-stats.gguf"
+    (tmp_path / "n-00002-of-00003.gguf").write_text("somebody's")
+    with pytest.raises(UsageError, match=r"n-00002-of-00003\.gguf: exists already, and is another file"):
+        convert(path, tmp_path / "n-00001-of-00003.gguf", dry_run=True)
+
+
+@pytest.mark.parametrize("can_link", [True, False], ids=["hard", "symbolic"])
+def test_a_split_model_from_end_to_end(can_link: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The converted first file finds the others by its name, in llama.cpp too; converting it again changes nothing."""
+    whole = convert(write_tiny(tmp_path / "w.gguf"), n_tokens=700, engine="runtime")
+    write_tiny(tmp_path / "m.gguf", split_max_tensors=12)
+    if not can_link:
+        monkeypatch.setattr(os, "link", refuse_links)
+    result = convert(min(tmp_path.glob("m-00001-of-*.gguf")), n_tokens=700, engine="runtime")
+    assert result.path.name.startswith("m.triattn-00001-of-")
+    info = read_model_info(result.path)
+    assert len(info.shards) > 2
+    assert [shard.is_symlink() for shard in info.shards[1:]] == [not can_link] * (len(info.shards) - 1)
+    stats, want = read_stats(result.path), read_stats(whole.path)
+    assert stats is not None
+    assert want is not None
+    assert all(np.array_equal(a, b) for a, b in zip(stats.q_mean, want.q_mean, strict=True))
+    again = convert(result.path, tmp_path / f"a-00001-of-{len(info.shards):05d}.gguf", n_tokens=700, engine="runtime")
+    assert again.path.read_bytes() == result.path.read_bytes()
+
+
+def refuse_links(*_: object) -> None:
+    raise OSError(errno.EPERM, "no hard links here")
 
 
 # ---- what the engine sees is what the model does

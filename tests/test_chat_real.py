@@ -28,10 +28,19 @@ async def until(pilot: Pilot[None], what: Callable[[], Any], timeout_s: float = 
 
 
 async def answered(pilot: Pilot[None], app: ChatApp, key: str) -> None:
-    """A key that asks for an answer, up to where nothing is going on any more."""
+    """A key that asks for an answer, up to where nothing is going on any more.
+
+    A short answer may be complete before the key's messages are all handled, so that `busy` is never seen.
+    """
     await pilot.pause()
+    before = {message.id for message in app.session.path}
     await pilot.press(key)
-    await until(pilot, lambda: app.chat.busy, 30)
+
+    def is_new() -> bool:
+        newest = app.session.path[-1] if app.session.path else None
+        return newest is not None and newest.role == "assistant" and newest.id not in before
+
+    await until(pilot, is_new, 60)
     await until(pilot, lambda: not app.chat.busy)
     idle = threading.Event()
     app.engine._submit(idle.set)

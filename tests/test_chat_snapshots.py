@@ -133,7 +133,7 @@ async def settle(pilot: Pilot[None], *, a_round_came: bool = False) -> None:
     for widget in app.screen.query("Input, TextArea"):
         widget.cursor_blink = False  # type: ignore[attr-defined]
         widget._cursor_visible = True  # type: ignore[attr-defined]  # whatever it was doing
-    await pilot.pause(0.1)
+    await pilot.pause(0.3)
 
 
 def screen(*keys: str) -> Callable[[Pilot[None]], Any]:

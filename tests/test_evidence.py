@@ -153,7 +153,7 @@ def test_a_real_model(smollm2_triattn: Path) -> None:
     stats = read_stats(smollm2_triattn)
     assert stats is not None
     evidence = measure(read_model_info(smollm2_triattn), stats, n_tokens=1536)
-    assert evidence.engine == "runtime"
+    assert evidence.engine == "torch"
     overlap, mass = evidence.of_sets(lambda e: e.overlap), evidence.of_sets(lambda e: e.mass)
     print(evidence.as_dict())
     # the paper: mean Pearson > 0.5

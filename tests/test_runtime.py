@@ -15,6 +15,7 @@ from texts import prose
 
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
 from triattn_local.errors import StateError, StatsError, UsageError
+from triattn_local.evaluation.texts import read_text
 from triattn_local.runtime import Done, Prefill, Runtime, Token
 
 pytestmark = pytest.mark.slow
@@ -64,9 +65,9 @@ def test_a_long_prompt_and_a_long_answer_in_a_small_cache(smollm2_triattn: Path)
 
 
 def stream_nll(model: Path, eviction: EvictionConfig | None, n_tokens: int, budget: int) -> tuple[float, int, int]:
-    """NLL of the tokens beyond the budget, rounds, cells: text streamed in batches of 128."""
+    """NLL of the tokens beyond the budget, rounds, cells: a held-out text, streamed in batches of 128."""
     with Engine(model, eviction, n_ctx=4096, n_batch=128) as engine:
-        tokens = engine.tokenize(readme())[: n_tokens + 1]
+        tokens = engine.tokenize(read_text("novel"))[: n_tokens + 1]
         assert len(tokens) == n_tokens + 1
         total, count = 0.0, 0
         for i in range(0, n_tokens, 128):
@@ -78,12 +79,6 @@ def stream_nll(model: Path, eviction: EvictionConfig | None, n_tokens: int, budg
                 total, count = total + float(nll.sum()), count + len(nll)
         stats = engine.stats()
         return total / count, stats.n_rounds, stats.n_cells
-
-
-def readme() -> str:
-    """Text that the calibration has not seen: our own documents."""
-    root = Path(__file__).parent.parent
-    return "".join((root / p).read_text() for p in ("README.md", "native/README.md", "patches/README.md"))
 
 
 def test_forgetting_costs_less_with_the_centres_than_at_random(qwen25_triattn: Path) -> None:

@@ -16,6 +16,8 @@ from gguf.quants import dequantize as dequantize_numpy
 from texts import prose
 from tiny_models import write_tiny
 
+import triattn_local.calib_tools.choose as choose_module
+from triattn_local.architectures import RopeType
 from triattn_local.calib_tools.accumulate import HeadSums
 from triattn_local.calib_tools.calibrate import calibrate
 from triattn_local.calib_tools.corpus import Corpus, Document, bundled_corpus
@@ -24,6 +26,7 @@ from triattn_local.calib_tools.engine_runtime import RuntimeEngine
 from triattn_local.calib_tools.engine_torch import Hidden, TorchEngine
 from triattn_local.calib_tools.tokens import SKIP_TOKENS, open_vocabulary, sequences
 from triattn_local.calib_tools.weights import Weights
+from triattn_local.devices import Device
 from triattn_local.errors import CalibrationError
 from triattn_local.model_info import read_model_info
 from triattn_local.stats import TriattnStats
@@ -153,24 +156,29 @@ def test_the_two_engines_agree(name: str, request: pytest.FixtureRequest) -> Non
 
 
 @pytest.mark.slow
-def test_transformers_on_the_same_file(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "rope_type"), [("smollm2", "norm"), ("qwen25", "neox"), ("gemma3", "neox")])
+def test_transformers_on_the_same_file(
+    name: str, rope_type: RopeType, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not a model made for the test, but the published GGUF, read by the transformers library itself."""
     from transformers import AutoModelForCausalLM
 
+    path: Path = request.getfixturevalue(name)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
     corpus = Corpus("short", (Document("prose", prose(1200)), bundled_corpus().documents[0]))
-    info = read_model_info(smollm2)
-    assert info.rope_type == "norm"
-    with open_vocabulary(smollm2) as vocabulary:
+    info = read_model_info(path)
+    assert info.rope_type == rope_type
+    with open_vocabulary(path) as vocabulary:
         texts = sequences(vocabulary, corpus, 1000, 2048)
-    ours = calibrate(smollm2, corpus, 1000, engine="torch")
+    ours = calibrate(path, corpus, 1000, engine="torch")
     seen = tiny_transformers.watch(model, texts, info.n_head[0], info.n_head_kv[0])
     begins = np.cumsum([0, *map(len, texts)])
     counted = np.concatenate([np.arange(a + SKIP_TOKENS, b) for a, b in itertools.pairwise(begins)])
     for i, il in enumerate(ours.layers):
-        sums = HeadSums(info.n_head[il], info.head_dim, info.n_rot, "norm")
-        sums.add(torch.from_numpy(tiny_transformers.to_neighbours(seen[il, "q"][counted])))
+        sums = HeadSums(info.n_head[il], info.head_dim, info.n_rot, rope_type)
+        q = seen[il, "q"][counted]
+        sums.add(torch.from_numpy(tiny_transformers.to_neighbours(q) if rope_type == "norm" else q))
         want = sums.mean()
         assert np.linalg.norm(ours.q_mean[i] - want) < 1e-3 * np.linalg.norm(want)
         assert np.abs(ours.q_abs[i] - sums.mean_abs()).max() < 1e-3 * sums.mean_abs().max()
@@ -210,3 +218,42 @@ def test_rows_of_a_large_tensor(tmp_path: Path) -> None:
         rows = [5, 0, 258, 5]
         assert torch.equal(weights.read_rows("token_embd.weight", rows, CPU), table[rows])
         assert torch.equal(weights.read("token_embd.weight", CPU, first=7, n_row=3), table[7:10])
+
+
+# ---- which engine
+
+
+def gpu(free_bytes: int) -> Device:
+    return Device("CUDA0", "a card", free_bytes, 24 << 30)
+
+
+@pytest.mark.parametrize(
+    ("family", "gpus", "on", "free", "engine", "why"),
+    [
+        ("llama", [], "cpu", 8 << 30, "torch", "on a CPU"),
+        ("llama", [], "cpu", 64 << 20, "torch", "the model needs 0.8 GiB in memory, 0.1 GiB are free"),
+        ("llama", [gpu(8 << 30)], "cuda", 8 << 30, "runtime", "fits into CUDA0"),
+        ("llama", [gpu(64 << 20)], "cuda", 8 << 30, "torch", "the model needs 0.8 GiB in CUDA0"),
+        ("llama", [], "cuda", 8 << 30, "torch", "torch has a GPU"),
+        ("qwen3moe", [], "cpu", 8 << 30, "runtime", "experts"),
+    ],
+)
+def test_the_faster_engine_that_fits(
+    family: str,
+    gpus: list[Device],
+    on: str,
+    free: int,
+    engine: str,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, path = tiny_transformers.make(family, tmp_path / "m.gguf")
+    monkeypatch.setattr(choose_module, "devices", lambda: gpus)
+    monkeypatch.setattr(choose_module, "best_device", lambda _: torch.device(on))
+    monkeypatch.setattr(choose_module, "free_memory", lambda: free)
+    info = read_model_info(path)
+    with Weights(info) as weights:
+        choice = choose_module.choose(info, weights)
+    assert choice.engine == engine
+    assert why in choice.why

@@ -177,10 +177,12 @@ def watch(model: Any, sequences: list[list[int]], n_head: int, n_head_kv: int) -
         for letter, n in (("q", n_head), ("k", n_head_kv)):
             module = getattr(layer.self_attn, f"{letter}_norm", None) or getattr(layer.self_attn, f"{letter}_proj")
 
-            def keep(_: Any, __: Any, out: torch.Tensor, key: tuple[int, str] = (il, letter), n: int = n) -> None:
+            shape = (-1, n, layer.self_attn.head_dim)
+
+            def keep(_: Any, __: Any, out: torch.Tensor, key: Any = (il, letter), shape: Any = shape) -> None:
                 # [1, n_token, heads, head_dim], flat of a projection, and heads first of some norms
-                value = out[0].transpose(0, 1) if out.ndim == 4 and out.shape[1] == n else out[0]
-                seen.setdefault(key, []).append(value.reshape(-1, n, model.config.head_dim).numpy().copy())
+                value = out[0].transpose(0, 1) if out.ndim == 4 and out.shape[1] == shape[1] else out[0]
+                seen.setdefault(key, []).append(value.reshape(shape).numpy().copy())
 
             handles.append(module.register_forward_hook(keep))
     with torch.inference_mode():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Center, Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Static
 
@@ -32,9 +32,19 @@ if TYPE_CHECKING:
     from ..app import ChatApp
 
 UPDATE_S = 1 / 12
-"""seconds between two updates of a streaming answer"""
+"""seconds between two updates of a streaming answer, at least"""
+UPDATE_TYPING_S = 1 / 4
+"""the same while somebody types, whose keys wait for the update that is under way"""
+UPDATE_SHARE = 0.5
+"""of all time at most, for these updates"""
+UPDATE_CHARS = 300
+"""of an update, unless more has piled up"""
+MANY_PIECES = 300
+"""tokens: more than this waiting are shown at once"""
 IDLE_S = 2.0
 """seconds without a key after which nobody notices that garbage is collected"""
+COLLECT_S = 15.0
+"""seconds between two collections while an answer streams or somebody types"""
 WIDE = 100
 """columns from which the memory stands beside the conversation"""
 
@@ -99,8 +109,9 @@ class ChatScreen(Screen[None]):
         self._state = "ready"
         self._retained: Retained | None = None
         self._draining = False
+        self._next_drain_s = 0.0
         self._litter = False
-        self._typed_s = 0.0
+        self._collected_s = self._typed_s = 0.0
         self._ended: events.TurnEnded | None = None
 
     def compose(self) -> ComposeResult:
@@ -108,8 +119,9 @@ class ChatScreen(Screen[None]):
         with Horizontal(id="body"):
             with Vertical(id="talk"):
                 yield self.transcript
-                yield self._files_line
-                yield self.prompt
+                with Center():
+                    yield self._files_line
+                    yield self.prompt
             yield self.panel
         yield self.status
 
@@ -252,22 +264,35 @@ class ChatScreen(Screen[None]):
         pieces = self.app.engine.pieces
         if self._draining or self._answer is None or (not pieces and self._ended is None):
             return
+        began_s = time.monotonic()
+        if began_s < self._next_drain_s and self._ended is None:
+            return
         self._draining = True
         try:
             answer = self._answer
-            while pieces:
+            room = UPDATE_CHARS if self._ended is None and len(pieces) < MANY_PIECES else None
+            while pieces and room != 0:
                 kind, piece, n_tokens = pieces.popleft()
                 parts = [piece]
-                while pieces and pieces[0][0] == kind:
+                while pieces and pieces[0][0] == kind and (room is None or sum(map(len, parts)) < room):
                     _, piece, n_tokens = pieces.popleft()
                     parts.append(piece)
                 self._speed = (self._speed[0], self._speed[1] + len(parts))
                 await answer.write(kind, "".join(parts), n_tokens)
+                room = None if room is None else max(0, room - sum(map(len, parts)))
             self.transcript.look_soon()
+            self._litter = True
+            self.call_after_refresh(self._drained, began_s)
             if self._ended is not None:
                 await self._end(answer, self._ended)
         finally:
             self._draining = False
+
+    def _drained(self, began_s: float) -> None:
+        """What came is on the screen: the next update may come when this one's time is a small share of all."""
+        now_s = time.monotonic()
+        least_s = UPDATE_TYPING_S if now_s - self._typed_s < IDLE_S else UPDATE_S
+        self._next_drain_s = began_s + max(least_s, (now_s - began_s) / UPDATE_SHARE)
 
     @on(events.TurnEnded)
     async def _turn_ended(self, event: events.TurnEnded) -> None:
@@ -276,7 +301,6 @@ class ChatScreen(Screen[None]):
 
     async def _end(self, answer: AnswerMessage, event: events.TurnEnded) -> None:
         self._answer = self._ended = None
-        self._litter = True
         self.session.reload()
         answer.end(event.answer)
         if event.error is not None:
@@ -343,13 +367,17 @@ class ChatScreen(Screen[None]):
             speed = n / max(1e-6, now_s - then_s)
             self.panel.show_speed(speed)
             self._say_state(f"{speed:.1f} tok/s")
-        elif not self.busy:
-            if self.panel.display:
-                self.panel.show_speed(0.0)
-            if self._litter and now_s - self._typed_s > IDLE_S:
-                self._litter = False
-                gc.collect()
+        elif not self.busy and self.panel.display:
+            self.panel.show_speed(0.0)
         self._speed = (now_s, 0)
+        self._collect(now_s)
+
+    def _collect(self, now_s: float) -> None:
+        """Blocks that have gone hold each other, and finding them takes a quarter of a second."""
+        idle = not self.busy and now_s - self._typed_s > IDLE_S
+        if self._litter and (idle or now_s - self._collected_s > COLLECT_S):
+            self._litter, self._collected_s = False, now_s
+            gc.collect()
 
     @on(Prompt.Changed)
     def _typed(self) -> None:

@@ -59,8 +59,9 @@ class Section(Markdown):
             self.folded = True
             self.styles.height = self.size.height
             await self.query_children(MarkdownBlock).remove()
-            # Textual remembers the last few layouts, and with them the blocks that were in them
+            # Textual remembers the last few layouts and the last list of children, and with them the blocks
             self._clear_arrangement_cache()
+            assert not any(isinstance(child, MarkdownBlock) for child in self.displayed_children)
 
     async def unfold(self) -> None:
         if self.folded:

@@ -52,6 +52,7 @@ class MemoryPanel(Vertical):
         self._sparkline = Sparkline(list(self._speeds))
         self._snapshots = Static("")
         self._round_s: float | None = None
+        self._n_lines = 0
         self._stats: RuntimeStats | None = None
         self.heatmap = Heatmap()
 
@@ -69,12 +70,17 @@ class MemoryPanel(Vertical):
         old, self._stats = self._stats, stats
         if stats is None:
             self._numbers.update("no model is loaded")
+            self._n_lines = 0
             return
         if old is not None and stats.n_evictions > old.n_evictions:
             self._round_s = time.monotonic()
         elif old is not None and stats.n_evictions < old.n_evictions:
             self._round_s = None
-        self._numbers.update(self._describe(stats))
+        numbers = self._describe(stats)
+        n_lines = numbers.plain.count("\n")
+        # four times a second: the whole screen is laid out anew only when lines come or go
+        self._numbers.update(numbers, layout=n_lines != self._n_lines)
+        self._n_lines = n_lines
 
     def _describe(self, s: RuntimeStats) -> Text:
         lines = Text()
@@ -104,10 +110,12 @@ class MemoryPanel(Vertical):
         """One more point of the line; 0 while nothing is written."""
         self._speeds.append(tokens_per_s)
         self._sparkline.data = list(self._speeds)
-        self._speed_title.update(f"speed     {tokens_per_s:.1f} tok/s" if tokens_per_s else "speed")
+        self._speed_title.update(f"speed     {tokens_per_s:.1f} tok/s" if tokens_per_s else "speed", layout=False)
 
     def show_retained(self, retained: Retained | None) -> None:
         self.heatmap.share = None if retained is None else retained.share
 
     def show_snapshots(self, used: int, limit: int) -> None:
-        self._snapshots.update(Text(f"snapshots {text.size(used)} of {text.size(limit)}", "dim"))
+        words = Text(f"snapshots {text.size(used)} of {text.size(limit)}", "dim")
+        if words != self._snapshots.content:
+            self._snapshots.update(words)
