@@ -14,13 +14,14 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import typer.main
 from allocation import allocate
 from tiny_models import write_tiny
 
 from triattn_local import planning
-from triattn_local.cli import run_app
+from triattn_local.cli import app, run_app
 from triattn_local.errors import DoesNotFitError, ModelNotFoundError, StatsError, UsageError
-from triattn_local.geometry import find_geometry, write_geometry, write_outline
+from triattn_local.geometry import GEOMETRIES, find_geometry, write_geometry, write_outline
 from triattn_local.gguf_file import read_gguf
 from triattn_local.model_info import read_model_info
 from triattn_local.planning import Accountant, Machine, Planner, Wish, open_header, plan_run
@@ -555,6 +556,12 @@ def test_plan_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no" in lines["32,768"]
     assert lines["131,072"].count("yes") == 1
     assert "█" in out
+
+
+def test_the_help_names_every_geometry() -> None:
+    command: Any = typer.main.get_command(app)
+    told = command.commands["plan"].params[0].help
+    assert all(name in told for name in GEOMETRIES)
 
 
 def test_plan_in_json(capsys: pytest.CaptureFixture[str]) -> None:
