@@ -1,0 +1,8 @@
+"""How fast a forgetting cache is beside full attention, and what memory the two take: what ``bench`` reports."""
+
+from __future__ import annotations
+
+from .report import Point, Report, Row, summary
+from .run import Job, parse_depths, run_bench
+
+__all__ = ["Job", "Point", "Report", "Row", "parse_depths", "run_bench", "summary"]
