@@ -92,7 +92,7 @@ if [ "$mode" = cuda ]; then
     bench qwen3-8b --geometry qwen3-8b --depths 8k,32k,128k --vram 24GiB
     bench qwen3-32b --geometry qwen3-32b --depths 32k,128k --vram 24GiB
 else
-    bench qwen3-8b --geometry qwen3-8b --depths 512 --budget 160 --window 32 --batch 64
+    bench qwen3-8b --geometry qwen3-8b --layers 1 --depths 512 --budget 160 --window 32 --batch 64
 fi
 
 step 'one file'

@@ -285,7 +285,7 @@ def test_a_geometry_is_written_once_and_measured(
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
     [written] = (in_small_world / "cache").rglob("*.gguf")
     before = written.stat().st_mtime_ns
-    assert run_app(["bench", "--geometry", "SMALL", *_SMALL, "--json"]) == 0
+    assert run_app(["bench", "--geometry", "SMALL", "--layers", "2", *_SMALL, "--json"]) == 0
     assert written.stat().st_mtime_ns == before
     assert len(capsys.readouterr().out.splitlines()) == 1
 
@@ -298,6 +298,7 @@ def test_what_the_command_cannot_do(
     for arguments, code, text in (
         (["bench"], 2, "no model given"),
         (["bench", "--geometry", "qwen3-32"], 2, "did you mean 'qwen3-32b'"),
+        (["bench", "--geometry", "small", *_SMALL, "--layers", "0"], 2, "0 layers"),
         (["bench", "--geometry", "small", *_SMALL, "--vram", "lots"], 2, "is not a size"),
         (["bench", "--geometry", "small", *_SMALL, "--parallel", "100000"], 2, "--parallel"),
         (["bench", "--geometry", "small", *_SMALL, "--depths", "99999k"], 2, "--depths"),

@@ -830,6 +830,16 @@ def bench(
             rich_help_panel=_GRID,
         ),
     ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            "--layers",
+            metavar="N",
+            help="Only so many layers of each geometry, for a quick look.",
+            show_default=False,
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
     depths: Annotated[
         str,
         typer.Option(
@@ -913,7 +923,7 @@ def bench(
         n_seq=parallel,
         vram_bytes=None if vram is None else _size(vram, "--vram"),
     )
-    shapes = [find_geometry(name) for name in geometry or ()]
+    shapes = [find_geometry(name).cut(n_layer=layers) for name in geometry or ()]
     paths = [store.resolve(name, settings.models) for name in names or ()]
     reports = []
     with console.Stages("bytes") as written:

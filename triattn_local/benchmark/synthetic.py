@@ -17,7 +17,7 @@ def default_folder() -> Path:
 
 
 def geometry_file(geometry: Geometry, progress: Callable[[int, int], None], folder: Path | None = None) -> Path:
-    """The file of a geometry, written if it is not there yet.
+    """The file of a geometry, or of the first layers of one; written if it is not there yet.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def geometry_file(geometry: Geometry, progress: Callable[[int, int], None], fold
         The folder cannot be written.
     """
     folder = folder or default_folder()
-    path = folder / f"{geometry.name}-{__version__}.gguf"
+    path = folder / f"{geometry.name}-{geometry.n_layer}-layers-{__version__}.gguf"
     if path.exists():
         return path
     try:
