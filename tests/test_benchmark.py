@@ -13,7 +13,7 @@ from triattn_local import native
 from triattn_local.benchmark import Job, Report, parse_depths, run_bench, summary
 from triattn_local.benchmark import run as running
 from triattn_local.benchmark.fill import UnknownLayoutError, repeat_cells
-from triattn_local.benchmark.report import ratio_cells, speed_cells
+from triattn_local.benchmark.report import markdown, ratio_cells, speed_cells
 from triattn_local.benchmark.synthetic import geometry_file
 from triattn_local.config import EvictionConfig, RuntimeConfig
 from triattn_local.contexts import Context, Model
@@ -187,6 +187,8 @@ def test_what_does_not_fit_is_measured_alone_or_not_at_all(model_file: Path, mon
     assert second.full is None
     assert second.speedup is None
     assert "does not fit" in {cell for line in speed_cells(report) for cell in line}
+    assert "| 512 × 2 | does not fit |" in markdown(report)
+    assert "(× 1)" in markdown(report)
     assert picture([report]).png().startswith(b"\x89PNG")
 
     monkeypatch.setattr(running, "free_memory", lambda: running._SPARE)
@@ -282,6 +284,9 @@ def test_a_geometry_is_written_once_and_measured(
     assert "speed-up" in told.out
     runs = json.loads(told.out.splitlines()[-1])["runs"]
     assert runs == json.loads((out / "bench.json").read_text())["runs"]
+    page = (out / "bench.md").read_text()
+    assert "| 256 |" in page
+    assert f"1/{runs[0]['rows'][0]['kv_ratio']:.1f}" in page
     assert (out / "bench.png").read_bytes().startswith(b"\x89PNG")
     [written] = (in_small_world / "cache").rglob("*.gguf")
     before = written.stat().st_mtime_ns

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import traceback
@@ -880,7 +881,7 @@ def bench(
         typer.Option(
             "--out",
             metavar="DIR",
-            help="Folder for bench.json, and bench.png if matplotlib is installed.",
+            help="Folder for bench.json and bench.md, and bench.png if matplotlib is installed.",
             show_default=False,
             rich_help_panel=_GRID,
         ),
@@ -925,11 +926,10 @@ def bench(
     )
     shapes = [find_geometry(name).cut(n_layer=layers) for name in geometry or ()]
     paths = [store.resolve(name, settings.models) for name in names or ()]
-    reports = []
+    reports, files = [], []
+    command = " ".join(["triattn-local", *sys.argv[1:]])
     with console.Stages("bytes") as written:
-        made = [
-            geometry_file(shape, lambda done, total: written("writing random weights", done, total)) for shape in shapes
-        ]
+        made = [geometry_file(shape, functools.partial(written, f"writing {shape.title}")) for shape in shapes]
     for path in made:
         console.say(f"{path} ({console.mebibytes(path.stat().st_size)}) stays for the next run", style="dim")
     for path in [*paths, *made]:
@@ -946,9 +946,9 @@ def bench(
         if not as_json:
             _show_bench(report)
         if out is not None:  # what is measured is not lost when a later model fails
-            _write_bench(out, reports)
+            files = benchmark.write_results(out, reports, command)
     if out is not None:
-        console.say(f"results in {out}")
+        console.say(f"{', '.join(files)} in {out}")
     console.write_json(benchmark.summary(reports))
 
 
@@ -969,28 +969,6 @@ def _show_bench(report: Any) -> None:
     if report.left_out:
         depths = ", ".join(f"{depth:,}" for depth in report.left_out)
         console.say(f"{report.model} was trained for less than {depths}: left out", style="dim")
-
-
-def _write_bench(folder: Path, reports: Sequence[Any]) -> None:
-    """The JSON, and the picture if matplotlib is there."""
-    import json
-
-    from .atomic import write_whole
-    from .benchmark import summary
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"is no folder: {error.strerror}", where=f"--out {folder}") from None
-    write_whole(folder / "bench.json", (json.dumps(summary(reports), indent=1) + "\n").encode())
-    try:
-        from .benchmark.plots import picture
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        console.say("no picture without matplotlib: pip install '.[report]'")
-        return
-    write_whole(folder / "bench.png", picture(reports).png())
 
 
 @app.command("eval")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .report import Point, Report, Row, summary
+from .results import write_results
 from .run import Job, parse_depths, run_bench
 
-__all__ = ["Job", "Point", "Report", "Row", "parse_depths", "run_bench", "summary"]
+__all__ = ["Job", "Point", "Report", "Row", "parse_depths", "run_bench", "summary", "write_results"]

@@ -149,6 +149,42 @@ def ratio_cells(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
+def markdown(report: Report) -> str:
+    """A title and a table with a line for each depth."""
+    limit = report.rows[0].limit
+    lines = [
+        f"{report.title()}. Full attention at depth {limit.depth:,}, the limit: {limit.decode_tps:,.1f} tok/s.",
+        "",
+        "| depth | full: KV | prompt tok/s | decode tok/s | TriAttention: KV | prompt tok/s | decode tok/s "
+        "| decode, times full | of the limit | KV | ms a round | of decode time |",
+        "|" + "---:|" * 12,
+    ]
+    for row in report.rows:
+        full, evicting = row.full, row.evicting
+        cells = [
+            f"{row.depth:,}" + (f" × {evicting.n_seq}" if evicting.n_seq > 1 else ""),
+            *(
+                ("does not fit", "", "")
+                if full is None
+                else (_kv(full, evicting), f"{full.prefill_tps:,.0f}", f"{full.decode_tps:,.1f}")
+            ),
+            size(evicting.kv_bytes),
+            f"{evicting.prefill_tps:,.0f}",
+            f"{evicting.decode_tps:,.1f}",
+            "" if row.speedup is None else f"**{row.speedup:.2f}**",
+            f"{row.of_limit:.3f}",
+            f"1/{row.kv_ratio:.1f}",
+            f"{row.round_ms:.1f}",
+            f"{row.round_share:.2%}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _kv(full: Point, evicting: Point) -> str:
+    return size(full.kv_bytes) + (f" (× {full.n_seq})" if full.n_seq != evicting.n_seq else "")
+
+
 def size(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:,.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:,.1f} MiB"
 
