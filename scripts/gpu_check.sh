@@ -89,8 +89,8 @@ bench() { # NAME ARGS...: one run, its result in OUT/NAME.json
 if [ "$mode" = cuda ]; then
     # the paper's setting: as many sequences as the card holds, budget 3,072
     bench qwen3-8b-batched --geometry qwen3-8b --depths 32k --budget 3072 --parallel 24 --vram 24GiB
-    bench qwen3-8b --geometry qwen3-8b --depths 8k,32k,128k --vram 24GiB
     bench qwen3-32b --geometry qwen3-32b --depths 32k,128k --vram 24GiB
+    bench qwen3-8b --geometry qwen3-8b --depths 8k,32k,128k --vram 24GiB
 else
     bench qwen3-8b --geometry qwen3-8b --layers 1 --depths 512 --budget 160 --window 32 --batch 64
 fi
@@ -101,7 +101,7 @@ import json, os, pathlib, platform, subprocess, sys
 
 out, work, build_s, mode = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 benches = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
-nvcc = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout if mode == "cuda" else ""
+nvcc = subprocess.run([os.environ["CUDACXX"], "--version"], capture_output=True, text=True).stdout if mode == "cuda" else ""
 found = {
     "build": {
         "mode": mode,

@@ -926,13 +926,20 @@ def bench(
     )
     shapes = [find_geometry(name).cut(n_layer=layers) for name in geometry or ()]
     paths = [store.resolve(name, settings.models) for name in names or ()]
-    reports, files = [], []
+    reports: list[benchmark.Report] = []
+    files: list[str] = []
     command = " ".join(["triattn-local", *sys.argv[1:]])
     with console.Stages("bytes") as written:
         made = [geometry_file(shape, functools.partial(written, f"writing {shape.title}")) for shape in shapes]
     for path in made:
         console.say(f"{path} ({console.mebibytes(path.stat().st_size)}) stays for the next run", style="dim")
     for path in [*paths, *made]:
+
+        def keep_rows(report: benchmark.Report) -> None:
+            """What is measured is not lost when a later depth or model fails."""
+            if out is not None:
+                files[:] = benchmark.write_results(out, [*reports, report], command)
+
         with console.Stages("tokens") as stages:
             report = benchmark.run_bench(
                 path,
@@ -941,13 +948,12 @@ def bench(
                 dataclasses.replace(job, beyond_training=path in made),
                 stats_path=settings.stats if path in paths else None,
                 progress=stages,
+                on_row=keep_rows,
             )
         reports.append(report)
         if not as_json:
             _show_bench(report)
-        if out is not None:  # what is measured is not lost when a later model fails
-            files = benchmark.write_results(out, reports, command)
-    if out is not None:
+    if files:
         console.say(f"{', '.join(files)} in {out}")
     console.write_json(benchmark.summary(reports))
 

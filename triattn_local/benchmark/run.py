@@ -8,6 +8,8 @@ the three do not fit into memory together, they are measured one after another, 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +82,14 @@ def run_bench(
     *,
     stats_path: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
+    on_row: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Measure one model.
+
+    Parameters
+    ----------
+    on_row : callable, optional
+        Called after each depth with what there is so far.
 
     Raises
     ------
@@ -109,28 +117,31 @@ def run_bench(
         model = stack.enter_context(Model(path, config, stats_path))
         measuring = _Measuring(model, info, eviction, job, device, progress)
         measuring.warm_up()
-        weights_bytes = max(0, used_bytes(device) - before)
-        rows = tuple(measuring.measure(depth, weights_bytes) for depth in depths)
-    return Report(
-        model=path.name,
-        device=f"{device.name} ({device.description})",
-        driver=nvidia_driver() if device.is_gpu else None,
-        vram_bytes=job.vram_bytes,
-        weights_bytes=weights_bytes,
-        threads=config.n_threads or physical_cores(),
-        cache_type_k=config.cache_type_k,
-        cache_type_v=config.cache_type_v,
-        flash_attn=config.flash_attn,
-        mode=eviction.mode,
-        policy=eviction.policy,
-        budget=eviction.budget_tokens,
-        window=eviction.window,
-        n_batch=config.n_batch,
-        n_blocks=job.n_blocks,
-        block_tokens=eviction.window,
-        left_out=tuple(d for d in job.depths if d not in depths),
-        rows=rows,
-    )
+        report = Report(
+            model=path.name,
+            device=f"{device.name} ({device.description})",
+            driver=nvidia_driver() if device.is_gpu else None,
+            vram_bytes=job.vram_bytes,
+            weights_bytes=max(0, used_bytes(device) - before),
+            threads=config.n_threads or physical_cores(),
+            cache_type_k=config.cache_type_k,
+            cache_type_v=config.cache_type_v,
+            flash_attn=config.flash_attn,
+            mode=eviction.mode,
+            policy=eviction.policy,
+            budget=eviction.budget_tokens,
+            window=eviction.window,
+            n_batch=config.n_batch,
+            n_blocks=job.n_blocks,
+            block_tokens=eviction.window,
+            left_out=tuple(d for d in job.depths if d not in depths),
+            rows=(),
+        )
+        for depth in depths:
+            row = measuring.measure(depth, report.weights_bytes)
+            report = dataclasses.replace(report, rows=(*report.rows, row))
+            on_row(report)
+    return report
 
 
 def _device(config: RuntimeConfig) -> Device:
