@@ -51,7 +51,11 @@ def model_file(small: Geometry, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def report(model_file: Path) -> Report:
-    return run_bench(model_file, CONFIG, EVICTION, Job(depths=(256, 512), n_blocks=2, n_seq=2))
+    parts: list[int] = []
+    job = Job(depths=(256, 512), n_blocks=2, n_seq=2)
+    report = run_bench(model_file, CONFIG, EVICTION, job, on_row=lambda part: parts.append(len(part.rows)))
+    assert parts == [1, 2]
+    return report
 
 
 # ------------------------------------------------- depth without reading
