@@ -81,9 +81,12 @@ bench() { # NAME ARGS...: one run, its result in OUT/NAME.json
     shift
     step "bench $name: $*"
     timeout "$(left 20)" "${triattn[@]}" bench --out "$work/$name" --blocks 3 "$@" || echo "bench $name ended with $?"
-    [ -f "$work/$name/bench.json" ] || return 0
-    cp "$work/$name/bench.json" "$work/$name.json"
-    [ -f "$work/$name/bench.png" ] && cp "$work/$name/bench.png" "$out/$name.png"
+    if [ -f "$work/$name/bench.json" ]; then
+        cp "$work/$name/bench.json" "$work/$name.json"
+    fi
+    if [ -f "$work/$name/bench.png" ]; then
+        cp "$work/$name/bench.png" "$out/$name.png"
+    fi
 }
 
 if [ "$mode" = cuda ]; then
@@ -101,7 +104,9 @@ import json, os, pathlib, platform, subprocess, sys
 
 out, work, build_s, mode = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 benches = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
-nvcc = subprocess.run([os.environ["CUDACXX"], "--version"], capture_output=True, text=True).stdout if mode == "cuda" else ""
+nvcc = ""
+if mode == "cuda":
+    nvcc = subprocess.run([os.environ["CUDACXX"], "--version"], capture_output=True, text=True).stdout
 found = {
     "build": {
         "mode": mode,
