@@ -90,8 +90,8 @@ bench() { # NAME ARGS...: one run, its result in OUT/NAME.json
 }
 
 if [ "$mode" = cuda ]; then
-    # the paper's setting: as many sequences as the card holds, budget 3,072
-    bench qwen3-8b-batched --geometry qwen3-8b --depths 32k --budget 3072 --parallel 24 --vram 24GiB
+    # the setting of the paper: many sequences, budget 3,072; the batch of a prompt is small, for its cells are kept too
+    bench qwen3-8b-batched --geometry qwen3-8b --depths 32k --budget 3072 --batch 128 --parallel 24 --vram 24GiB
     bench qwen3-32b --geometry qwen3-32b --depths 32k,128k --vram 24GiB
     bench qwen3-8b --geometry qwen3-8b --depths 8k,32k,128k --vram 24GiB
 else
