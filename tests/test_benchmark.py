@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from triattn_local import native
-from triattn_local.benchmark import Job, Report, parse_depths, run_bench, summary
-from triattn_local.benchmark import run as running
+from triattn_local.benchmark import Job, Report, measure, parse_depths, run_bench, summary
 from triattn_local.benchmark.fill import UnknownLayoutError, repeat_cells
 from triattn_local.benchmark.report import markdown, ratio_cells, speed_cells
 from triattn_local.benchmark.synthetic import geometry_file
@@ -178,8 +177,8 @@ def test_what_does_not_fit_is_measured_alone_or_not_at_all(model_file: Path, mon
     from triattn_local.benchmark.plots import picture
 
     cell = 2 * 2 * 64 * 2 * 2
-    monkeypatch.setattr(running, "free_memory", lambda: running._SPARE + 400 * cell)
-    monkeypatch.setattr(running._Measuring, "_open", _counting_room(running._Measuring._open))
+    monkeypatch.setattr(measure, "free_memory", lambda: measure._SPARE + 400 * cell)
+    monkeypatch.setattr(measure.Measuring, "_open", _counting_room(measure.Measuring._open))
     report = run_bench(model_file, CONFIG, EVICTION, Job(depths=(256, 512), n_blocks=1, n_seq=2))
     first, second = report.rows
     assert not first.in_turns
@@ -195,7 +194,7 @@ def test_what_does_not_fit_is_measured_alone_or_not_at_all(model_file: Path, mon
     assert "(× 1)" in markdown(report)
     assert picture([report]).png().startswith(b"\x89PNG")
 
-    monkeypatch.setattr(running, "free_memory", lambda: running._SPARE)
+    monkeypatch.setattr(measure, "free_memory", lambda: measure._SPARE)
     with pytest.raises(DoesNotFitError, match="no room for one sequence"):
         run_bench(model_file, CONFIG, EVICTION, Job(depths=(256,), n_blocks=1))
 
