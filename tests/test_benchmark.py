@@ -13,9 +13,11 @@ from triattn_local import native
 from triattn_local.benchmark import Job, Report, measure, parse_depths, run_bench, summary
 from triattn_local.benchmark.fill import UnknownLayoutError, repeat_cells
 from triattn_local.benchmark.report import markdown, ratio_cells, speed_cells
+from triattn_local.benchmark.side import Side
 from triattn_local.benchmark.synthetic import geometry_file
 from triattn_local.config import EvictionConfig, RuntimeConfig
 from triattn_local.contexts import Context, Model
+from triattn_local.devices import devices
 from triattn_local.errors import DoesNotFitError, UsageError
 from triattn_local.geometry import GEOMETRIES, Geometry, find_geometry, write_geometry
 
@@ -94,6 +96,22 @@ def test_repeated_cells_are_the_rows_that_were_read(model_file: Path, cache: str
     # the rows stand in the state as they lie in the cache: find each layer's keys there
     n_found = sum(row[5].tobytes() in long.tobytes() for row in read)
     assert n_found >= len(read) // 2, "keys; values too, unless they lie transposed"
+
+
+@pytest.mark.parametrize("n_seq", [1, 3])
+def test_full_attention_gets_to_its_depth_in_two_batches(model_file: Path, n_seq: int) -> None:
+    """One read, repeated, and the last one."""
+    n_read = []
+    with Model(model_file, CONFIG) as model, Side(model, None, 512, n_seq, 16, devices()[0]) as side:
+        decode = side.context._decode
+        side.context._decode = lambda rows, behind: (n_read.append(len(rows)), decode(rows, behind))  # type: ignore
+        side.fill([3 + i % 400 for i in range(600)], lambda *_: None)
+        assert n_read == [64, 64]
+        assert side.context.n_past == 512
+        assert side.prefill_tps > 0
+        side.warm_up([5, 6, 7])
+        assert n_read[2:] == [n_seq] * 3
+        assert side.context.n_past == 512
 
 
 def test_a_state_of_another_kind_is_refused(model_file: Path) -> None:

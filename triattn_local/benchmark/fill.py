@@ -48,7 +48,7 @@ def repeat_cells(state: Bytes, n_cells: int) -> Bytes:
     Parameters
     ----------
     state : uint8 array
-        From ``Context.state``, of a context without eviction.
+        From ``Context.state``: the first sequence of a context without eviction.
     n_cells : int
         Tokens in all; at least as many as the state has.
 
@@ -67,7 +67,7 @@ def repeat_cells(state: Bytes, n_cells: int) -> Bytes:
     keep(struct.calcsize("<Ii"))  # magic, sequence
     [n_stream] = struct.unpack("<I", keep(4).tobytes())
     [n_short] = reader.unpack("<I")
-    if n_stream != 1 or not 0 < n_short <= n_cells:
+    if n_stream < 1 or not 0 < n_short <= n_cells:
         raise UnknownLayoutError
     for pos in range(n_short):
         if reader.unpack(_CELL.format)[:2] != (pos, 1):
@@ -87,7 +87,8 @@ def repeat_cells(state: Bytes, n_cells: int) -> Bytes:
                 _, row_bytes = struct.unpack("<iQ", keep(12).tobytes())
                 rows = reader.take(n_short * row_bytes).reshape(n_short, row_bytes)
                 parts.append(_repeated(rows, n_cells, axis=0).reshape(-1))
-    if reader.at != len(state):
+    # the other sequences' buffers, of which this state has no cells
+    if keep(4 * (n_stream - 1)).any() or reader.at != len(state):
         raise UnknownLayoutError
     return np.concatenate(parts)
 
