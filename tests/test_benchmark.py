@@ -175,7 +175,7 @@ def test_each_block_holds_one_round_of_each_sequence(report: Report) -> None:
         # 2 layers, 2 KV heads of 64 dimensions, K and V in 2 bytes each
         assert row.evicting.kv_bytes == row.evicting.n_cells * 2 * 2 * 64 * 2 * 2
         assert row.full.kv_bytes == row.full.n_cells * 2 * 2 * 64 * 2 * 2
-        assert row.kv_bytes_full >= row.full.kv_bytes // 2
+        assert row.kv_bytes_full == row.full.kv_bytes // 2
         assert row.kv_ratio == pytest.approx(row.kv_bytes_full / (row.evicting.kv_bytes / 2), abs=0.01)
 
 
@@ -191,11 +191,11 @@ def test_tables_and_picture_show_every_row(report: Report) -> None:
 
 
 def test_what_does_not_fit_is_measured_alone_or_not_at_all(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory for two evicting sequences of 256 cells, or for one of full attention at depth 256, not at 512."""
+    """Memory for two evicting sequences of 256 cells, or one of full attention at depth 256 (512 cells), none at 512."""
     from triattn_local.benchmark.plots import picture
 
     cell = 2 * 2 * 64 * 2 * 2
-    monkeypatch.setattr(measure, "free_memory", lambda: measure._SPARE + 400 * cell)
+    monkeypatch.setattr(measure, "free_memory", lambda: measure._SPARE + 600 * cell)
     monkeypatch.setattr(measure.Measuring, "_open", _counting_room(measure.Measuring._open))
     report = run_bench(model_file, CONFIG, EVICTION, Job(depths=(256, 512), n_blocks=1, n_seq=2))
     first, second = report.rows

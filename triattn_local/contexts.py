@@ -29,6 +29,11 @@ _CELLS = 256
 """llama.cpp gives a cache so many cells at a time"""
 
 
+def padded(n_cells: int) -> int:
+    """Cells that a cache for so many tokens gets."""
+    return n_cells + -n_cells % _CELLS
+
+
 class Model:
     """Weights, and the contexts that were made of them."""
 
@@ -95,7 +100,7 @@ class Context:
         native.set_params(model.handle, eviction)
         params = llama_cpp.llama_context_default_params()
         # llama.cpp rounds each sequence's share down to whole blocks of cells
-        params.n_ctx = n_ctx if n_seq == 1 else n_seq * (n_ctx + -n_ctx % _CELLS)
+        params.n_ctx = n_ctx if n_seq == 1 else n_seq * padded(n_ctx)
         params.n_seq_max = n_seq
         params.kv_unified = False  # each sequence has cells of its own, and attends to no others
         params.n_batch = config.n_batch

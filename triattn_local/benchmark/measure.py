@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import EvictionConfig
-from ..contexts import Model
+from ..contexts import Model, padded
 from ..devices import Device, free_memory, used_bytes
 from ..errors import DoesNotFitError
 from ..model_info import ModelInfo
@@ -35,7 +35,8 @@ class _Outcome:
     seconds: list[float]
     n_rounds: int
     rounds_s: float
-    kv_bytes_full: int
+    kv_bytes_other: int
+    """of the KV bytes, those of layers that do not evict, all sequences"""
 
 
 class Measuring:
@@ -70,35 +71,44 @@ class Measuring:
             context.synchronize()
 
     def measure(self, depth: int, weights_bytes: int) -> Row:
-        """One depth, which must be beyond the last one."""
-        budget, n_seq = self._eviction.budget_tokens, self._job.n_seq
+        """One depth, which must be beyond the last one.
+
+        Raises
+        ------
+        DoesNotFitError
+            Not even one evicting sequence fits.
+        """
         if self._in_turns:
             try:
-                with ExitStack() as stack:
-                    sides = [
-                        stack.enter_context(self._open(evicts, at, n_seq))
-                        for evicts, at in ((False, budget), (True, depth), (False, depth))
-                    ]
-                    for i in range(self._job.n_blocks):
-                        self._progress(f"decoding at depth {depth:,}", i, self._job.n_blocks)
-                        for side in sides:
-                            self._decode_block(side)
-                    limit, evicting, full = (self._outcome(side, weights_bytes) for side in sides)
-                    return self._row(limit, evicting, full)
+                return self._side_by_side(depth, weights_bytes)
             except DoesNotFitError:
                 self._in_turns = False
-        alone = self._alone(True, depth, n_seq, weights_bytes)
-        if alone is None:
+        return self._one_by_one(depth, weights_bytes)
+
+    def _side_by_side(self, depth: int, weights_bytes: int) -> Row:
+        with ExitStack() as stack:
+            sides = [
+                stack.enter_context(self._open(evicts, at, self._job.n_seq))
+                for evicts, at in ((False, self._eviction.budget_tokens), (True, depth), (False, depth))
+            ]
+            for i in range(self._job.n_blocks):
+                self._progress(f"decoding at depth {depth:,}", i, self._job.n_blocks)
+                for side in sides:
+                    side.decode_block(self._behind(side))
+            limit, evicting, full = (self._outcome(side, weights_bytes) for side in sides)
+        return self._row(limit, evicting, full)
+
+    def _one_by_one(self, depth: int, weights_bytes: int) -> Row:
+        budget, n_seq = self._eviction.budget_tokens, self._job.n_seq
+        evicting = self._alone(True, depth, n_seq, weights_bytes)
+        limit = None if evicting is None else self._alone(False, budget, evicting.point.n_seq, weights_bytes)
+        if evicting is None or limit is None:
             raise DoesNotFitError(
                 f"no room for one sequence with budget {budget} beside the weights",
                 where=self._device.name,
                 fix="give a smaller --budget or --batch, --cache-type-k q8_0 and --cache-type-v q8_0",
             )
-        return self._row(
-            self._alone(False, budget, alone.point.n_seq, weights_bytes),
-            alone,
-            self._alone(False, depth, n_seq, weights_bytes),
-        )
+        return self._row(limit, evicting, self._alone(False, depth, n_seq, weights_bytes))
 
     def _open(self, evicts: bool, depth: int, n_seq: int) -> Side:
         """A context that has reached its depth and is warm."""
@@ -130,6 +140,7 @@ class Measuring:
         n_cells = depth + self._n_after(evicts)
         if evicts:
             n_cells = min(n_cells, eviction.budget_tokens + eviction.window + self._model.config.n_batch)
+        n_cells = padded(n_cells)
         free = self._device.total_bytes - used_bytes(self._device) if self._device.is_gpu else 0
         if not self._is_all_there:
             free += free_memory()
@@ -143,28 +154,26 @@ class Measuring:
                 with self._open(evicts, depth, n) as side:
                     for i in range(self._job.n_blocks):
                         self._progress(f"decoding {n} sequences at depth {depth:,}", i, self._job.n_blocks)
-                        self._decode_block(side)
+                        side.decode_block(self._behind(side))
                     return self._outcome(side, weights_bytes)
             except DoesNotFitError:
                 n = n * 3 // 4
         return None
-
-    def _decode_block(self, side: Side) -> None:
-        side.decode_block(self._behind(side))
 
     def _behind(self, side: Side) -> list[int]:
         n_past = side.context.n_past
         return self._tokens[n_past : n_past + self._block]
 
     def _outcome(self, side: Side, weights_bytes: int) -> _Outcome:
-        stats = side.context.stats()
         n_rounds, rounds_s = side.rounds()
-        full = (stats.kv_bytes_full + stats.kv_bytes_other) // side.n_seq
-        return _Outcome(side.point(self._block, weights_bytes), side.seconds, n_rounds, rounds_s, full)
+        point = side.point(self._block, weights_bytes)
+        return _Outcome(point, side.seconds, n_rounds, rounds_s, side.context.stats().kv_bytes_other)
 
-    def _row(self, limit: _Outcome | None, evicting: _Outcome, full: _Outcome | None) -> Row:
-        assert limit is not None  # it has fewer cells than the evicting cache
+    def _row(self, limit: _Outcome, evicting: _Outcome, full: _Outcome | None) -> Row:
         point = evicting.point
+        # whether it fits or not: as many cells as the depth and a block behind it take
+        cell_bytes = (point.kv_bytes - evicting.kv_bytes_other) // point.n_cells
+        kv_bytes_full = padded(point.depth + self._block) * cell_bytes + evicting.kv_bytes_other // point.n_seq
 
         def speedup(other: _Outcome) -> float:
             share = point.n_seq / other.point.n_seq
@@ -177,8 +186,8 @@ class Measuring:
             evicting=point,
             of_limit=speedup(limit),
             speedup=None if full is None else speedup(full),
-            kv_ratio=round(evicting.kv_bytes_full * point.n_seq / point.kv_bytes, 2),
-            kv_bytes_full=evicting.kv_bytes_full,
+            kv_ratio=round(kv_bytes_full * point.n_seq / point.kv_bytes, 2),
+            kv_bytes_full=kv_bytes_full,
             in_turns=self._in_turns,
             n_rounds=evicting.n_rounds,
             round_ms=round(1000 * evicting.rounds_s / max(evicting.n_rounds, 1), 3),
