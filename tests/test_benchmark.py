@@ -191,7 +191,7 @@ def test_tables_and_picture_show_every_row(report: Report) -> None:
 
 
 def test_what_does_not_fit_is_measured_alone_or_not_at_all(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory for two evicting sequences of 256 cells, or one of full attention at depth 256 (512 cells), none at 512."""
+    """Memory for two evicting sequences of 256 cells, or one of full attention at depth 256, none at 512."""
     from triattn_local.benchmark.plots import picture
 
     cell = 2 * 2 * 64 * 2 * 2
