@@ -326,6 +326,7 @@ def test_what_the_command_cannot_do(
         (["bench", "--geometry", "qwen3-32"], 2, "did you mean 'qwen3-32b'"),
         (["bench", "--geometry", "small", *_SMALL, "--layers", "0"], 2, "0 layers"),
         (["bench", "--geometry", "small", *_SMALL, "--vram", "lots"], 2, "is not a size"),
+        (["bench", "--geometry", "small", *_SMALL, "--gpu-layers", "0", "--vram", "1GiB"], 2, "is no GPU"),
         (["bench", "--geometry", "small", *_SMALL, "--parallel", "100000"], 2, "--parallel"),
         (["bench", "--geometry", "small", *_SMALL, "--depths", "99999k"], 2, "--depths"),
         (["bench", "nowhere"], 3, "nowhere"),
@@ -334,6 +335,7 @@ def test_what_the_command_cannot_do(
         told = capsys.readouterr().err
         assert text in told
         assert told.count("error:") == 1
+    assert not list(in_small_world.rglob("*.gguf")), "refused before anything is written"
 
 
 def test_a_disk_that_is_too_small(in_small_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,16 +131,13 @@ def used_bytes(device: Device) -> int:
     return 0
 
 
-@contextmanager
-def capped(device: Device, n_bytes: int) -> Iterator[int]:
-    """Make a device as small as one of ``n_bytes`` in all, by holding the rest of its memory. Yields what is held.
+def check_cap(device: Device, n_bytes: int) -> None:
+    """Whether ``capped`` can be asked of a device.
 
     Raises
     ------
     UsageError
-        It is no GPU, or has less than that.
-    DoesNotFitError
-        Too much of it is in use already.
+        It is no GPU, or has less memory than that.
     """
     if not device.is_gpu:
         raise UsageError(
@@ -152,6 +149,20 @@ def capped(device: Device, n_bytes: int) -> Iterator[int]:
             where="--vram",
             fix="give less, or leave it out",
         )
+
+
+@contextmanager
+def capped(device: Device, n_bytes: int) -> Iterator[int]:
+    """Make a device as small as one of ``n_bytes`` in all, by holding the rest of its memory. Yields what is held.
+
+    Raises
+    ------
+    UsageError
+        As ``check_cap``.
+    DoesNotFitError
+        Too much of it is in use already.
+    """
+    check_cap(device, n_bytes)
     lib = _ggml()
     n_held = device.total_bytes - n_bytes
     ballast = None

@@ -5,6 +5,6 @@ from __future__ import annotations
 from .job import Job, parse_depths
 from .report import Point, Report, Row, summary
 from .results import write_results
-from .run import run_bench
+from .run import pick_device, run_bench
 
-__all__ = ["Job", "Point", "Report", "Row", "parse_depths", "run_bench", "summary", "write_results"]
+__all__ = ["Job", "Point", "Report", "Row", "parse_depths", "pick_device", "run_bench", "summary", "write_results"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import EvictionConfig, RuntimeConfig
 from ..contexts import Model
-from ..devices import Device, capped, devices, nvidia_driver, used_bytes
+from ..devices import Device, capped, check_cap, devices, nvidia_driver, used_bytes
 from ..errors import UsageError
 from ..model_info import read_model_info
 from ..runtime import physical_cores
@@ -17,6 +17,25 @@ from .job import Job
 from .measure import Measuring
 from .report import Report
 from .side import Progress
+
+
+def pick_device(config: RuntimeConfig, vram_bytes: int | None = None) -> Device:
+    """Where the layers go: the GPU with the most memory, if any is used.
+
+    Raises
+    ------
+    UsageError
+        Its memory cannot be held to so many bytes.
+    """
+    found = devices()
+    gpus = [device for device in found if device.is_gpu]
+    if gpus and config.n_gpu_layers != 0:
+        device = max(gpus, key=lambda gpu: gpu.total_bytes)
+    else:
+        device = next(device for device in found if device.kind == "cpu")
+    if vram_bytes is not None:
+        check_cap(device, vram_bytes)
+    return device
 
 
 def run_bench(
@@ -54,7 +73,7 @@ def run_bench(
             fix="give larger --depths or a smaller --budget",
         )
     depths = tuple(d for d in job.depths if job.beyond_training or d <= info.n_ctx_train) or job.depths
-    device = _device(config)
+    device = pick_device(config, job.vram_bytes)
     with ExitStack() as stack:
         if job.vram_bytes is not None:
             stack.enter_context(capped(device, job.vram_bytes))
@@ -87,12 +106,3 @@ def run_bench(
             report = dataclasses.replace(report, rows=(*report.rows, row))
             on_row(report)
     return report
-
-
-def _device(config: RuntimeConfig) -> Device:
-    """Where the layers go: the GPU with the most memory, if any is used."""
-    found = devices()
-    gpus = [device for device in found if device.is_gpu]
-    if gpus and config.n_gpu_layers != 0:
-        return max(gpus, key=lambda device: device.total_bytes)
-    return next(device for device in found if device.kind == "cpu")
