@@ -8,6 +8,7 @@ tree, toolchain.py compiles it, scikit-build-core packs it) and turns every fail
 It does not know what the patches do.
 
     python native/build_backend.py unpatched [--out DIR]   build upstream's libllama; print a LLAMA_CPP_LIB_PATH for it
+    python native/build_backend.py patched [--out DIR]     build ours, without the tools; print the same
     python native/build_backend.py tree                    lay down the patched tree; print where
 """
 
@@ -173,13 +174,13 @@ def build_sdist(sdist_directory: str, config_settings: Mapping[str, str] | None 
 
 
 @_one_line_errors
-def build_unpatched(out: Path | None) -> Path:
-    """Build libllama from the source as it came, with the same flags, and return the folder that holds it."""
+def build_library(out: Path | None, *, patched: bool) -> Path:
+    """Build libllama alone, with eviction or from the source as it came, and return the folder that holds it."""
     toolchain.check_tools()
     cache = upstream.cache_root()
     with upstream.locked(cache):
-        tree = _lay_unpatched(cache)
-        build = _build(tree, triattn=False)
+        tree = _lay_patched(cache) if patched else _lay_unpatched(cache)
+        build = _build(tree, triattn=patched)
         build.compile(["llama"])
         target = (out or tree.parent / "lib").absolute()
         build.install("libllama", target)
@@ -197,11 +198,15 @@ def lay_patched_tree() -> Path:
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="build_backend.py", description=(__doc__ or "").split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    unpatched = commands.add_parser("unpatched", help="build upstream's libllama; print a LLAMA_CPP_LIB_PATH for it")
-    unpatched.add_argument("--out", type=Path, help="where to put the libraries (default: in the cache)")
+    for name, what in (("unpatched", "upstream's libllama"), ("patched", "ours, without the tools")):
+        library = commands.add_parser(name, help=f"build {what}; print a LLAMA_CPP_LIB_PATH for it")
+        library.add_argument("--out", type=Path, help="where to put the libraries (default: in the cache)")
     commands.add_parser("tree", help="lay down the patched tree; print where")
     arguments = parser.parse_args()
-    print(build_unpatched(arguments.out) if arguments.command == "unpatched" else lay_patched_tree())
+    if arguments.command == "tree":
+        print(lay_patched_tree())
+    else:
+        print(build_library(arguments.out, patched=arguments.command == "patched"))
 
 
 if __name__ == "__main__":

@@ -388,7 +388,9 @@ def test_doctor_finds_a_sound_installation(run: Any, model: Path) -> None:
     assert result.code == 0
     assert checks["library"]["status"] == "ok"
     assert "TriAttention" in checks["library"]["found"]
-    assert "CPU" in checks["devices"]["found"]
+    assert "CPU" in checks["backends"]["found"]
+    assert "GiB free" in checks["CPU"]["found"]
+    assert re.search(r"scores within .* rows the same bytes", checks["CPU self-test"]["found"])
     assert checks["models"]["found"].startswith("1 in ")
     text = run("doctor").out
     assert all(name in text for name in checks)

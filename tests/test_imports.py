@@ -16,21 +16,22 @@ PACKAGE = Path(triattn_local.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "architectures", "atomic", "gguf_file", "interrupts", "text_stream"),
+    ("config", "architectures", "atomic", "gguf_file", "interrupts", "plotting", "text_stream"),
     ("model_info",),
     ("stats",),
     ("metadata", "scoring"),
     ("evidence", "native"),
-    ("devices", "geometry", "sampling", "snapshot", "thinking", "vocabulary"),
+    ("cache_rows", "devices", "geometry", "sampling", "snapshot", "thinking", "vocabulary"),
     ("runtime",),
     ("contexts",),
     (
-        "bench",
+        "benchmark",
         "calib_tools",
         "console",
         "evaluation",
         "inspection",
         "oneshot",
+        "selftest",
         "sessions",
         "settings",
         "store",
@@ -59,7 +60,8 @@ ALLOWED = {
         "sampling",
         "vocabulary",
     },
-    "matplotlib": {"evaluation", "report"},
+    "matplotlib": {"benchmark", "evaluation", "plotting", "report"},
+    "pynvml": {"devices"},
     "transformers": set(),
 }
 """library -> where it may be imported"""

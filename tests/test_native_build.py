@@ -274,7 +274,7 @@ def test_patch_that_no_longer_applies(build_env: dict[str, str], tmp_path: Path,
 def test_missing_compiler(build_env: dict[str, str], tmp_path: Path, hook: str) -> None:
     code = {
         "build_wheel": "import build_backend; build_backend.build_wheel('out')",
-        "unpatched": "import build_backend; build_backend.build_unpatched(None)",
+        "unpatched": "import build_backend; build_backend.build_library(None, patched=False)",
     }[hook]
     (tmp_path / "bin").mkdir()
     env = build_env | {"PATH": str(tmp_path / "bin"), "PYTHONPATH": str(NATIVE)}

@@ -223,18 +223,3 @@ def test_bad_input(smollm2: Path, smollm2_triattn: Path) -> None:
             list(rt.generate([]))
         with pytest.raises(UsageError, match="exceeds the context"):
             list(rt.generate([5] * 600))
-
-
-def test_bench_alternates_and_reports_what_happened(smollm2_triattn: Path) -> None:
-    from triattn_local.bench import run_bench
-
-    eviction = EvictionConfig(budget_tokens=192, window=32)
-    config = RuntimeConfig(n_batch=128)
-    report = run_bench(smollm2_triattn, config, eviction, depth=1024, n_blocks=2)
-    assert report.n_rounds == report.n_blocks == 2, "one round in each block"
-    assert 0 < report.round_share < 1
-    assert report.evicting.n_cells == pad256(192 + 32 + 128)
-    assert report.full_deep.n_cells >= 1024 + 32
-    assert report.kv_ratio > 2
-    with pytest.raises(UsageError, match="not beyond budget"):
-        run_bench(smollm2_triattn, config, eviction, depth=200)

@@ -5,6 +5,7 @@ Every check ends in one line with a way out; none of them raises. Knows nothing 
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -12,13 +13,18 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import __version__
 from .errors import TriattnError
 from .settings import Settings, default_config_path, unknown_variables
 
+if TYPE_CHECKING:
+    from .devices import Device
+
 Status = Literal["ok", "warn", "fail"]
+
+_GPU_BUILD = "CMAKE_ARGS=-DGGML_CUDA=on pip install ./native (docs/gpu.md has the others)"
 
 _TOOLS = ("llama-server", "llama-bench", "llama-perplexity", "llama-quantize")
 
@@ -44,7 +50,8 @@ def check_all(settings: Settings, model: Path | None = None) -> Iterator[Check]:
     library = _guarded("library", _library)
     yield library
     if library.status == "ok":
-        yield _guarded("devices", _devices)
+        yield _guarded("backends", _backends)
+        yield from _devices()
         yield _guarded("tools", _tools)
     yield _torch()
     if model is not None:
@@ -91,17 +98,53 @@ def _library() -> Check:
     return Check("library", "ok", f"llama-cpp-python {llama_cpp.__version__} with TriAttention, {features.strip(' |')}")
 
 
-def _devices() -> Check:
-    from .devices import Device, devices
+def _backends() -> Check:
+    from .devices import backends, devices
 
-    def memory(device: Device) -> str:
-        return f", {device.free_bytes / 2**30:.1f} of {device.total_bytes / 2**30:.1f} GiB free"
+    built = backends()
+    used = {device.backend for device in devices()}
+    told = ", ".join(name if name in used else f"{name} (no device)" for name in built)
+    idle = [name for name in built if name not in used]
+    if idle:
+        fix = f"{idle[0]} finds no device: is its driver installed, and may this user use it?"
+        return Check("backends", "warn", told, fix)
+    if built == ["CPU"]:
+        return Check("backends", "ok", told, f"for a GPU, build with it: {_GPU_BUILD}")
+    return Check("backends", "ok", told)
 
-    found = devices()
-    told = "; ".join(f"{d.name} ({d.description}{memory(d) if d.total_bytes else ''})" for d in found)
-    build = "for a GPU, build with it: CMAKE_ARGS=-DGGML_CUDA=on pip install ./native"
-    fix = None if any(d.is_gpu for d in found) else build
-    return Check("devices", "ok", told, fix)
+
+def _devices() -> Iterator[Check]:
+    """Each device, and whether it scores and moves as it should."""
+    from .devices import devices, nvidia_driver
+
+    driver = nvidia_driver()
+    for device in devices():
+        told = device.description
+        if device.total_bytes:
+            told += f", {device.free_bytes / 2**30:.1f} of {device.total_bytes / 2**30:.1f} GiB free"
+        if driver and device.backend == "CUDA":
+            told += f", driver {driver}"
+        yield Check(device.name, "ok", told)
+        if device.is_gpu or device.kind == "cpu":
+            yield _guarded(f"{device.name} self-test", functools.partial(_selftest, device))
+
+
+def _selftest(device: Device) -> Check:
+    from .selftest import run_selftest
+
+    result = run_selftest(device)
+    name = f"{device.name} self-test"
+    if result.problem:
+        fix = (
+            f"the {device.backend} backend of this build computes wrongly: report it, and use --gpu-layers 0 meanwhile"
+        )
+        return Check(name, "fail", result.problem, fix if device.is_gpu else "report it", 5)
+    return Check(
+        name,
+        "ok",
+        f"{result.n_scores:,} scores within {result.score_error:.1e} of NumPy's, {result.n_rows:,} rows the same bytes "
+        f"after {result.n_moved:,} moves, {result.elapsed_s:.1f} s",
+    )
 
 
 def _tools() -> Check:

@@ -43,6 +43,7 @@ ENV_PREFIX = "TRIATTN_"
 OTHER_VARIABLES = {
     "TRIATTN_CONFIG": "config.toml to read instead of the one in the user's config folder",
     "TRIATTN_DEBUG": "any value but 0: errors come with their traceback",
+    "TRIATTN_NATIVE_CACHE": "folder in which `pip install ./native` keeps its sources and builds",
     "TRIATTN_TEST_MODELS": "folder in which the tests keep their models",
 }
 """variables of ours that are no settings"""

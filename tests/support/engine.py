@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
 import llama_cpp
 import numpy as np
 from llama_cpp._logger import set_verbose
 from numpy.typing import NDArray
 
 from triattn_local import native
+from triattn_local.cache_rows import read_rows
 from triattn_local.config import EvictionConfig
 from triattn_local.metadata import write_sidecar
 from triattn_local.model_info import fingerprint, read_model_info
@@ -155,32 +155,10 @@ class Engine:
 
     def keys(self, il: int, head_kv: int, cells: NDArray[np.int32], *, seq: int = 0) -> NDArray[np.float32]:
         """Cached keys after RoPE, as numbers."""
-        return self._rows(il, head_kv, cells, seq, is_v=False)
+        return read_rows(self.ctx, il, head_kv, cells, seq_id=seq)
 
     def values(self, il: int, head_kv: int, cells: NDArray[np.int32], *, seq: int = 0) -> NDArray[np.float32]:
-        return self._rows(il, head_kv, cells, seq, is_v=True)
-
-    def _rows(self, il: int, head_kv: int, cells: NDArray[np.int32], seq: int, is_v: bool) -> NDArray[np.float32]:
-        """Dequantised, and the Hadamard rotation of a quantised cache undone."""
-        raw = native.get_rows(self.ctx, il, head_kv, cells, seq_id=seq, is_v=is_v)
-        type_number, n_rot = native.get_rows_info(self.ctx, is_v=is_v)
-        kind = gguf.GGMLQuantizationType(type_number)
-        if kind == gguf.GGMLQuantizationType.F16:
-            rows = raw.view(np.float16).astype(np.float32)
-        elif kind == gguf.GGMLQuantizationType.F32:
-            rows = raw.view(np.float32)
-        else:
-            rows = gguf.dequantize(raw, kind).astype(np.float32)
-        if n_rot:
-            rows = (rows.reshape(len(rows), -1, n_rot) @ hadamard(n_rot)).reshape(len(rows), -1)
-        return rows
-
-
-def hadamard(n: int) -> NDArray[np.float32]:
-    h = np.ones((1, 1))
-    while len(h) < n:
-        h = np.block([[h, h], [h, -h]])
-    return (h / np.sqrt(n)).astype(np.float32)
+        return read_rows(self.ctx, il, head_kv, cells, seq_id=seq, is_v=True)
 
 
 def random_stats(path: Path, layers: Sequence[int], out: Path, seed: int = 0) -> TriattnStats:

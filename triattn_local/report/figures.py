@@ -1,19 +1,11 @@
-"""One function a picture. Each takes figures that are ready, and draws them; nothing is computed here but quantiles.
-
-Colours are those of Okabe and Ito, which most colour-blind people tell apart; what matters most is always the same
-blue.
-"""
+"""One function a picture. Each takes figures that are ready, and draws them; nothing is computed here but quantiles."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from io import BytesIO, StringIO
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -21,33 +13,8 @@ from matplotlib.figure import Figure
 
 from ..evidence import FRACTIONS, MAIN_FRACTION, METHODS, POSITION_EDGES, SPREAD_EDGES, Evidence, LayerEvidence
 from ..model_info import ModelInfo
+from ..plotting import BLUE, GREEN, GREY, ORANGE, RED, Picture, style
 from ..stats import HIGH_R, TriattnStats
-
-BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#8a8f98"
-
-_STYLE: Any = {  # the stubs of matplotlib name every key there is
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 9,
-    "axes.labelcolor": "#3b4048",
-    "axes.edgecolor": "#b8bdc4",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e8eaed",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#6b7078",
-    "ytick.color": "#6b7078",
-    "xtick.labelcolor": "#3b4048",
-    "ytick.labelcolor": "#3b4048",
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    "svg.fonttype": "path",  # the page must look the same where the font is not installed
-    "svg.hashsalt": "triattn-local",  # and the same file must come out twice
-}
 
 _LABELS = {
     "both": "TriAttention",
@@ -61,39 +28,13 @@ _COLOURS = {"both": BLUE, "trig": GREEN, "norm": RED, "recent": GREY, "knorm": O
 Array = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A drawn picture and what stands beside it."""
-
-    name: str
-    """of the file, without ending"""
-    title: str
-    reading: str
-    """what is seen in it, in a sentence or two"""
-    figure: Figure
-
-    def png(self) -> bytes:
-        out = BytesIO()
-        with mpl.rc_context(_STYLE):
-            self.figure.savefig(out, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-        return out.getvalue()
-
-    def svg(self) -> str:
-        """As an element of a page, without the head of a file."""
-        out = StringIO()
-        with mpl.rc_context(_STYLE):
-            self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        text = out.getvalue()
-        return text[text.index("<svg") :]
-
-
 def pictures(info: ModelInfo, stats: TriattnStats, evidence: Evidence | None) -> Iterator[Picture]:
     """All that can be drawn: of statistics alone their concentration, the rest of what was measured."""
-    with mpl.rc_context(_STYLE):
+    with style():
         yield _concentration(info, stats)
     if evidence is not None:
         for draw in (_spread, _stability, _curves, _pearson, _overlap, _overlap_by_head, _heavy):
-            with mpl.rc_context(_STYLE):
+            with style():
                 yield draw(evidence)
 
 

@@ -8,7 +8,7 @@ from html import escape
 from ..console import mebibytes
 from ..evidence import MAIN_FRACTION, Evidence, LayerEvidence
 from ..inspection import ModelReport
-from .figures import Picture
+from ..plotting import Picture
 
 _CSS = """
 :root { --ink: #1f2328; --quiet: #667080; --line: #e3e6ea; --blue: #0072b2; }

@@ -1,0 +1,10 @@
+"""How fast a forgetting cache is beside full attention, and what memory the two take: what ``bench`` reports."""
+
+from __future__ import annotations
+
+from .job import Job, parse_depths
+from .report import Point, Report, Row, summary
+from .results import write_results
+from .run import pick_device, run_bench
+
+__all__ = ["Job", "Point", "Report", "Row", "parse_depths", "pick_device", "run_bench", "summary", "write_results"]
