@@ -224,7 +224,7 @@ def test_rows_of_a_large_tensor(tmp_path: Path) -> None:
 
 
 def gpu(free_bytes: int) -> Device:
-    return Device("CUDA0", "a card", free_bytes, 24 << 30)
+    return Device("CUDA0", "a card", free_bytes, 24 << 30, kind="gpu")
 
 
 @pytest.mark.parametrize(
