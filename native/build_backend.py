@@ -1,9 +1,9 @@
 """The build backend behind `pip install ./native` (PEP 517), and a developer's command line to the same build.
 
 Why it exists: TriAttention is a patch to llama.cpp, and what everybody imports is llama-cpp-python. So this folder
-builds a distribution of that name: upstream's pinned source, the patches of ../patches, the C++ files of include/ and
-src/, and the tools of the same llama.cpp, in one wheel. It puts the three steps together (upstream.py lays down the
-tree, toolchain.py compiles it, scikit-build-core packs it) and turns every failure into one line.
+builds a distribution of that name: upstream's pinned source, the patches of ../patches, the C++ files of include/,
+src/ and server/, and the tools of the same llama.cpp, in one wheel. It puts the three steps together (upstream.py lays
+down the tree, toolchain.py compiles it, scikit-build-core packs it) and turns every failure into one line.
 
 It does not know what the patches do.
 
@@ -75,7 +75,7 @@ def _our_files() -> dict[str, bytes]:
         "CMakeLists.txt": NATIVE / "CMakeLists.txt",
         "llama_cpp/_tools.py": NATIVE / "tools.py",
     }
-    for folder in ("include", "src"):
+    for folder in ("include", "server", "src"):
         for path in (NATIVE / folder).rglob("*"):
             if path.suffix in (".h", ".cpp"):
                 files[f"triattn/{path.relative_to(NATIVE).as_posix()}"] = path

@@ -146,6 +146,9 @@ extern "C" {
     // A sequence can be rewound to T and later, not to before.
     LLAMA_API llama_pos llama_triattn_seq_pos_whole(const struct llama_context * ctx, llama_seq_id seq_id);
 
+    // Cells that the sequence takes, 0 if eviction is off.
+    LLAMA_API int32_t llama_triattn_seq_n_cells(const struct llama_context * ctx, llama_seq_id seq_id);
+
     // Round now, down to n_tokens tokens (0: the budget). Returns the number of tokens evicted, or a negative status.
     LLAMA_API int32_t llama_triattn_evict(struct llama_context * ctx, llama_seq_id seq_id, uint32_t n_tokens);
 

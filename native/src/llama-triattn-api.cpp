@@ -131,6 +131,11 @@ llama_pos llama_triattn_seq_pos_whole(const struct llama_context * ctx, llama_se
     return triattn && seq_id >= 0 && seq_id < LLAMA_MAX_SEQ ? triattn->seq_pos_whole(seq_id) : 0;
 }
 
+int32_t llama_triattn_seq_n_cells(const struct llama_context * ctx, llama_seq_id seq_id) {
+    const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    return triattn && seq_id >= 0 && seq_id < (llama_seq_id) ctx->n_seq_max() ? triattn->n_used(seq_id) : 0;
+}
+
 static int32_t with_round(struct llama_context * ctx, llama_seq_id seq_id, const std::function<int32_t(llama_triattn &)> & fn) {
     auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
     if (!triattn) {

@@ -62,6 +62,8 @@ public:
     llama_pos seq_pos_max(llama_seq_id seq_id) const;
     llama_pos seq_pos_whole(llama_seq_id seq_id) const;
 
+    uint32_t n_used(llama_seq_id seq_id) const; // cells of the sequence
+
     void apply_ubatch(const slot_info & sinfo, const llama_ubatch & ubatch);
 
     void state_write(llama_io_write_i & io, llama_seq_id seq_id) const;
@@ -138,8 +140,6 @@ private:
 
     llama_pos & pos_at(uint32_t strm, uint32_t cell, uint32_t set)       { return pos[strm][(size_t) cell*n_set + set]; }
     llama_pos   pos_at(uint32_t strm, uint32_t cell, uint32_t set) const { return pos[strm][(size_t) cell*n_set + set]; }
-
-    uint32_t n_used(llama_seq_id seq_id) const;
 
     // holds so many tokens that a round must come
     bool is_over(llama_seq_id seq_id, bool forced) const;

@@ -1,0 +1,379 @@
+#include "llama-triattn-server.h"
+
+#include "common.h"
+#include "log.h"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <new>
+#include <sstream>
+
+// fewer tokens than this are read as fast as a state is restored
+static const int32_t N_WORTH_SAVING = 128;
+
+// A state that ends where it is left is preferred to one that must be cut, unless that one has so many tokens more. What two
+// conversations share by chance behind the same system prompt (the template's words, a first "Please") then plays no part,
+// and each of them goes the way that it would go alone.
+static const int32_t N_WORTH_CUTTING = 32;
+
+// so many tokens that two prompts share, and that no state covers, are worth a state of their own
+static const int32_t N_WORTH_LEARNING = 256;
+
+static std::atomic<bool> is_evicting { false };
+
+bool llama_triattn_server::is_on() {
+    return is_evicting;
+}
+
+bool llama_triattn_server::attach(llama_context * lctx, common_params & cparams, bool has_draft) {
+    ctx = llama_triattn_get_params(lctx, &params) == LLAMA_TRIATTN_OK ? lctx : nullptr;
+
+    is_evicting = ctx != nullptr;
+    is_keeping      = ctx && cparams.cache_ram_mib != 0 && !has_draft;
+    can_cut         = cparams.swa_full || llama_model_n_swa(llama_get_model(lctx)) == 0;
+    limit           = cparams.cache_ram_mib > 0 ? 1024ull*1024ull*cparams.cache_ram_mib : 0;
+
+    slots.assign(cparams.n_parallel, {});
+    observe();
+
+    if (is_keeping) {
+        SRV_INF("states of evicted sequences are kept, limit: %d MiB\n", cparams.cache_ram_mib);
+        cparams.cache_idle_slots  = false;
+        cparams.n_ctx_checkpoints = 0;
+    }
+    return is_keeping;
+}
+
+//
+// places
+//
+
+// the first n tokens, empty if one of them is not text
+static llama_tokens first_tokens(const server_tokens & tokens, int32_t n) {
+    llama_tokens res;
+    res.reserve(n);
+    for (int32_t i = 0; i < n; ++i) {
+        if (tokens[i] == LLAMA_TOKEN_NULL) {
+            return {};
+        }
+        res.push_back(tokens[i]);
+    }
+    return res;
+}
+
+static int32_t n_shared(const llama_tokens & a, const server_tokens & b) {
+    const size_t n = std::min(a.size(), b.size());
+    size_t i = 0;
+    while (i < n && a[i] == b[i]) {
+        ++i;
+    }
+    return i;
+}
+
+// Prefixes of the last requests, for most have the same one: the one used last at the front.
+struct prefix {
+    std::string  text;
+    llama_tokens tokens;
+};
+
+static std::mutex        mutex_prefixes;
+static std::list<prefix> prefixes;
+static const size_t      N_PREFIXES = 16;
+
+static size_t n_shared(const std::string & a, const std::string & b) {
+    return std::mismatch(a.begin(), a.begin() + std::min(a.size(), b.size()), b.begin()).first - a.begin();
+}
+
+// what two conversations have in common in which the user says different things
+static std::string render_prefix(const common_chat_templates * tmpls, common_chat_templates_inputs inputs) {
+    auto & messages = inputs.messages;
+    messages.erase(std::find_if(messages.begin(), messages.end(), [](const auto & m) { return m.role == "user"; }), messages.end());
+    messages.emplace_back();
+    messages.back().role = "user";
+
+    inputs.add_generation_prompt  = true;
+    inputs.continue_final_message = COMMON_CHAT_CONTINUATION_NONE;
+
+    messages.back().content = "0";
+    const std::string one = common_chat_templates_apply(tmpls, inputs).prompt;
+    messages.back().content = "Z";
+    const std::string other = common_chat_templates_apply(tmpls, inputs).prompt;
+
+    return one.substr(0, n_shared(one, other));
+}
+
+void llama_triattn_server::add_prefix(json & params, const common_chat_templates * tmpls, const common_chat_templates_inputs & inputs) {
+    if (!is_evicting) {
+        return;
+    }
+    const std::string prompt = params.at("prompt");
+    {
+        std::lock_guard<std::mutex> lock(mutex_prefixes);
+        for (auto it = prefixes.begin(); it != prefixes.end(); ++it) {
+            if (prompt.compare(0, it->text.size(), it->text) == 0) {
+                prefixes.splice(prefixes.begin(), prefixes, it);
+                params["triattn_prefix"] = it->text;
+                return;
+            }
+        }
+    }
+    try {
+        params["triattn_prefix"] = render_prefix(tmpls, inputs);
+    } catch (const std::exception & e) {
+        SRV_DBG("the template tells no prefix: %s\n", e.what()); // it may want what this conversation has not
+    }
+}
+
+int32_t llama_triattn_server::n_prefix(const llama_vocab * vocab, const json & params, const server_tokens & tokens) {
+    if (!is_evicting || !params.contains("triattn_prefix") || !params.at("triattn_prefix").is_string()) {
+        return -1;
+    }
+    const std::string text = params.at("triattn_prefix");
+
+    std::lock_guard<std::mutex> lock(mutex_prefixes);
+    auto it = std::find_if(prefixes.begin(), prefixes.end(), [&](const prefix & p) { return p.text == text; });
+    if (it == prefixes.end()) {
+        prefixes.push_front({ text, common_tokenize(vocab, text, true, true) });
+        if (prefixes.size() > N_PREFIXES) {
+            prefixes.pop_back();
+        }
+        it = prefixes.begin();
+    }
+    // the last token may become another one with what follows
+    return std::min(n_shared(it->tokens, tokens), (int32_t) it->tokens.size() - 1);
+}
+
+bool llama_triattn_server::ends_batch(int32_t id_slot, int32_t n_tokens) const {
+    if (!is_keeping) {
+        return false;
+    }
+    const auto & places = slots[id_slot].places;
+    return std::find(places.begin(), places.end(), n_tokens) != places.end();
+}
+
+void llama_triattn_server::reach(int32_t id_slot, const server_prompt & prompt, int32_t n_tokens, const loras & lora) {
+    if (ends_batch(id_slot, n_tokens)) {
+        save(id_slot, prompt, n_tokens, lora);
+    }
+}
+
+//
+// states
+//
+
+size_t llama_triattn_server::size() const {
+    size_t res = 0;
+    for (const auto & s : states) {
+        res += s.size();
+    }
+    return res;
+}
+
+int32_t llama_triattn_server::n_usable(const state & s, int32_t n_shared) const {
+    const bool is_whole = n_shared == (int32_t) s.tokens.size();
+
+    return is_whole || (can_cut && s.pos_min < n_shared) ? n_shared : 0;
+}
+
+bool llama_triattn_server::touch(const server_tokens & tokens, int32_t n_tokens, const loras & lora) {
+    for (auto it = states.begin(); it != states.end(); ++it) {
+        if ((int32_t) it->tokens.size() == n_tokens && n_shared(it->tokens, tokens) == n_tokens && are_lora_equal(it->lora, lora)) {
+            states.splice(states.end(), states, it);
+            return true;
+        }
+    }
+    return false;
+}
+
+int32_t llama_triattn_server::resume(
+        int32_t id_slot, server_prompt & prompt, const server_task & task, const loras & lora, int32_t n_past) {
+    if (!is_keeping) {
+        return n_past;
+    }
+    auto & slot = slots[id_slot];
+    slot.places.clear();
+
+    const bool is_completion = task.type == SERVER_TASK_TYPE_COMPLETION || task.type == SERVER_TASK_TYPE_INFILL;
+    if (!is_completion || !task.params.cache_prompt || lora_all_alora(lora)) {
+        slot.n_prompt = 0;
+        return n_past;
+    }
+
+    // another conversation takes the slot; what is left behind of an answer of the same one is not missed
+    const int32_t n_common = prompt.tokens.get_common_prefix(task.tokens);
+    if (n_common < prompt.n_tokens() && n_common < slot.n_prompt) {
+        save(id_slot, prompt, lora);
+    }
+
+    const int32_t n_max = task.n_tokens() - 1; // one token is left to decode
+
+    // most tokens of the prompt; of equals the one that ends there, of these the one that is in the slot
+    const auto rank = [](int32_t n, int32_t n_state) { return std::make_pair(n + (n == n_state ? N_WORTH_CUTTING : 0), -n_state); };
+
+    auto    best      = states.end();
+    int32_t n_best    = std::min(n_past, n_max);
+    auto    rank_best = rank(n_best, prompt.n_tokens());
+    int32_t n_longest = std::min(n_common, n_max);
+
+    for (auto it = states.begin(); it != states.end(); ++it) {
+        if (!are_lora_equal(it->lora, lora)) {
+            continue;
+        }
+        const int32_t n_here = std::min(n_shared(it->tokens, task.tokens), n_max);
+        const int32_t n      = n_usable(*it, n_here);
+        n_longest = std::max(n_longest, n_here);
+        if (n > 0 && (n_best == 0 || rank(n, it->tokens.size()) > rank_best)) {
+            best      = it;
+            n_best    = n;
+            rank_best = rank(n, it->tokens.size());
+        }
+    }
+
+    if (best != states.end()) {
+        n_past = restore(id_slot, prompt, best, n_best) ? n_best : 0;
+    }
+
+    slot.n_prompt = task.n_tokens();
+
+    const int32_t n_prefix = task.params.n_prefix;
+    touch(task.tokens, n_prefix, lora);
+
+    for (const int32_t n : { n_prefix, n_max }) {
+        if (n >= N_WORTH_SAVING) {
+            slot.places.push_back(n);
+        }
+    }
+    if (n_longest >= std::max(n_past, n_prefix) + N_WORTH_LEARNING) {
+        slot.places.push_back(n_longest);
+    }
+    return n_past;
+}
+
+bool llama_triattn_server::restore(int32_t id_slot, server_prompt & prompt, std::list<state>::iterator it, int32_t n_tokens) {
+    const int64_t t_start = ggml_time_us();
+
+    const bool has_mtmd = prompt.tokens.has_mtmd;
+
+    prompt.clear();
+    if (llama_state_seq_set_data_ext(ctx, it->data.data(), it->data.size(), id_slot, 0) != it->data.size()) {
+        SRV_WRN("slot %d: the state of %zu tokens cannot be restored, the prompt is read from its beginning\n", id_slot, it->tokens.size());
+        llama_memory_seq_rm(llama_get_memory(ctx), id_slot, -1, -1);
+        prompt.tokens = server_tokens(llama_tokens(), has_mtmd);
+        states.erase(it);
+        return false;
+    }
+    prompt.tokens = server_tokens(llama_tokens(it->tokens.begin(), it->tokens.begin() + n_tokens), has_mtmd);
+    states.splice(states.end(), states, it);
+
+    n_restored++;
+    n_tokens_restored += n_tokens;
+    SRV_INF("slot %d: restored a state of %zu tokens, %d of them in this prompt, %.2f MiB in %.2f ms\n", id_slot,
+            it->tokens.size(), n_tokens, it->size()/1024.0/1024.0, (ggml_time_us() - t_start)/1000.0);
+    return true;
+}
+
+void llama_triattn_server::save(int32_t id_slot, const server_prompt & prompt, const loras & lora) {
+    if (is_keeping) {
+        save(id_slot, prompt, prompt.n_tokens(), lora);
+    }
+}
+
+void llama_triattn_server::save(int32_t id_slot, const server_prompt & prompt, int32_t n_tokens, const loras & lora) {
+    const int64_t t_start = ggml_time_us();
+
+    auto * memory = llama_get_memory(ctx);
+    if (n_tokens < N_WORTH_SAVING || llama_memory_seq_pos_max(memory, id_slot) != n_tokens - 1 || touch(prompt.tokens, n_tokens, lora)) {
+        return;
+    }
+
+    state s;
+    s.tokens  = first_tokens(prompt.tokens, n_tokens);
+    s.lora    = lora;
+    s.pos_min = llama_memory_seq_pos_min(memory, id_slot);
+    if (s.tokens.empty()) {
+        return; // pictures in it
+    }
+
+    const size_t n_bytes = llama_state_seq_get_size_ext(ctx, id_slot, 0);
+    const size_t n_total = n_bytes + s.tokens.size()*sizeof(llama_token);
+    if (limit > 0 && n_total > limit) {
+        SRV_WRN("slot %d: a state of %.2f MiB does not fit --cache-ram, later prompts are read from their beginning\n", id_slot,
+                n_total/1024.0/1024.0);
+        return;
+    }
+    while (limit > 0 && !states.empty() && size() + n_total > limit) {
+        states.pop_front();
+    }
+    try {
+        s.data.resize(n_bytes);
+    } catch (const std::bad_alloc &) {
+        SRV_WRN("slot %d: no memory for a state of %.2f MiB\n", id_slot, n_total/1024.0/1024.0);
+        return;
+    }
+    if (llama_state_seq_get_data_ext(ctx, s.data.data(), n_bytes, id_slot, 0) != n_bytes) {
+        SRV_WRN("slot %d: its state of %d tokens cannot be saved\n", id_slot, n_tokens);
+        return;
+    }
+    states.push_back(std::move(s));
+    SRV_INF("slot %d: saved its state of %d tokens, %.2f MiB in %.2f ms, %zu states, %.2f MiB\n", id_slot, n_tokens,
+            n_total/1024.0/1024.0, (ggml_time_us() - t_start)/1000.0, states.size(), size()/1024.0/1024.0);
+}
+
+//
+// figures
+//
+
+void llama_triattn_server::observe() {
+    if (!ctx) {
+        return;
+    }
+    llama_triattn_get_stats(ctx, &stats);
+    for (size_t i = 0; i < slots.size(); ++i) {
+        slots[i].n_cells   = llama_triattn_seq_n_cells  (ctx, i);
+        slots[i].pos_whole = llama_triattn_seq_pos_whole(ctx, i);
+    }
+}
+
+void llama_triattn_server::describe(int32_t id_slot, json & slot) const {
+    if (!ctx) {
+        return;
+    }
+    slot["triattention"] = {
+        { "budget",           params.budget },
+        { "window",           params.window },
+        { "n_cells",          stats.n_cells/slots.size() },
+        { "n_cells_used",     slots[id_slot].n_cells },
+        { "pos_whole",        slots[id_slot].pos_whole },
+        // of all slots
+        { "n_rounds",         stats.n_rounds },
+        { "n_tokens_evicted", stats.n_tokens_evicted },
+        { "n_states",         states.size() },
+        { "state_bytes",      size() },
+    };
+}
+
+std::string llama_triattn_server::metrics() const {
+    if (!ctx) {
+        return "";
+    }
+    std::ostringstream res;
+    const auto add = [&res](const char * type, const char * name, const char * help, double value) {
+        res << "# HELP llamacpp:triattn_" << name << " " << help << "\n# TYPE llamacpp:triattn_" << name << " " << type << "\n"
+            << "llamacpp:triattn_" << name << " " << value << "\n";
+    };
+    res.precision(17);
+    add("counter", "rounds_total",          "Eviction rounds",                                     stats.n_rounds);
+    add("counter", "tokens_evicted_total",  "Tokens that left each head's set, summed over rounds", stats.n_tokens_evicted);
+    add("counter", "round_seconds_total",   "Time spent in rounds",                                stats.t_total_us/1e6);
+    add("counter", "restored_total",        "Saved states that were put back",                     n_restored);
+    add("counter", "tokens_restored_total", "Prompt tokens that these states held",                n_tokens_restored);
+    add("gauge",   "budget",                "Tokens that each head keeps of a sequence",           params.budget);
+    add("gauge",   "cells",                 "Cells of the cache, all slots",                       stats.n_cells);
+    add("gauge",   "cells_used",            "Cells in use, all slots",                             stats.n_cells_used);
+    add("gauge",   "kv_bytes",              "Size of the KV cache",                                stats.kv_bytes + stats.kv_bytes_other);
+    add("gauge",   "kv_bytes_full",         "Size that full attention would need",                 stats.kv_bytes_full + stats.kv_bytes_other);
+    add("gauge",   "states",                "Saved states in memory",                              states.size());
+    add("gauge",   "state_bytes",           "Memory of the saved states",                          size());
+    return res.str();
+}
