@@ -16,12 +16,13 @@ PACKAGE = Path(triattn_local.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("config", "architectures", "atomic", "gguf_file", "interrupts", "plotting", "text_stream"),
+    ("aio", "config", "architectures", "atomic", "gguf_file", "interrupts", "plotting", "text_stream"),
     ("model_info",),
     ("stats",),
     ("metadata", "scoring"),
     ("evidence", "native"),
-    ("cache_rows", "devices", "geometry", "sampling", "snapshot", "thinking", "vocabulary"),
+    ("cache_rows", "devices", "geometry", "sampling", "snapshot", "thinking", "tool_calls"),
+    ("vocabulary",),
     ("runtime",),
     ("contexts",),
     (
@@ -37,7 +38,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "store",
     ),
     ("conversation", "planning"),
-    ("doctor", "report", "server", "tui"),
+    ("server",),
+    ("doctor", "report", "tui"),
     ("cli",),
 )
 """modules and packages of triattn_local, from the ground up: each imports from below only"""

@@ -83,6 +83,29 @@ class EvictionConfig:
             raise UsageError(f"weight_v must be from 0 to 100, not {self.weight_v}", where="weight_v")
 
 
+def kv_overrides(eviction: EvictionConfig | None) -> dict[str, bool | int | float | str]:
+    """Eviction as llama.cpp's KV overrides, which stand above the environment: it must not change what was asked for.
+
+    None turns it off.
+    """
+    if eviction is None:
+        return {"triattention.budget": "off"}
+    return {
+        "triattention.budget": eviction.budget_tokens,
+        "triattention.window": eviction.window,
+        "triattention.n_keep": eviction.n_keep,
+        "triattention.mode": eviction.mode,
+        "triattention.policy": eviction.policy,
+        "triattention.aggregate": eviction.aggregate,
+        "triattention.terms": eviction.terms,
+        "triattention.weight_r": eviction.weight_r,
+        "triattention.offsets": eviction.offsets,
+        "triattention.offset_max": eviction.offset_max,
+        "triattention.weight_v": float(eviction.weight_v),
+        "triattention.seed": eviction.seed,
+    }
+
+
 @dataclass(frozen=True)
 class RuntimeConfig:
     """The context that a model runs in."""

@@ -11,7 +11,7 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,13 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import native
-from .config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig
+from .config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig, kv_overrides
 from .errors import DoesNotFitError, StateError, StatsError, TriattnError, UsageError
 from .metadata import read_stats
 from .model_info import fingerprint, read_model_info
 from .sampling import Sampler
 from .snapshot import Snapshot, read_snapshot, write_snapshot
 from .text_stream import TextStream
+from .thinking import Kind, ThinkingSplitter, marks_of
+from .tool_calls import MARKS, ToolCall, ToolCallSplitter
 from .vocabulary import Vocabulary
 
 _SEQ = 0  # the one sequence that a Runtime drives
@@ -69,6 +71,17 @@ class Done:
 
 
 Event = Prefill | Token | Done
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of an answer."""
+
+    kind: Kind
+    text: str
+
+
+ChatEvent = Prefill | Text | ToolCall | Done
 
 
 @dataclass(frozen=True)
@@ -169,7 +182,7 @@ class Runtime:
                     n_gpu_layers=config.n_gpu_layers,
                     tensor_split=None if config.tensor_split is None else list(config.tensor_split),
                     use_mmap=config.use_mmap,
-                    kv_overrides=_overrides(eviction),
+                    kv_overrides=kv_overrides(eviction),
                     n_ctx=config.n_ctx,
                     n_batch=config.n_batch,
                     n_ubatch=min(config.n_ubatch, config.n_batch),
@@ -225,9 +238,15 @@ class Runtime:
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         return self.vocabulary.detokenize(tokens, special=special)
 
-    def apply_chat_template(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+    ) -> str:
         """The conversation in the model's own template: tokenize the result with parse_special."""
-        return self.vocabulary.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
+        return self.vocabulary.apply_chat_template(messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
     # -------------------------------------------------------------- generate
 
@@ -294,6 +313,61 @@ class Runtime:
             yield from self._draw(sampler, tokens, n_cached, n_ctx, start_s, max_tokens, stop or (), cancel, ignore_eos)
         finally:
             sampler.close()
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        max_tokens: int | None = None,
+        sampling: SamplingConfig | None = None,
+        stop: Sequence[str] | None = None,
+        cancel: Cancel | None = None,
+    ) -> Iterator[ChatEvent]:
+        """Answer a conversation in the model's own template.
+
+        Parameters
+        ----------
+        messages : sequence of mapping
+            As in OpenAI's protocol, `tool_calls` and role `tool` included.
+        tools : sequence of mapping
+            As there. A template that knows no tools is told of them in the system prompt.
+
+        Yields
+        ------
+        Prefill after every batch of the prompt, Text as it comes, thinking and content told apart, ToolCall once each
+        is whole, Done once at the end.
+
+        Raises
+        ------
+        UsageError
+            The template refuses the conversation, or it does not fit the context.
+        """
+        text = self.apply_chat_template(messages, tools=tools)
+        prompt = self.tokenize(text, parse_special=True)
+        marks = marks_of(self.vocabulary.chat_template)
+        thinking, calls = ThinkingSplitter(marks, text), ToolCallSplitter()
+        known = [mark for pair in (*marks, *MARKS) for mark in pair]
+        for event in self.generate(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, cancel=cancel):
+            if isinstance(event, Prefill):
+                yield event
+                continue
+            if isinstance(event, Token):
+                parts = thinking.push(event.text or self._mark(event.id, known))
+            else:
+                parts = thinking.flush()
+            for kind, part in parts:
+                yield from _told_apart(kind, part, calls)
+            if isinstance(event, Done):
+                yield from _told_apart("content", None, calls)
+                yield event
+
+    def _mark(self, token: int, known: Sequence[str]) -> str:
+        """The text of a control token, which is not part of an answer otherwise, if one of these marks has it."""
+        if self.token_bytes(token):
+            return ""
+        text = self.token_bytes(token, special=True).decode("utf-8", "replace")
+        return text if any(text in mark for mark in known) else ""
 
     def _draw(
         self,
@@ -497,6 +571,15 @@ class Runtime:
             raise StateError(error.what, where=str(path), fix=error.fix) from None
 
 
+def _told_apart(kind: Kind, text: str | None, calls: ToolCallSplitter) -> Iterator[Text | ToolCall]:
+    """Thinking as it is, calls out of the content; the rest of the content if `text` is None."""
+    if kind == "thinking" and text:
+        yield Text(kind, text)
+        return
+    for part in calls.flush() if text is None else calls.push(text):
+        yield part if isinstance(part, ToolCall) else Text("content", part)
+
+
 def ggml_type(name: str) -> int:
     """The number of a cache type in ggml.h."""
     return int(gguf.GGMLQuantizationType[name.upper()])
@@ -517,26 +600,6 @@ def physical_cores() -> int:
         except OSError:
             siblings.add(str(cpu))
     return max(len(siblings), 1)
-
-
-def _overrides(eviction: EvictionConfig | None) -> dict[str, bool | int | float | str]:
-    """Settings as KV overrides: they stand above the environment, which must not change what was asked for here."""
-    if eviction is None:
-        return {"triattention.budget": "off"}
-    return {
-        "triattention.budget": eviction.budget_tokens,
-        "triattention.window": eviction.window,
-        "triattention.n_keep": eviction.n_keep,
-        "triattention.mode": eviction.mode,
-        "triattention.policy": eviction.policy,
-        "triattention.aggregate": eviction.aggregate,
-        "triattention.terms": eviction.terms,
-        "triattention.weight_r": eviction.weight_r,
-        "triattention.offsets": eviction.offsets,
-        "triattention.offset_max": eviction.offset_max,
-        "triattention.weight_v": float(eviction.weight_v),
-        "triattention.seed": eviction.seed,
-    }
 
 
 def check_stats(path: Path, stats_path: Path | None) -> None:

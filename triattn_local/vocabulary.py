@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from .errors import TriattnError, UsageError
+from .tool_calls import for_template
 
 
 class Vocabulary:
@@ -61,18 +62,26 @@ class Vocabulary:
         text = llama_cpp.llama_model_chat_template(self._model, None)
         return None if text is None else bytes(text).decode("utf-8", "replace")
 
-    def apply_chat_template(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+    ) -> str:
         """The conversation in the model's own template; plain texts in a row if it has none.
 
-        The result starts with what the template starts with: tokenize it with parse_special.
+        A template that knows no tools gets them, and calls of them, as text. The result starts with what the template
+        starts with: tokenize it with parse_special.
         """
         template = self.chat_template
+        turns = for_template(template, messages, tools)
         if template is None:
-            return "\n\n".join(str(m["content"]) for m in messages)
+            return "\n\n".join(str(turn["content"]) for turn in turns)
         bos, eos = (self._special_text(f(self._vocab)) for f in (llama_cpp.llama_vocab_bos, llama_cpp.llama_vocab_eos))
         formatter = Jinja2ChatFormatter(template, eos, bos, add_generation_prompt=add_generation_prompt)
         try:
-            prompt = formatter(messages=list(messages)).prompt
+            prompt = formatter(messages=turns, **({"tools": list(tools)} if tools else {})).prompt
         except Exception as err:  # the template is a program of the model's maker: it may raise anything
             raise UsageError(f"the model's chat template refuses the conversation: {err}") from err
         # tokenize() puts BOS in front where the model wants one: not twice
