@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -130,6 +132,7 @@ def _switch(name: str, text: str, *names: str, panel: str | None = None, **more:
 
 
 _CACHE, _COMPUTE, _ANSWER, _GRID, _MACHINE = "Cache", "Compute", "Answer", "Grid", "Machine"
+_SERVER = "Server"
 
 AsJson = Annotated[bool, _switch("--json", "One JSON value on stdout instead of text.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A path, a name that `ls` shows, or `demo`.")]
@@ -814,6 +817,102 @@ def _chat_defaults() -> Mapping[str, object]:
     return CHAT_SETTINGS if has_gpu() else {**CHAT_SETTINGS, "batch": 64}
 
 
+@app.command(context_settings={"allow_extra_args": True})
+def serve(
+    context: typer.Context,
+    model: Model,
+    host: Annotated[str | None, _flag("host", "ADDRESS", _SERVER)] = None,
+    port: Annotated[int | None, _flag("port", "N", _SERVER)] = None,
+    api_key: Annotated[str | None, _flag("api_key", "KEY", _SERVER)] = None,
+    alias: Annotated[str | None, _flag("alias", "NAME", _SERVER)] = None,
+    slots: Annotated[int | None, _flag("slots", "N", _SERVER)] = None,
+    cache_ram: Annotated[int | None, _flag("cache_ram", "MIB", _SERVER)] = None,
+    idle_unload: Annotated[int | None, _flag("idle_unload", "SECONDS", _SERVER)] = None,
+    restarts: Annotated[int | None, _flag("restarts", "N", _SERVER)] = None,
+    ctx: Annotated[int | None, _flag("ctx", "TOKENS", _CACHE)] = None,
+    budget: Annotated[int | None, _flag("budget", "TOKENS", _CACHE)] = None,
+    window: Annotated[int | None, _flag("window", "TOKENS", _CACHE)] = None,
+    keep: Annotated[int | None, _flag("keep", "TOKENS", _CACHE)] = None,
+    mode: Annotated[str | None, _flag("mode", "MODE", _CACHE)] = None,
+    policy: Annotated[str | None, _flag("policy", "POLICY", _CACHE)] = None,
+    no_evict: Annotated[bool, _switch("--no-evict", "Full attention: a cell for every token.", panel=_CACHE)] = False,
+    stats: Stats = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
+    flash_attn: Annotated[bool | None, _flag("flash_attn", "", _COMPUTE, "--flash-attn/--no-flash-attn")] = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    batch: Annotated[int | None, _flag("batch", "TOKENS", _COMPUTE)] = None,
+    verbose: Annotated[bool, _switch("--verbose", "All that llama-server logs, on stderr.", "-v")] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Serve a model to agents, over OpenAI's protocol, until Ctrl-C.
+
+    The base URL is on stdout once requests are answered; the log is on stderr. Without --ctx it is the model's own
+    context, at most 131,072 tokens. What follows ` -- ` are flags for llama-server itself.
+    """
+    from . import store
+    from .server.choose import choose
+    from .server.serve import is_chatter
+    from .server.serve import serve as keep_serving
+
+    settings = Settings.load(context.params)
+    path = store.resolve(model, settings.models)
+    config = choose(settings, path, evict=not no_evict, extra=context.args)
+    announced = False
+
+    def ready(pid: int) -> None:
+        nonlocal announced
+        if announced:
+            console.log("info", f"llama-server answers again, pid {pid}")
+        elif as_json:
+            console.write_json(
+                {"base_url": config.base_url, "model": config.name, "pid": pid, "n_ctx": config.runtime.n_ctx}
+            )
+        else:
+            print(config.base_url, flush=True)
+        announced = True
+
+    kept = f"budget {config.eviction.budget_tokens:,} a slot" if config.eviction else "full attention"
+    console.log("info", f"{config.name}: context {config.runtime.n_ctx:,}, {kept}, {config.n_slots} slot(s)")
+    by = keep_serving(
+        config,
+        ready,
+        lambda line: console.log(line.level, line.text) if verbose or not is_chatter(line) else None,
+        max_restarts=settings.restarts,
+    )
+    return EXIT_INTERRUPTED if by == signal.SIGINT else 0
+
+
+@app.command("openclaw-config")
+def openclaw_config(
+    context: typer.Context,
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="The base URL of a running server.", show_default=False)
+    ] = "http://127.0.0.1:8080/v1",
+    api_key: Annotated[str | None, _flag("api_key", "KEY", _SERVER)] = None,
+    provider: Annotated[
+        str, typer.Option("--provider", metavar="NAME", help="What OpenClaw is to call it.")
+    ] = "triattn",
+    launch: Annotated[
+        str | None,
+        typer.Option(
+            "--launch", metavar="MODEL", help="Let OpenClaw start the server with this model.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Print the part of openclaw.json that makes a running server a provider of OpenClaw.
+
+    The model's name and context are what the server itself says.
+    """
+    from .server.api import Api
+    from .server.openclaw import provider_block
+
+    settings = Settings.load(context.params)
+    block = provider_block(Api(url, settings.api_key), provider, launch=launch)
+    print(json.dumps(block, indent=2, ensure_ascii=False))
+
+
 @app.command()
 def bench(
     context: typer.Context,
@@ -1139,15 +1238,20 @@ def doctor(
         str | None, typer.Argument(metavar="MODEL", help="A model to check too.", show_default=False)
     ] = None,
     stats: Stats = None,
+    server: Annotated[
+        str | None,
+        typer.Option("--server", metavar="URL", help="A running server to call a tool through.", show_default=False),
+    ] = None,
+    api_key: Annotated[str | None, _flag("api_key", "KEY", _SERVER)] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Check the installation: library, devices, tools, folders, and the statistics of a model."""
+    """Check the installation: library, devices, tools, folders, the statistics of a model, and a running server."""
     from . import store
     from .doctor import check_all
 
     settings = Settings.load(context.params)
     path = store.resolve(model, settings.models) if model is not None else None
-    checks = list(check_all(settings, path))
+    checks = list(check_all(settings, path, server))
     if as_json:
         console.write_json([check.as_dict() for check in checks])
     else:

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Literal
@@ -135,6 +136,12 @@ def say_error(text: str) -> None:
     """An error, on one line whatever is in it."""
     line = " ".join(text.split())
     stderr().print(Text.assemble(("error: ", "bold red"), line))
+
+
+def log(level: str, text: str) -> None:
+    """A line of a log on stderr, with the time of day. Level: debug, info, warn or error."""
+    styles = {"debug": "dim", "warn": "yellow", "error": "bold red"}
+    stderr().print(Text.assemble((f"{time.strftime('%H:%M:%S')} ", "dim"), (text, styles.get(level, ""))))
 
 
 def mebibytes(size: int) -> str:

@@ -42,8 +42,8 @@ class Check:
         return asdict(self)
 
 
-def check_all(settings: Settings, model: Path | None = None) -> Iterator[Check]:
-    """Check the program, the library and the models folder, and a model if one is given."""
+def check_all(settings: Settings, model: Path | None = None, server: str | None = None) -> Iterator[Check]:
+    """Check the program, the library and the models folder, and a model and a running server if they are given."""
     yield Check("triattn-local", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
     yield _variables()
     yield _models(settings.models)
@@ -56,6 +56,8 @@ def check_all(settings: Settings, model: Path | None = None) -> Iterator[Check]:
     yield _torch()
     if model is not None:
         yield from _model(model, settings)
+    if server is not None:
+        yield from _server(server, settings)
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
@@ -179,3 +181,19 @@ def _model(path: Path, settings: Settings) -> Iterator[Check]:
         yield Check("statistics", "fail", stats.problem, stats.fix, 6)
     else:
         yield Check("statistics", "ok", f"of this model, {stats.n_tokens} tokens, by {stats.tool}")
+
+
+def _server(url: str, settings: Settings) -> Iterator[Check]:
+    from .server.api import Api
+    from .server.round_trip import call_a_tool
+
+    name = "server"
+    try:
+        api = Api(url, settings.api_key)
+        model = api.model()
+        yield Check(name, "ok", f"{model.name}, context {model.n_ctx:,}, at {api.root}")
+        name = "tool call"
+        took = call_a_tool(api, model.name)
+        yield Check(name, "ok", f"called, answered and taken up in a stream, {took:.1f} s")
+    except TriattnError as error:
+        yield Check(name, "fail", str(error), error.fix, error.exit_code)

@@ -197,6 +197,19 @@ class Settings:
     sessions: Path = _setting(default_sessions_dir, _path, None, "Folder of the chat's sessions and snapshots.")
     snapshot_memory: int = _setting(1024, _integer, None, "MiB of memory for snapshots of the chat's cache.")
     snapshot_disk: int = _setting(4096, _integer, None, "MiB of disk for snapshots of the chat's cache.")
+    host: str = _setting("127.0.0.1", _word, "--host", "Address to listen on; another than this machine's needs a key.")
+    port: int = _setting(8080, _integer, "--port", "Port to listen on, 0 for any free one.")
+    api_key: str | None = _setting(None, _word, "--api-key", "Key that clients must give.")
+    alias: str | None = _setting(None, _word, "--alias", "Name of the model for clients; its file's if not given.")
+    slots: int = _setting(1, _integer, "--slots", "Requests answered at the same time, each with a budget of its own.")
+    cache_ram: int = _setting(
+        8192, _integer, "--cache-ram", "MiB of memory for states that prompts go on from, 0 for none, -1 for no limit."
+    )
+    idle_unload: int | None = _setting(
+        None, _integer, "--idle-unload", "Seconds without a request after which the model leaves the memory."
+    )
+    restarts: int = _setting(3, _integer, "--restarts", "Crashes within ten minutes after which it is started again.")
+
     theme: str | None = _setting(None, _word, "--theme", "Colours of the chat; the chat lists them under Theme.")
     keys: Mapping[str, str] = _setting(dict, _keys, None, "Keys of the chat, by the names that its help shows.")
 

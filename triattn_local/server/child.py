@@ -1,0 +1,235 @@
+"""A process that is kept alive: started, waited for until it answers, started again when it crashes, and stopped.
+
+Knows nothing of models: a command, an environment, and a question whether it is ready.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Literal
+
+from ..errors import DoesNotFitError, TriattnError, UsageError
+
+GRACE_S = 10.0
+"""from the first request to stop until it is killed"""
+
+WITHIN_S = 600.0
+"""crashes that are further apart than this are not counted together"""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_POLL_S = 0.1
+_LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be
+_KEPT_LINES = 200
+
+Level = Literal["debug", "info", "warn", "error"]
+_LEVELS: dict[object, Level] = {"debug": "debug", "info": "info", "warn": "warn", "warning": "warn", "error": "error"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the log."""
+
+    level: Level
+    text: str
+
+    @classmethod
+    def read(cls, raw: str) -> Line:
+        """A line as llama-server writes it with --log-jsonl; what is none is text of a library below it."""
+        try:
+            entry = json.loads(raw)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict):
+            return cls("info", raw.rstrip())
+        # those without words are figures for programs
+        return cls(_LEVELS.get(entry.get("level"), "info"), str(entry.get("msg", "")).rstrip())
+
+
+class Child:
+    """One process, and what it said last. Its log is read in a thread of its own."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Callable[[Line], None]) -> None:
+        self.lines: collections.deque[Line] = collections.deque(maxlen=_KEPT_LINES)
+        self._process = subprocess.Popen(
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # Ctrl-C in a terminal is sent to the whole group: it is to come from here, once
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout, log), daemon=True)
+        self._reader.start()
+
+    def _read(self, pipe: IO[str], log: Callable[[Line], None]) -> None:
+        for raw in pipe:
+            line = Line.read(raw)
+            if line.text:
+                self.lines.append(line)
+                log(line)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """The exit code, once its log is read to the end; None if it still runs after the time."""
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+        self._reader.join(GRACE_S)
+        return code
+
+    def send(self, signum: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signum)
+
+
+class Keeper:
+    """Keeps one child running until a signal comes.
+
+    Parameters
+    ----------
+    start : callable
+        Makes a new child.
+    is_ready : callable
+        Whether the child answers.
+    log : callable
+        Takes a line of our own.
+    max_restarts : int
+        Crashes within ten minutes that are mended by starting again.
+    """
+
+    def __init__(
+        self, start: Callable[[], Child], is_ready: Callable[[], bool], log: Callable[[Line], None], max_restarts: int
+    ) -> None:
+        self._start = start
+        self._is_ready = is_ready
+        self._log = log
+        self._max_restarts = max_restarts
+        self._child: Child | None = None
+        self._stopped_by: int | None = None
+
+    def run(self, ready: Callable[[int], None]) -> int | None:
+        """Run until a signal comes, whose number is returned; None if the child ended by itself without an error.
+
+        Parameters
+        ----------
+        ready : callable
+            Called with the pid each time that the child begins to answer.
+
+        Raises
+        ------
+        TriattnError
+            It does not start, or crashes too often.
+        """
+        crashes: collections.deque[float] = collections.deque()
+        has_run = False
+        with self._forwarding():
+            while not self._is_stopped():
+                child = self._child = self._start()
+                if self._is_stopped():  # while it was made
+                    child.send(signal.SIGTERM)
+                if self._wait_ready(child):
+                    ready(child.pid)
+                    has_run = True
+                code = child.wait()
+                if not has_run and code is not None and not self._is_stopped():
+                    raise why_it_ended(child, code)
+                if self._is_stopped():
+                    break
+                if code == 0:
+                    return None
+                now = time.monotonic()
+                crashes.append(now)
+                while now - crashes[0] > WITHIN_S:
+                    crashes.popleft()
+                if len(crashes) > self._max_restarts:
+                    raise TriattnError(
+                        f"crashed {len(crashes)} times within {WITHIN_S / 60:.0f} minutes, at last it {_ended(code)}",
+                        where="llama-server",
+                        fix="its log above says why; --restarts allows more",
+                    )
+                self._log(Line("error", f"llama-server {_ended(code)}; starting it again"))
+        return self._stopped_by
+
+    def _is_stopped(self) -> bool:
+        return self._stopped_by is not None
+
+    def _wait_ready(self, child: Child) -> bool:
+        """Wait until it answers. False if it ended, or is asked to."""
+        while not self._is_ready():
+            if child.wait(_POLL_S) is not None or self._is_stopped():
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def _forwarding(self) -> Iterator[None]:
+        """Signals go to the child; it is killed if it does not end, or if Ctrl-C comes twice."""
+
+        def forward(signum: int, frame: object) -> None:
+            del frame
+            child = self._child
+            again = self._stopped_by is not None
+            self._stopped_by = self._stopped_by or signum
+            if child is None:
+                return
+            child.send(signal.SIGKILL if again else signal.SIGTERM)
+            if not again:
+                timer = threading.Timer(GRACE_S, child.send, (signal.SIGKILL,))
+                timer.daemon = True
+                timer.start()
+
+        before = {signum: signal.signal(signum, forward) for signum in _SIGNALS}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+            if self._child is not None and self._child.wait(0) is None:
+                self._child.send(signal.SIGKILL)
+                self._child.wait()
+
+
+def why_it_ended(child: Child, code: int) -> TriattnError:
+    """What a child that did not come up said about it."""
+    errors = [line.text for line in child.lines if line.level == "error"]
+    said = " ".join(line.text for line in child.lines)
+    if "bind" in said and "HTTP server" in said:
+        return UsageError("cannot be listened on: another program may have it", where="--port", fix="give --port 0")
+    if any(words in said for words in ("out of memory", "failed to allocate", "unable to allocate")):
+        return DoesNotFitError(
+            "the model or its cache does not fit the memory",
+            where="llama-server",
+            fix="give a smaller --budget, --slots or --gpu-layers; its log above has the numbers",
+        )
+    return TriattnError(f"{_ended(code)}: {errors[0] if errors else 'no reason was given'}", where="llama-server")
+
+
+def _ended(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with code {code}"
+    with contextlib.suppress(ValueError):
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"was ended by signal {-code}"
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for SIGTERM when the parent is killed: a model must not stay in the memory without its keeper."""
+    _LIBC.prctl(1, signal.SIGTERM)

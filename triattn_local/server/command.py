@@ -1,0 +1,147 @@
+"""How llama-server is started: our settings in its words.
+
+Knows llama-server's flags, and nothing of processes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import EvictionConfig, RuntimeConfig, kv_overrides
+from ..errors import BackendMissingError, UsageError
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What is served, to whom, and with how much memory."""
+
+    model: Path
+    runtime: RuntimeConfig
+    """n_ctx is that of each slot"""
+    eviction: EvictionConfig | None
+    """None: full attention"""
+    stats_path: Path | None = None
+    """sidecar with the statistics; None: the model's own"""
+    host: str = "127.0.0.1"
+    port: int = 8080
+    """never 0 here: a restarted server must be found where it was"""
+    api_key: str | None = None
+    alias: str | None = None
+    """name of the model for clients; None: the file's"""
+    n_slots: int = 1
+    """requests that are answered at the same time, each with a budget of its own"""
+    cache_ram_mib: int = 8192
+    """MiB of memory for states of sequences to go back to; 0 for none, -1 for no limit"""
+    idle_unload_s: int | None = None
+    """seconds without a request after which the model leaves the memory; the next one loads it again"""
+    extra: Sequence[str] = ()
+    """flags for llama-server itself; they come last, and win"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise UsageError(f"{self.port} is not a port", where="--port", fix="give 1 to 65535, or 0 for any free one")
+        if self.n_slots < 1:
+            raise UsageError(f"must be at least 1, not {self.n_slots}", where="--slots")
+        if self.cache_ram_mib < -1:
+            raise UsageError(f"must not be negative, not {self.cache_ram_mib}", where="--cache-ram")
+        if self.idle_unload_s is not None and self.idle_unload_s < 1:
+            raise UsageError(f"must be at least 1 second, not {self.idle_unload_s}", where="--idle-unload")
+        if self.api_key is not None and (not self.api_key.strip() or "," in self.api_key):
+            raise UsageError("an API key is not empty and has no comma", where="--api-key")
+        if self.api_key is None and not is_loopback(self.host):
+            raise UsageError(
+                f"{self.host} can be reached from other machines, and anybody there could use the model",
+                where="--host",
+                fix="give an --api-key too, or --host 127.0.0.1",
+            )
+
+    @property
+    def name(self) -> str:
+        """The model's name for clients: without a slash, which some of them take for a provider's."""
+        return (self.alias or self.model.stem.removesuffix(".triattn")).replace("/", "-")
+
+    @property
+    def address(self) -> str:
+        """Where this machine reaches it, without a path."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        """What the clients of OpenAI's protocol call the base URL."""
+        return f"{self.address}/v1"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def executable() -> Path:
+    """llama-server beside the library that Python loads.
+
+    Raises
+    ------
+    BackendMissingError
+        There is none.
+    """
+    spec = importlib.util.find_spec("llama_cpp")
+    path = Path(spec.origin).parent / "bin" / "llama-server" if spec and spec.origin else None
+    if path is None or not os.access(path, os.X_OK):
+        raise BackendMissingError("llama-server of the patched build is not there", fix="pip install ./native")
+    return path
+
+
+def command(config: ServerConfig, program: Path) -> list[str]:
+    """The command line. The API key is not on it, for all users of a machine can read command lines."""
+    runtime = config.runtime
+    words: dict[str, object] = {
+        "--model": config.model,
+        "--alias": config.name,
+        "--host": config.host,
+        "--port": config.port,
+        # the context is shared out among the slots, and each has cells of its own: a budget each
+        "--ctx-size": runtime.n_ctx * config.n_slots,
+        "--parallel": config.n_slots,
+        "--batch-size": runtime.n_batch,
+        "--ubatch-size": min(runtime.n_ubatch, runtime.n_batch),
+        "--cache-type-k": runtime.cache_type_k,
+        "--cache-type-v": runtime.cache_type_v,
+        "--flash-attn": "on" if runtime.flash_attn else "off",
+        "--gpu-layers": "all" if runtime.n_gpu_layers < 0 else runtime.n_gpu_layers,
+        "--cache-ram": config.cache_ram_mib,
+        # the memory was planned: llama-server is not to shrink the context to what it thinks is free
+        "--fit": "off",
+        "--override-kv": ",".join(f"{key}={_typed(value)}" for key, value in kv_overrides(config.eviction).items()),
+    }
+    if runtime.n_threads is not None:
+        words["--threads"] = words["--threads-batch"] = runtime.n_threads
+    if config.idle_unload_s is not None:
+        words["--sleep-idle-seconds"] = config.idle_unload_s
+    flags = ["--no-kv-unified", "--jinja", "--metrics", "--slots", "--log-jsonl"]
+    return [str(program), *(str(part) for pair in words.items() for part in pair), *flags, *config.extra]
+
+
+def environment(config: ServerConfig, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The environment: the settings of eviction are on the command line, and only there."""
+    kept = {name: value for name, value in inherited.items() if not name.startswith("TRIATTN_")}
+    if config.stats_path is not None:
+        # a KV override holds 127 characters only
+        kept["TRIATTN_STATS"] = str(config.stats_path)
+    if config.api_key is not None:
+        kept["LLAMA_API_KEY"] = config.api_key
+    return kept
+
+
+def _typed(value: bool | int | float | str) -> str:
+    if isinstance(value, bool):
+        return f"bool:{str(value).lower()}"
+    kind = "int" if isinstance(value, int) else "float" if isinstance(value, float) else "str"
+    return f"{kind}:{value}"
