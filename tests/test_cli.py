@@ -43,6 +43,8 @@ COMMANDS = (
     "plan",
     "run",
     "chat",
+    "serve",
+    "openclaw-config",
     "bench",
     "eval",
     "doctor",

@@ -1,0 +1,113 @@
+"""Prompts go on from saved states: what is read again, what comes out, what it costs in memory.
+
+TRIATTN_TEST_FULL=1 asks as often as the promise says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import agent_trace
+import pytest
+from served import Served, rss_bytes
+from texts import prose
+
+pytestmark = pytest.mark.slow
+
+FULL = bool(os.environ.get("TRIATTN_TEST_FULL"))
+FLAGS = ("--budget", "256", "--window", "64", "--batch", "128")
+
+
+def test_an_agent_reads_only_what_is_new(smollm2_triattn: Path, tmp_path: Path) -> None:
+    with Served(smollm2_triattn, tmp_path / "log", *FLAGS, "--ctx", "8192") as server:
+        turns = agent_trace.run(server, 1200, 4)
+    assert turns[0].n_prompt > 1100
+    for turn in turns[1:]:
+        assert turn.n_common > 1100
+        assert turn.share >= 0.95, turns
+
+
+def test_another_conversation_starts_behind_system_prompt_and_tools(smollm2_triattn: Path, tmp_path: Path) -> None:
+    with Served(smollm2_triattn, tmp_path / "log", *FLAGS, "--ctx", "8192") as server:
+        one = agent_trace.Agent(server, 1200, seed=1)
+        other = agent_trace.Agent(server, 1200, seed=2)
+        one.messages[-1]["content"] += prose(300)  # far beyond what a rewind could take back
+        server.post("/v1/chat/completions", one.body(4))
+        details = server.post("/v1/chat/completions", other.body(4))["usage"]["prompt_tokens_details"]
+        shared = zip(one.tokens(one.messages), other.tokens(other.messages), strict=False)
+        n_shared = next(i for i, (a, b) in enumerate(shared) if a != b)
+        assert n_shared > 1100
+        assert details["cached_tokens"] >= 0.95 * n_shared
+        assert server.metric("triattn_restored_total") == 1
+
+
+@pytest.mark.parametrize("model", ["smollm2_triattn", "gemma3_triattn"])
+def test_a_client_that_drops_the_thinking_reads_only_what_is_new(
+    model: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The answer goes past the window, and comes back shorter: where it began is the state to go on from.
+
+    Also with layers of a sliding window beside those that evict.
+    """
+    with Served(request.getfixturevalue(model), tmp_path / "log", *FLAGS, "--ctx", "4096") as server:
+        messages = [{"role": "user", "content": prose(400)}]
+        n_prompt = server.chat(messages, 200, ignore_eos=True)["usage"]["prompt_tokens"]
+        messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Go on."}]
+        details = server.chat(messages, 4)["usage"]["prompt_tokens_details"]
+        assert details["cached_tokens"] >= n_prompt - 1
+
+
+def test_the_memory_for_states_is_bounded(smollm2_triattn: Path, tmp_path: Path) -> None:
+    with Served(smollm2_triattn, tmp_path / "log", *FLAGS, "--ctx", "4096", "--cache-ram", "32") as server:
+        for i in range(8):
+            server.chat([{"role": "user", "content": prose(300, seed=i)}], 2)
+        assert 0 < server.metric("triattn_state_bytes") <= 32 << 20
+        assert server.metric("triattn_states") < 8
+
+
+@pytest.mark.parametrize(("n_conversations", "n_slots"), [(2, 1), (4, 4)])
+def test_alternating_conversations_answer_as_alone(
+    smollm2_triattn: Path, tmp_path: Path, n_conversations: int, n_slots: int
+) -> None:
+    n_requests = 200 if FULL else 8
+    n_turns = n_requests // n_conversations
+    flags = [*FLAGS, "--ctx", "8192", "--cache-ram", "256"]
+    alone = []
+    for i in range(n_conversations):
+        with Served(smollm2_triattn, tmp_path / f"alone-{i}", *flags) as server:
+            alone.append(Conversation(i).talk(server, n_turns))
+    with Served(smollm2_triattn, tmp_path / "together", *flags, "--slots", str(n_slots)) as server:
+        conversations = [Conversation(i) for i in range(n_conversations)]
+        memory = []  # less what the saved states are known to take
+        for turn in range(n_turns):
+            for conversation in conversations:
+                conversation.turn(server)
+            if turn >= n_turns // 2:
+                memory.append(rss_bytes(server.child) - server.metric("triattn_state_bytes"))
+        assert [conversation.answers for conversation in conversations] == alone
+        assert max(memory) - memory[0] < 64 << 20, memory
+
+
+class Conversation:
+    """Questions under a system prompt that others have too."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.answers: list[str] = []
+        self.messages: list[dict[str, Any]] = [{"role": "system", "content": prose(300)}]
+
+    def turn(self, server: Served) -> None:
+        n = len(self.answers)
+        self.messages.append({"role": "user", "content": f"{prose(25, seed=100 * self.seed + n)} What happened?"})
+        reply = server.chat(self.messages, 12)
+        text = reply["choices"][0]["message"]["content"]
+        self.answers.append(text)
+        self.messages.append({"role": "assistant", "content": text})
+
+    def talk(self, server: Served, n_turns: int) -> Sequence[str]:
+        for _ in range(n_turns):
+            self.turn(server)
+        return self.answers
