@@ -115,8 +115,8 @@ def test_a_port_that_is_taken_is_refused() -> None:
     check_port(config(port=free_port("127.0.0.1")))
 
 
-def test_the_context_is_the_models_own(smollm2_triattn: Path) -> None:
-    assert choose(Settings.load({}), smollm2_triattn).runtime.n_ctx == 8192
+def test_what_is_not_given_is_planned(smollm2_triattn: Path) -> None:
+    assert choose(Settings.load({}), smollm2_triattn).runtime.n_ctx <= 8192
     assert choose(Settings.load({"ctx": 2048}), smollm2_triattn).runtime.n_ctx == 2048
     assert choose(Settings.load({}), smollm2_triattn, evict=False).eviction is None
     with pytest.raises(UsageError, match="trained for 8,192 tokens"):

@@ -71,7 +71,7 @@ def ask(text: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def calling(served: Served) -> dict[str, Any]:
-    """What makes this small model call, once: wherever the grammar allows it, it ends its turn, or else begins a call."""
+    """What makes this small model call once: where the grammar lets it, it ends its turn, or else begins a call."""
     text = "<issue_start><|im_end|>"
     begin, end = served.post("/tokenize", {"content": text, "parse_special": True})["tokens"]
     return {"tool_choice": "required", "temperature": 0, "logit_bias": {str(begin): 100, str(end): 200}}

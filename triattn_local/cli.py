@@ -848,8 +848,8 @@ def serve(
 ) -> int:
     """Serve a model to agents, over OpenAI's protocol, until Ctrl-C.
 
-    The base URL is on stdout once requests are answered; the log is on stderr. Without --ctx it is the model's own
-    context, at most 131,072 tokens. What follows ` -- ` are flags for llama-server itself.
+    The base URL is on stdout once requests are answered; the log is on stderr. What is not given, such as context
+    and budget, is chosen for this machine, as `plan` shows. What follows ` -- ` are flags for llama-server itself.
     """
     from . import store
     from .server.choose import choose
@@ -873,6 +873,8 @@ def serve(
             print(config.base_url, flush=True)
         announced = True
 
+    if config.why:
+        console.log("info", config.why)
     kept = f"budget {config.eviction.budget_tokens:,} a slot" if config.eviction else "full attention"
     console.log("info", f"{config.name}: context {config.runtime.n_ctx:,}, {kept}, {config.n_slots} slot(s)")
     by = keep_serving(

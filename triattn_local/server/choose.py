@@ -12,14 +12,11 @@ from pathlib import Path
 
 from ..devices import free_memory
 from ..errors import UsageError
-from ..inspection import usable_stats
-from ..model_info import ModelInfo, read_model_info
+from ..model_info import read_model_info
+from ..planning import plan_run
 from ..runtime import has_gpu, physical_cores
 from ..settings import Settings
 from .command import ServerConfig
-
-LONGEST_CTX = 131072
-"""tokens; nobody is given a longer context who did not ask for one"""
 
 CPU_BATCH = 128
 """tokens: on a CPU a batch of this size is through within the second in which a client's leaving is to be noticed"""
@@ -30,27 +27,32 @@ def choose(settings: Settings, path: Path, *, evict: bool = True, extra: Sequenc
 
     Raises
     ------
+    DoesNotFitError
+        Nothing that was asked for fits the machine.
     StatsError
         The model has no statistics to evict by.
     UsageError
         A setting that cannot be taken.
     """
-    info = read_model_info(path)
-    settings = fitted(settings, info)
-    if info.n_ctx_train and settings.ctx > info.n_ctx_train:
+    n_ctx_train = read_model_info(path).n_ctx_train
+    if n_ctx_train and settings.is_given("ctx") and settings.ctx > n_ctx_train:
         raise UsageError(
-            f"the model was trained for {info.n_ctx_train:,} tokens, and llama-server goes no further",
+            f"the model was trained for {n_ctx_train:,} tokens, and llama-server goes no further",
             where="--ctx",
-            fix=f"give --ctx {info.n_ctx_train} or less",
+            fix=f"give --ctx {n_ctx_train} or less",
         )
-    eviction = settings.eviction() if evict else None
-    if eviction is not None and eviction.policy == "triattention":
-        usable_stats(info, settings.stats)
-    runtime = settings.runtime()
+    settings = _fitted(settings)
+    plan = plan_run(
+        path,
+        settings,
+        evict=evict,
+        n_parallel=max(settings.slots, 1),
+        checkpoint_bytes=max(settings.cache_ram, 0) * 2**20,
+    )
     return ServerConfig(
         model=path,
-        runtime=dataclasses.replace(runtime, n_threads=runtime.n_threads or physical_cores()),
-        eviction=eviction,
+        runtime=dataclasses.replace(plan.config, n_threads=plan.config.n_threads or physical_cores()),
+        eviction=plan.eviction,
         stats_path=settings.stats,
         host=settings.host,
         port=settings.port or free_port(settings.host),
@@ -60,18 +62,16 @@ def choose(settings: Settings, path: Path, *, evict: bool = True, extra: Sequenc
         cache_ram_mib=settings.cache_ram,
         idle_unload_s=settings.idle_unload,
         extra=tuple(extra),
+        why=plan.why,
     )
 
 
-def fitted(settings: Settings, info: ModelInfo) -> Settings:
-    """Settings with what nobody gave filled in, for this model on this machine: context, batch, memory for states."""
+def _fitted(settings: Settings) -> Settings:
+    """Settings with what the plan does not choose filled in where nobody gave it."""
     values: dict[str, int] = {}
-    if settings.origins.get("ctx") == "default":
-        # the cache does not grow with the context: agents, which ask for much, may have all that the model knows
-        values["ctx"] = min(info.n_ctx_train or settings.ctx, LONGEST_CTX)
-    if settings.origins.get("batch") == "default" and not has_gpu():
+    if not settings.is_given("batch") and not has_gpu():
         values["batch"] = min(settings.batch, CPU_BATCH)
-    if settings.origins.get("cache_ram") == "default":
+    if not settings.is_given("cache_ram"):
         values["cache_ram"] = min(settings.cache_ram, free_memory() // 4 // 2**20)
     return dataclasses.replace(settings, **values)  # type: ignore[arg-type]  # all of them are int
 

@@ -41,6 +41,8 @@ class ServerConfig:
     """seconds without a request after which the model leaves the memory; the next one loads it again"""
     extra: Sequence[str] = ()
     """flags for llama-server itself; they come last, and win"""
+    why: str | None = None
+    """what was chosen and why, on one line; None where a person fixed everything"""
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65535:
@@ -121,6 +123,8 @@ def command(config: ServerConfig, program: Path) -> list[str]:
         "--fit": "off",
         "--override-kv": ",".join(f"{key}={_typed(value)}" for key, value in kv_overrides(config.eviction).items()),
     }
+    if runtime.tensor_split is not None:
+        words["--tensor-split"] = ",".join(str(part) for part in runtime.tensor_split)
     if runtime.n_threads is not None:
         words["--threads"] = words["--threads-batch"] = runtime.n_threads
     if config.idle_unload_s is not None:
