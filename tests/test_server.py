@@ -48,6 +48,7 @@ def test_each_slot_has_the_context_that_was_asked_for() -> None:
     assert value_of(line, "--ctx-size") == str(4 * 32768)
     assert value_of(line, "--parallel") == "4"
     assert "--no-kv-unified" in line
+    assert value_of(line, "--cors-origins") == "localhost"
 
 
 def test_eviction_is_on_the_command_line_and_not_in_the_environment() -> None:

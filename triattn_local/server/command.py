@@ -119,6 +119,8 @@ def command(config: ServerConfig, program: Path) -> list[str]:
         "--flash-attn": "on" if runtime.flash_attn else "off",
         "--gpu-layers": "all" if runtime.n_gpu_layers < 0 else runtime.n_gpu_layers,
         "--cache-ram": config.cache_ram_mib,
+        # no page of the web that is open in a browser here may use the model
+        "--cors-origins": "localhost",
         # the memory was planned: llama-server is not to shrink the context to what it thinks is free
         "--fit": "off",
         "--override-kv": ",".join(f"{key}={_typed(value)}" for key, value in kv_overrides(config.eviction).items()),
