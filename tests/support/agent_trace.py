@@ -137,6 +137,9 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--tokens", type=int, default=6000, help="of system prompt and tools")
     parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument(
+        "--answer", type=int, default=24, help="most tokens of each answer; beyond the window they evict"
+    )
     parser.add_argument("--budget", type=int, default=1024)
     parser.add_argument("--ctx", type=int, default=8192)
     parser.add_argument("--sides", default=",".join(SIDES))
@@ -147,7 +150,7 @@ def main() -> None:
     for side in arguments.sides.split(","):
         flags = ["--ctx", str(arguments.ctx), "--budget", str(arguments.budget), *SIDES[side], *arguments.serve]
         with tempfile.TemporaryDirectory() as folder, Served(arguments.model, Path(folder) / "log", *flags) as server:
-            found[side] = run(server, arguments.tokens, arguments.turns)
+            found[side] = run(server, arguments.tokens, arguments.turns, arguments.answer)
     print("turn  prompt  common" + "".join(f"  {side:>22}" for side in found))
     for i, row in enumerate(zip(*found.values(), strict=True)):
         cells = "".join(f"  {turn.n_cached:6d} cached {turn.first_s:6.2f} s" for turn in row)
