@@ -554,7 +554,7 @@ def little(text: str) -> Corpus:
 @pytest.mark.slow
 def test_statistics_are_the_means_of_what_the_model_does(smollm2: Path) -> None:
     corpus = little(prose(4000))
-    stats = calibrate(smollm2, corpus, 600, n_batch=128)
+    stats = calibrate(smollm2, corpus, 600, n_batch=128, engine="runtime")
     assert stats.corpus == corpus.label
     assert stats.model == fingerprint(smollm2)
     with RuntimeEngine(smollm2, n_ctx=512, n_batch=128) as engine:

@@ -151,11 +151,11 @@ async def test_an_answer_streams_as_markdown(open_chat: Open) -> None:
 
 async def test_pieces_are_shown_while_they_come(open_chat: Open) -> None:
     ScriptedRuntime.script = [LONG]
-    ScriptedRuntime.tokens_per_s = 100
+    ScriptedRuntime.tokens_per_s = 50
     async with open_chat() as t:
         await t.ask("Go", wait=False)
         await t.until(lambda: t.answers and "word9 " in t.answers[0].body.text)
-        assert "word120" not in t.answers[0].body.text
+        assert "word149" not in t.answers[0].body.text
         assert t.chat.status.busy
         seen = t.app.store.messages(t.app.session.id or "")[-1]
         assert "word9 " in seen.content, "stored before it is shown"

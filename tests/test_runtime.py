@@ -33,7 +33,8 @@ def test_a_long_prompt_and_a_long_answer_in_a_small_cache(smollm2_triattn: Path)
     """5,000 tokens read and 600 written with 512 kept: cells bounded, memory flat, rounds counted, text fluent."""
     eviction = EvictionConfig(budget_tokens=512)
     config = RuntimeConfig(n_ctx=8192)
-    sampling = SamplingConfig(temperature=0.7, repeat_penalty=1.1, seed=1)
+    # at 0.7 this small model is apt to go in circles, which one depends on the seed
+    sampling = SamplingConfig(temperature=1.0, repeat_penalty=1.1, seed=1)
     with Runtime.load(smollm2_triattn, config, eviction) as rt:
         prompt = rt.tokenize(prose(4600))[:5000]
         assert len(prompt) == 5000

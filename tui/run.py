@@ -39,4 +39,4 @@ def _collect_in_small_steps() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(1000, 20, 100_000)
+    gc.set_threshold(20_000, 20, 100_000)

@@ -101,6 +101,9 @@ def executable() -> Path:
     return path
 
 
+HTTP_THREADS = 64
+
+
 def command(config: ServerConfig, program: Path) -> list[str]:
     """The command line. The API key is not on it, for all users of a machine can read command lines."""
     runtime = config.runtime
@@ -119,6 +122,8 @@ def command(config: ServerConfig, program: Path) -> list[str]:
         "--flash-attn": "on" if runtime.flash_attn else "off",
         "--gpu-layers": "all" if runtime.n_gpu_layers < 0 else runtime.n_gpu_layers,
         "--cache-ram": config.cache_ram_mib,
+        # a client that sends its request slowly holds one; the pool that grows as needed may let others wait behind it
+        "--threads-http": HTTP_THREADS,
         # no page of the web that is open in a browser here may use the model
         "--cors-origins": "localhost",
         # the memory was planned: llama-server is not to shrink the context to what it thinks is free

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 UPDATE_S = 1 / 12
 """seconds between two updates of a streaming answer, at least"""
-UPDATE_TYPING_S = 1 / 4
+UPDATE_TYPING_S = 0.3
 """the same while somebody types, whose keys wait for the update that is under way"""
 UPDATE_SHARE = 0.5
 """of all time at most, for these updates"""
-UPDATE_CHARS = 300
+UPDATE_CHARS = 360
 """of an update, unless more has piled up"""
 MANY_PIECES = 300
 """tokens: more than this waiting are shown at once"""
