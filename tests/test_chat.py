@@ -151,7 +151,7 @@ async def test_an_answer_streams_as_markdown(open_chat: Open) -> None:
 
 async def test_pieces_are_shown_while_they_come(open_chat: Open) -> None:
     ScriptedRuntime.script = [LONG]
-    ScriptedRuntime.tokens_per_s = 50
+    ScriptedRuntime.tokens_per_s = 20
     async with open_chat() as t:
         await t.ask("Go", wait=False)
         await t.until(lambda: t.answers and "word9 " in t.answers[0].body.text)
@@ -166,7 +166,7 @@ async def test_pieces_are_shown_while_they_come(open_chat: Open) -> None:
 
 async def test_stop_keeps_what_there_is_and_frees_the_engine_at_once(open_chat: Open) -> None:
     ScriptedRuntime.script = [LONG]
-    ScriptedRuntime.tokens_per_s = 50
+    ScriptedRuntime.tokens_per_s = 20
     async with open_chat() as t:
         await t.ask("Go", wait=False)
         await t.until(lambda: t.answers and "word5 " in t.answers[0].body.text)
@@ -372,7 +372,7 @@ async def test_keys_on_a_message(open_chat: Open) -> None:
 
 async def test_sending_while_an_answer_comes_keeps_the_words(open_chat: Open) -> None:
     ScriptedRuntime.script = [LONG]
-    ScriptedRuntime.tokens_per_s = 100
+    ScriptedRuntime.tokens_per_s = 20
     async with open_chat() as t:
         await t.ask("Go", wait=False)
         await t.until(lambda: t.chat.busy)
