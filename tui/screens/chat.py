@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -270,16 +271,16 @@ class ChatScreen(Screen[None]):
         self._draining = True
         try:
             answer = self._answer
-            room = UPDATE_CHARS if self._ended is None and len(pieces) < MANY_PIECES else None
-            while pieces and room != 0:
-                kind, piece, n_tokens = pieces.popleft()
-                parts = [piece]
-                while pieces and pieces[0][0] == kind and (room is None or sum(map(len, parts)) < room):
+            room = UPDATE_CHARS if self._ended is None and len(pieces) < MANY_PIECES else math.inf
+            while pieces and room > 0:
+                kind = pieces[0][0]
+                parts = []
+                while pieces and pieces[0][0] == kind and room > 0:
                     _, piece, n_tokens = pieces.popleft()
                     parts.append(piece)
+                    room -= len(piece)
                 self._speed = (self._speed[0], self._speed[1] + len(parts))
                 await answer.write(kind, "".join(parts), n_tokens)
-                room = None if room is None else max(0, room - sum(map(len, parts)))
             self.transcript.look_soon()
             self._litter = True
             self.call_after_refresh(self._drained, began_s)
