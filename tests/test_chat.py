@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -29,8 +30,8 @@ from triattn_local.tui.screens.map import MapScreen
 from triattn_local.tui.screens.models import ModelsScreen
 from triattn_local.tui.screens.sessions import SessionsScreen
 from triattn_local.tui.screens.settings import SettingsScreen
-from triattn_local.tui.widgets.answer_body import SECTION_CHARS, AnswerBody, Section, sections
 from triattn_local.tui.widgets.code_block import CodeBlock
+from triattn_local.tui.widgets.long_markdown import SECTION_CHARS, LongMarkdown, Section, sections
 from triattn_local.tui.widgets.messages import AnswerMessage, Notice, UserMessage
 from triattn_local.tui.widgets.thinking import Thinking
 
@@ -902,31 +903,93 @@ async def test_a_long_answer_is_cut_where_paragraphs_end() -> None:
     assert sections("") == [""]
 
 
+def paragraphs(n: int) -> str:
+    return "\n\n".join(f"Paragraph {i}. " + "Some words. " * 20 for i in range(n))
+
+
 async def test_streaming_cuts_as_opening_does(open_chat: Open) -> None:
-    text = "\n\n".join([f"Paragraph {i}. " + "Some words. " * 20 for i in range(60)])
+    text = paragraphs(60)
     ScriptedRuntime.script = [text]
     async with open_chat() as t:
         await t.ask("Go")
-        body = t.answers[0].query_one(AnswerBody)
+        body = t.answers[0].body
         assert body.text == text
-        assert [s.text for s in body.query(Section)] == sections(text)
-        assert all(section.source == section.text for section in body.query(Section))
+        assert body.shown[-1].text == sections(text)[-1]
+        for part in body.shown:
+            assert part.text in sections(text)
+            assert part.section is not None
+            assert part.section.source == part.text
 
 
-async def test_what_is_far_out_of_sight_is_folded_and_comes_back(open_chat: Open) -> None:
-    text = "\n\n".join([f"Paragraph {i}. " + "Some words. " * 20 for i in range(200)])
-    ScriptedRuntime.script = [text]
-    async with open_chat(size=(80, 24), batch=512, ctx=16384) as t:
+async def test_only_what_is_in_sight_of_a_long_answer_is_laid_out(open_chat: Open) -> None:
+    ScriptedRuntime.script = [paragraphs(400)]
+    async with open_chat(size=(80, 24), batch=512, ctx=32768) as t:
         await t.ask("Go")
-        parts = list(t.chat.query(Section))
-        await t.until(lambda: parts[0].folded and parts[len(parts) // 2].folded)
-        assert not parts[-1].folded
-        assert len(t.chat.query("*")) < 200
-        height = t.chat.transcript.virtual_size.height
+        words, transcript = t.answers[0].body, t.chat.transcript
+        await t.until(lambda: len(words.shown) < 6)
+        assert "Paragraph 399." in t.screen_text()
+        assert len(t.chat.query("*")) < 120
+        height = transcript.virtual_size.height
+        transcript.scroll_home(animate=False)
+        await t.until(lambda: "Paragraph 0." in t.screen_text())
+        await t.until(lambda: len(words.shown) < 6)
+        assert transcript.virtual_size.height == height
+        assert len(t.chat.query("*")) < 120
+        assert words.text == paragraphs(400)
+
+
+async def test_a_long_answer_that_is_opened_is_read_upwards_without_a_gap(open_chat: Open) -> None:
+    """What is above was never laid out, its height is a guess: what is read must not move when that was wrong."""
+    link = "[words](https://example.org/" + "a-long-way/" * 30 + ")"
+    ScriptedRuntime.script = ["\n\n".join(f"Paragraph {i}. Some {link} and {link}." for i in range(60))]
+    async with open_chat(size=(80, 24), batch=512, ctx=32768) as t:
+        await t.ask("Go")
+        await t.chat.transcript.show(t.app.session.path, t.app.session.siblings)
+        await t.until(lambda: "Paragraph 59." in t.screen_text())
+        assert len(t.answers[0].body.shown) < 6
+
+        def seen() -> list[int]:
+            return [int(n) for n in re.findall(r"Paragraph (\d+)\.", t.screen_text())]
+
+        await t.until(seen)
+        top = seen()[0]
+        while top > 0:
+            t.chat.transcript.scroll_relative(y=-8, animate=False)
+            await t.pilot.pause(0.25)
+            await t.until(lambda: seen() and seen() == list(range(seen()[0], seen()[-1] + 1)))
+            await t.pilot.pause(0.25)
+            assert top - 8 <= seen()[0] <= top, "8 lines higher, and not somewhere else"
+            top = seen()[0]
+
+
+async def test_a_long_answer_grows_while_its_beginning_is_read(open_chat: Open) -> None:
+    ScriptedRuntime.script = [paragraphs(300)]
+    ScriptedRuntime.tokens_per_s = 4000
+    async with open_chat(size=(80, 24), batch=512, ctx=32768) as t:
+        await t.ask("Go", wait=False)
+        await t.until(lambda: len(t.answers) == 1 and len(t.answers[0].body.text) > 8000)
         t.chat.transcript.scroll_home(animate=False)
-        await t.until(lambda: "Paragraph 0." in t.screen_text() and parts[-1].folded)
-        assert abs(t.chat.transcript.virtual_size.height - height) <= 2
-        assert t.answers[0].body.text == text
+        await t.until(lambda: "Paragraph 0." in t.screen_text())
+        await t.settled()
+        assert "Paragraph 0." in t.screen_text(), "it does not run away from its reader"
+        words = t.answers[0].body
+        await t.until(lambda: len(words.shown) < 6)
+        t.chat.transcript.scroll_end(animate=False)
+        await t.until(lambda: "Paragraph 299." in t.screen_text())
+        assert [s.source for s in words.query(Section)] == [part.text for part in words.shown]
+
+
+async def test_long_thinking_unfolds_without_laying_out_all_of_it(open_chat: Open) -> None:
+    ScriptedRuntime.script = [f"<think>\n{paragraphs(300)}\n</think>\n\nDone."]
+    async with open_chat(size=(80, 24), batch=512, ctx=32768) as t:
+        await t.ask("Go")
+        t.answers[0].thinking.toggle()
+        await t.until(lambda: t.answers[0].thinking.query(LongMarkdown))
+        words = t.answers[0].thinking.query_one(LongMarkdown)
+        assert len(words.text) > 50_000
+        await t.until(lambda: len(words.shown) < 6)
+        t.chat.transcript.scroll_home(animate=False)
+        await t.until(lambda: "Paragraph 0." in t.screen_text())
 
 
 async def test_widgets_say_what_they_are(open_chat: Open) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from triattn_local.conversation import Retained
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError
 from triattn_local.sessions import Attachment, Message
 
-from .. import events, text
+from .. import events, garbage, pacing, text
 from ..engine import Turn
 from ..session import OpenSession
 from ..widgets.code_block import CodeBlock
@@ -32,20 +31,6 @@ from ..widgets.transcript import Earlier, Transcript
 if TYPE_CHECKING:
     from ..app import ChatApp
 
-UPDATE_S = 1 / 12
-"""seconds between two updates of a streaming answer, at least"""
-UPDATE_TYPING_S = 0.3
-"""the same while somebody types, whose keys wait for the update that is under way"""
-UPDATE_SHARE = 0.5
-"""of all time at most, for these updates"""
-UPDATE_CHARS = 360
-"""of an update, unless more has piled up"""
-MANY_PIECES = 300
-"""tokens: more than this waiting are shown at once"""
-IDLE_S = 2.0
-"""seconds without a key after which nobody notices that garbage is collected"""
-COLLECT_S = 15.0
-"""seconds between two collections while an answer streams or somebody types"""
 WIDE = 100
 """columns from which the memory stands beside the conversation"""
 
@@ -110,9 +95,9 @@ class ChatScreen(Screen[None]):
         self._state = "ready"
         self._retained: Retained | None = None
         self._draining = False
-        self._next_drain_s = 0.0
-        self._litter = False
-        self._collected_s = self._typed_s = 0.0
+        self._pace = pacing.Pace()
+        self._litter = True
+        self._collected_s = 0.0
         self._ended: events.TurnEnded | None = None
 
     def compose(self) -> ComposeResult:
@@ -129,7 +114,7 @@ class ChatScreen(Screen[None]):
     async def on_mount(self) -> None:
         self._files_line.display = False
         self.lay_out()
-        self.set_interval(UPDATE_S, self._drain)
+        self.set_interval(pacing.UPDATE_S, self._drain)
         self.set_interval(1.0, self._tick)
         await self.show_session()
         self.prompt.focus()
@@ -265,35 +250,30 @@ class ChatScreen(Screen[None]):
         pieces = self.app.engine.pieces
         if self._draining or self._answer is None or (not pieces and self._ended is None):
             return
-        began_s = time.monotonic()
-        if began_s < self._next_drain_s and self._ended is None:
+        if self._ended is None and not self._pace.due(time.monotonic()):
             return
         self._draining = True
         try:
+            self._pace.began(time.monotonic())
             answer = self._answer
-            room = UPDATE_CHARS if self._ended is None and len(pieces) < MANY_PIECES else math.inf
-            while pieces and room > 0:
-                kind = pieces[0][0]
-                parts = []
-                while pieces and pieces[0][0] == kind and room > 0:
-                    _, piece, n_tokens = pieces.popleft()
-                    parts.append(piece)
-                    room -= len(piece)
-                self._speed = (self._speed[0], self._speed[1] + len(parts))
-                await answer.write(kind, "".join(parts), n_tokens)
-            self.transcript.look_soon()
+            room = self._pace.chars(len(pieces)) if self._ended is None else math.inf
+            with self.app.batch_update():
+                while pieces and room > 0:
+                    kind = pieces[0][0]
+                    parts = []
+                    while pieces and pieces[0][0] == kind and room > 0:
+                        _, piece, n_tokens = pieces.popleft()
+                        parts.append(piece)
+                        room -= len(piece)
+                    self._speed = (self._speed[0], self._speed[1] + len(parts))
+                    await answer.write(kind, "".join(parts), n_tokens)
+                await self.transcript.look()
             self._litter = True
-            self.call_after_refresh(self._drained, began_s)
+            self.call_after_refresh(lambda: self._pace.shown(time.monotonic()))
             if self._ended is not None:
                 await self._end(answer, self._ended)
         finally:
             self._draining = False
-
-    def _drained(self, began_s: float) -> None:
-        """What came is on the screen: the next update may come when this one's time is a small share of all."""
-        now_s = time.monotonic()
-        least_s = UPDATE_TYPING_S if now_s - self._typed_s < IDLE_S else UPDATE_S
-        self._next_drain_s = began_s + max(least_s, (now_s - began_s) / UPDATE_SHARE)
 
     @on(events.TurnEnded)
     async def _turn_ended(self, event: events.TurnEnded) -> None:
@@ -374,15 +354,25 @@ class ChatScreen(Screen[None]):
         self._collect(now_s)
 
     def _collect(self, now_s: float) -> None:
-        """Blocks that have gone hold each other, and finding them takes a quarter of a second."""
-        idle = not self.busy and now_s - self._typed_s > IDLE_S
-        if self._litter and (idle or now_s - self._collected_s > COLLECT_S):
-            self._litter, self._collected_s = False, now_s
-            gc.collect()
+        """Clear away what updates leave behind."""
+        if not self._litter:
+            return
+        if not self.busy and not self._pace.typing(now_s):
+            garbage.settle()
+        elif now_s - self._collected_s > garbage.COLLECT_S:
+            garbage.sweep()
+        else:
+            return
+        self._litter, self._collected_s = False, now_s
 
     @on(Prompt.Changed)
     def _typed(self) -> None:
-        self._typed_s = time.monotonic()
+        self._pace.typed(time.monotonic())
+        self.call_after_refresh(self._echoed)
+
+    def _echoed(self) -> None:
+        if self.busy and self._pace.echoed(time.monotonic()):
+            self.set_timer(0.001, self._drain)
 
     def _say_state(self, state: str) -> None:
         self.status.state = state

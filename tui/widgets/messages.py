@@ -17,7 +17,7 @@ from triattn_local.sessions import Message
 from triattn_local.thinking import Kind
 
 from .. import text
-from .answer_body import AnswerBody
+from .long_markdown import LongMarkdown
 from .thinking import Thinking
 
 _ENDS = {
@@ -132,7 +132,7 @@ class AnswerMessage(MessageWidget):
             n_tokens=int(report.get("n_thinking", 0)),
             elapsed_s=float(report.get("thinking_s", 0.0)),
         )
-        self.body = AnswerBody(message.content)
+        self.body = LongMarkdown(message.content)
         self._foot = Static("", classes="foot", markup=False)
         self._started_s = 0.0
         self.note = ""
@@ -167,7 +167,6 @@ class AnswerMessage(MessageWidget):
     def end(self, message: Message) -> None:
         """The answer is whole, or ended otherwise."""
         self.message = message
-        self.body.end()
         report = message.report
         if self.thinking.streams:
             self.thinking.end(self.thinking.n_tokens, float(report.get("thinking_s", 0.0)))

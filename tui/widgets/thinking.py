@@ -5,10 +5,10 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.reactive import reactive
-from textual.widgets import Markdown, Static
+from textual.widgets import Static
 
 from .. import text
-from .answer_body import parser
+from .long_markdown import LongMarkdown
 
 _TAIL_LINES = 6
 _TAIL_CHARS = 1600
@@ -24,8 +24,8 @@ class Thinking(Vertical):
         & > .head { color: $foreground 55%; height: 1; padding: 0 0 0 2; }
         & > .head:hover { color: $foreground; }
         & > .tail { color: $foreground 45%; height: auto; max-height: 6; padding: 0 2 0 4; }
-        & > Markdown {
-            color: $foreground 60%; padding: 0 2 0 2; margin: 0 0 0 2; border-left: solid $foreground 18%;
+        & > LongMarkdown {
+            color: $foreground 60%; margin: 0 0 0 2; border-left: solid $foreground 18%;
         }
     }
     """
@@ -61,10 +61,10 @@ class Thinking(Vertical):
             self.call_later(self.watch_unfolded)
 
     async def watch_unfolded(self) -> None:
-        for old in self.query(Markdown):
+        for old in self.query(LongMarkdown):
             await old.remove()
         if self.unfolded and not self.streams:
-            await self.mount(Markdown(self.thinking, parser_factory=parser, open_links=False))
+            await self.mount(LongMarkdown(self.thinking))
         self._show()
 
     def _show(self) -> None:

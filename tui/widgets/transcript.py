@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
+from textual.widget import Widget
 from textual.widgets import Static
 
 from triattn_local.conversation import Retained
 from triattn_local.sessions import Message
 
-from .answer_body import Section
+from .long_markdown import LongMarkdown, Section
 from .messages import AnswerMessage, MessageWidget, Notice, UserMessage
 
 SHOWN_CHARS = 24_000
@@ -25,6 +27,17 @@ class Earlier(Static, can_focus=True):
     Earlier { height: 1; margin: 0 0 1 0; content-align: center middle; color: $foreground 50%; }
     Earlier:hover, Earlier:focus { color: $primary; }
     """
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The uppermost text in sight."""
+
+    section: Section
+    place: int
+    """its first line in the whole conversation"""
+    row: int
+    """the same from the top of what is in sight, negative above it"""
 
 
 class Transcript(VerticalScroll, can_focus=False):
@@ -48,6 +61,7 @@ class Transcript(VerticalScroll, can_focus=False):
         self._n_hidden = 0
         self._looks_soon = False
         self._retained: Retained | None = None
+        self._reading: Reading | None = None
 
     def compose(self) -> ComposeResult:
         return
@@ -55,6 +69,7 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def on_mount(self) -> None:
         self.anchor()
+        self.screen.screen_layout_refresh_signal.subscribe(self, lambda _: self._hold())
 
     async def show(
         self,
@@ -105,27 +120,61 @@ class Transcript(VerticalScroll, can_focus=False):
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
+        if not self._moved():
+            self._note_reading()
         self.look_soon()
 
     def look_soon(self) -> None:
-        """Something moved: what came into sight is laid out, what went far out of it is folded."""
+        """Something moved: look when it has come to rest."""
         if not self._looks_soon and self.is_mounted:
             self._looks_soon = True
-            self.set_timer(0.1, self._look)
+            self.set_timer(0.1, self.look)
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """What came into sight is laid out, what went far out of it is given up."""
         self._looks_soon = False
         view = self.region
         came = False
+        for words in self.query(LongMarkdown):
+            top = view.y - words.region.y
+            came = await words.look(top, top + view.height) or came
+        if came:
+            # it may be shorter than was guessed, so that there is room for more
+            self.look_soon()
+            if self._retained is not None:
+                self.mark_forgotten(self._retained)
+
+    def _place(self, widget: Widget) -> int:
+        """The line of the whole conversation where a widget begins, wherever it is scrolled to."""
+        line = 0
+        while widget is not self and isinstance(widget.parent, Widget):
+            line += widget.virtual_region.y
+            widget = widget.parent
+        return line
+
+    def _note_reading(self) -> None:
+        """Remember where the uppermost text in sight stands, unless the end is followed."""
+        self._reading = None
+        if self._anchored and not self._anchor_released:
+            return
         for section in self.query(Section):
-            region = section.region
-            if region.bottom > view.y - view.height and region.y < view.bottom + view.height:
-                came = came or section.folded
-                await section.unfold()
-            else:
-                await section.fold()
-        if came and self._retained is not None:
-            self.mark_forgotten(self._retained)
+            place = self._place(section)
+            if place < self.scroll_y + self.size.height and place + section.size.height > self.scroll_y:
+                self._reading = Reading(section, place, place - round(self.scroll_y))
+                break
+
+    def _moved(self) -> bool:
+        """Whether what is read is not at the line any more where it was."""
+        reading = self._reading
+        return reading is not None and reading.section.is_attached and self._place(reading.section) != reading.place
+
+    def _hold(self) -> None:
+        """What is read stays where it is, also when something above takes more or fewer lines than was guessed."""
+        if self._reading is not None and self._moved():
+            reading = self._reading
+            place = self._place(reading.section)
+            self._reading = replace(reading, place=place)
+            self.scroll_to(y=place - reading.row, animate=False, immediate=True)
 
     def _widget(self, message: Message) -> MessageWidget:
         others = [other.id for other in self._alternatives(message)] or [message.id]
