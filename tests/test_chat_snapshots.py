@@ -132,7 +132,7 @@ async def settle(pilot: Pilot[None], *, a_round_came: bool = False) -> None:
     app.chat._looked(events.Looked(STATS, retained(), 820 << 20))
     for widget in app.screen.query("Input, TextArea"):
         widget.cursor_blink = False  # type: ignore[attr-defined]
-        widget._cursor_visible = True  # type: ignore[attr-defined]  # whatever it was doing
+        widget._pause_blink(visible=True)  # type: ignore[attr-defined]  # whatever it was doing
     await pilot.pause(0.3)
 
 
