@@ -843,6 +843,16 @@ def test_the_demo_has_a_small_cache_unless_told_otherwise(run: Any, fake: Any, d
     assert [rt.eviction.budget_tokens for rt in fake.loads] == [DEMO_SETTINGS["budget"], 512]
 
 
+@pytest.mark.parametrize("command", ["run", "serve"])
+@pytest.mark.parametrize(
+    ("flag", "told"), [("--budget", "a whole number, off or auto"), ("--ctx", "a whole number or auto")]
+)
+def test_a_budget_or_context_that_is_none(run: Any, command: str, flag: str, told: str) -> None:
+    result = run(command, "model", flag, "much")
+    assert result.code == 2
+    assert result.err == f"error: {flag}: 'much' is not {told}\n"
+
+
 def test_the_demo_takes_no_other_model(run: Any, fake: Any, demo: list[str]) -> None:
     assert run("run", "--demo", "model", "prompt").code == 2
     assert demo == []

@@ -588,6 +588,7 @@ def test_budget_auto_comes_before_the_environment(
     for flags, budget in (
         ((), 700),
         (("--budget", "auto"), 4096),
+        (("--budget", "auto", "--ctx", "auto", "--cache-type", "auto", "--gpu-layers", "auto"), 4096),
         (("--budget", "900"), 900),
         (("--budget", "off"), None),
     ):
@@ -608,7 +609,8 @@ def test_budget_auto_comes_before_the_environment(
         ("qwen3-32b --ctx 99999999999", 2, "--ctx: 99999999999 is not in"),
         ("qwen3-32b --ctx 0", 2, "--ctx"),
         ("qwen3-32b --budget 10", 2, "--budget: budget 10 must be larger"),
-        ("qwen3-32b --budget much", 2, "--budget: 'much' is not a whole number"),
+        ("qwen3-32b --budget much", 2, "--budget: 'much' is not a whole number, off or auto"),
+        ("qwen3-32b --ctx much", 2, "--ctx: 'much' is not a whole number or auto"),
         ("qwen3-32b --parallel 0", 2, "--parallel: 0 is not in 1 ... 256"),
         ("qwen3-32b --parallel 100000", 2, "--parallel"),
         ("qwen3-32b --cache-type banana", 2, "banana"),
@@ -624,8 +626,14 @@ def test_what_cannot_be_planned(arguments: str, code: int, told: str, capsys: py
     assert captured.out == ""
 
 
-def test_run_says_what_it_chose(smollm2_triattn: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_app(["run", str(smollm2_triattn), "Say hi.", "-n", "1"]) == 0
+@pytest.mark.parametrize("flags", [[], ["--ctx", "auto", "--budget", "auto"]])
+def test_run_says_what_it_chose(
+    flags: list[str], smollm2_triattn: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if flags:
+        monkeypatch.setenv("TRIATTN_BUDGET", "300")
+        monkeypatch.setenv("TRIATTN_CTX", "1024")
+    assert run_app(["run", str(smollm2_triattn), "Say hi.", "-n", "1", *flags]) == 0
     first, last = capsys.readouterr().err.splitlines()
     assert first.startswith("context 8,192, budget ")
     assert "to spare" in first

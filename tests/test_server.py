@@ -49,6 +49,7 @@ def test_each_slot_has_the_context_that_was_asked_for() -> None:
     assert value_of(line, "--parallel") == "4"
     assert "--no-kv-unified" in line
     assert value_of(line, "--cors-origins") == "localhost"
+    assert int(value_of(line, "--sse-ping-interval")) <= 10
 
 
 def test_eviction_is_on_the_command_line_and_not_in_the_environment() -> None:
@@ -120,6 +121,11 @@ def test_what_is_not_given_is_planned(smollm2_triattn: Path) -> None:
     assert choose(Settings.load({}), smollm2_triattn).runtime.n_ctx <= 8192
     assert choose(Settings.load({"ctx": 2048}), smollm2_triattn).runtime.n_ctx == 2048
     assert choose(Settings.load({}), smollm2_triattn, evict=False).eviction is None
+    assert choose(Settings.load({"budget": "off"}), smollm2_triattn).eviction is None
+    written = {"TRIATTN_BUDGET": "300", "TRIATTN_CTX": "1024"}
+    asked = choose(Settings.load({"budget": "auto", "ctx": "auto"}, environ=written), smollm2_triattn)
+    chosen = choose(Settings.load({}, environ={}), smollm2_triattn)
+    assert (asked.runtime, asked.eviction) == (chosen.runtime, chosen.eviction)
     with pytest.raises(UsageError, match="trained for 8,192 tokens"):
         choose(Settings.load({"ctx": 8193}), smollm2_triattn)
 

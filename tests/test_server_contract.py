@@ -210,6 +210,51 @@ def test_requests_queue(served: Served) -> None:
     assert len(replies) == 3
 
 
+def test_a_stream_that_waits_for_a_slot_is_not_silent(served: Served) -> None:
+    """Headers and comments come before its turn; a prompt that is too long is refused as if nobody were before it."""
+    long = {"messages": ask("Count."), "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    before, _ = stream(served, long)
+    try:
+        body = {"messages": ask("Hi"), "max_tokens": 4, "stream": True, "sse_ping_interval": 1}
+        start = time.monotonic()
+        waiting, answer = stream(served, body)
+        assert answer.status == 200
+        assert answer.headers["Content-Type"].startswith("text/event-stream")
+        assert answer.readline() == b":\n"
+        assert time.monotonic() - start < 5 * slowness()
+        assert served.metric("requests_deferred") == 1
+        too_long = json.dumps({**body, "messages": ask(prose(CTX))}).encode()
+        assert served.status("POST", "/v1/chat/completions", too_long) == 400
+        assert served.metric("requests_deferred") == 1
+    finally:
+        before.close()
+    lines = [line.decode().rstrip() for line in answer]
+    waiting.close()
+    events = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    assert {line for line in lines if not line.startswith("data: ")} <= {"", ":"}
+    assert events[-1] == "[DONE]"
+    assert assemble([json.loads(event) for event in events[:-1]])["finish_reason"] in ("length", "stop")
+
+
+def test_a_long_prompt_is_not_silent(served: Served) -> None:
+    body = {"messages": ask(prose(1000, seed=77)), "max_tokens": 2, "stream": True, "sse_ping_interval": 1}
+    start = time.monotonic()
+    connection, answer = stream(served, body)
+    n_comments = 0
+    while not (line := answer.readline()).startswith(b"data:"):
+        n_comments += line == b":\n"
+    assert n_comments >= int(time.monotonic() - start) - 1
+    assert b"[DONE]" in answer.read()
+    connection.close()
+
+
+def stream(served: Served, body: dict[str, Any]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    """A chat's stream, raw, once its headers are there."""
+    connection = http.client.HTTPConnection(urlsplit(served.root).netloc, timeout=300)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    return connection, connection.getresponse()
+
+
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_a_client_that_leaves_frees_its_slot(served: Served, phase: str) -> None:
     words = 1200 if phase == "prefill" else 5

@@ -5,6 +5,7 @@ TRIATTN_TEST_FULL=1 asks as often as the promise says.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,12 +92,33 @@ def test_alternating_conversations_answer_as_alone(
         assert max(memory) - memory[0] < 64 << 20, memory
 
 
+@pytest.mark.parametrize("mode", ["per-head", "shared"])
+def test_the_other_modes_read_only_what_is_new_and_answer_as_alone(
+    mode: str, smollm2_triattn: Path, tmp_path: Path
+) -> None:
+    flags = [*FLAGS, "--ctx", "4096", "--mode", mode]
+    with Served(smollm2_triattn, tmp_path / "alone", *flags) as server:
+        alone = Conversation(1).talk(server, 3)
+    with Served(smollm2_triattn, tmp_path / "together", *flags) as server:
+        one, other = Conversation(1), Conversation(2)
+        for _ in range(3):
+            one.turn(server)
+            other.turn(server)
+        assert server.metric("triattn_rounds_total") > 0
+    assert one.answers == alone
+    for conversation in (one, other):
+        for before, after in itertools.pairwise(conversation.usages):
+            cached = after["prompt_tokens_details"]["cached_tokens"]
+            assert cached >= before["prompt_tokens"] - 1 > 400, conversation.usages
+
+
 class Conversation:
     """Questions under a system prompt that others have too."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.answers: list[str] = []
+        self.usages: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": prose(300)}]
 
     def turn(self, server: Served) -> None:
@@ -104,6 +126,7 @@ class Conversation:
         self.messages.append({"role": "user", "content": f"{prose(25, seed=100 * self.seed + n)} What happened?"})
         reply = server.chat(self.messages, 12)
         text = reply["choices"][0]["message"]["content"]
+        self.usages.append(reply["usage"])
         self.answers.append(text)
         self.messages.append({"role": "assistant", "content": text})
 

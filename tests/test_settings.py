@@ -8,7 +8,7 @@ import pytest
 
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
 from triattn_local.errors import UsageError
-from triattn_local.settings import OTHER_VARIABLES, Settings, fields, unknown_variables
+from triattn_local.settings import AUTO, OTHER_VARIABLES, Settings, fields, unknown_variables
 
 
 @pytest.fixture
@@ -71,8 +71,11 @@ def test_variables_are_read_as_their_type(name: str, text: str, value: object) -
 @pytest.mark.parametrize(
     ("name", "text", "wanted"),
     [
-        ("BUDGET", "many", "a whole number"),
-        ("BUDGET", "1.5", "a whole number"),
+        ("BUDGET", "many", "a whole number, off or auto"),
+        ("BUDGET", "1.5", "a whole number, off or auto"),
+        ("CTX", "off", "a whole number or auto"),
+        ("GPU_LAYERS", "most", "a whole number or auto"),
+        ("WINDOW", "auto", "a whole number$"),
         ("TEMP", "nan", "a finite number"),
         ("TEMP", "hot", "a number"),
         ("FLASH_ATTN", "maybe", "true or false"),
@@ -166,6 +169,31 @@ def test_the_librarys_word_for_no_eviction(tmp_path: Path, word: str) -> None:
     assert Settings.load(environ={}, config_path=path).eviction() is None
     assert Settings.load(environ={"TRIATTN_BUDGET": word}).eviction() is None
     assert Settings.load({"budget": 200}, environ={"TRIATTN_BUDGET": word}).eviction() is not None
+
+
+@pytest.mark.parametrize("name", ["ctx", "budget", "cache_type_k", "cache_type_v", "gpu_layers"])
+def test_auto_leaves_a_setting_to_the_plan_whatever_stands_further_down(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f'{name} = "Auto"')
+    below = {"TRIATTN_" + name.upper(): "q8_0" if name.startswith("cache") else "300"}
+    default = fields()[name].default
+    for settings in (
+        Settings.load({name: AUTO}, environ=below, defaults={name: 1}),
+        Settings.load(environ={"TRIATTN_" + name.upper(): " AUTO "}),
+        Settings.load(environ={}, config_path=path),
+    ):
+        assert getattr(settings, name) == default
+        assert settings.is_auto(name)
+        assert not settings.is_given(name)
+    assert Settings.load({name: None}, environ=below).is_given(name)
+    assert not Settings.load(environ={}).is_auto(name)
+
+
+def test_auto_is_no_place_that_a_bad_value_came_from() -> None:
+    settings = Settings.load({"budget": AUTO}, environ={"TRIATTN_WINDOW": "4000"})
+    with pytest.raises(UsageError, match="must be larger") as caught:
+        settings.eviction()
+    assert caught.value.where == "environment TRIATTN_WINDOW"
 
 
 def test_variables_that_are_none_of_ours_are_found() -> None:

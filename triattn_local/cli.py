@@ -142,14 +142,18 @@ CacheTypeV = Annotated[str | None, _flag("cache_type_v", "TYPE", _CACHE)]
 Threads = Annotated[int | None, _flag("threads", "N", _COMPUTE, "--threads", "-t")]
 GpuLayers = Annotated[int | None, _flag("gpu_layers", "N", _COMPUTE)]
 
-# of the commands that plan: what is not given is chosen
-_TRAINED = "what the model was trained for, at most 131072"
-_TYPE = "f16, or q8_0 if that does not fit"
-PlannedCtx = Annotated[int | None, _flag("ctx", "TOKENS", _CACHE, default=_TRAINED)]
-PlannedBudget = Annotated[int | None, _flag("budget", "TOKENS", _CACHE, default="2048, on a GPU up to 4096: what fits")]
+# of the commands that plan: what is not given is chosen, and so is what is `auto`
+_TYPE = "auto, f16 or q8_0, what fits"
+PlannedCtx = Annotated[
+    str | None, _flag("ctx", "TOKENS", _CACHE, default="auto, what the model was trained for, at most 131072")
+]
+PlannedBudget = Annotated[
+    str | None,
+    _flag("budget", "TOKENS", _CACHE, default="auto, 2048 or on a GPU up to 4096, what fits; off is full attention"),
+]
 PlannedTypeK = Annotated[str | None, _flag("cache_type_k", "TYPE", _CACHE, default=_TYPE)]
 PlannedTypeV = Annotated[str | None, _flag("cache_type_v", "TYPE", _CACHE, default=_TYPE)]
-PlannedLayers = Annotated[int | None, _flag("gpu_layers", "N", _COMPUTE, default="as many as fit")]
+PlannedLayers = Annotated[str | None, _flag("gpu_layers", "N", _COMPUTE, default="auto, as many as fit")]
 
 
 def _version(value: bool) -> None:
@@ -587,7 +591,7 @@ def plan(
         ),
     ] = None,
     ctx: PlannedCtx = None,
-    budget: Annotated[str | None, _flag("budget", "TOKENS", _CACHE, default="auto")] = None,
+    budget: PlannedBudget = None,
     window: Annotated[int | None, _flag("window", "TOKENS", _CACHE)] = None,
     keep: Annotated[int | None, _flag("keep", "TOKENS", _CACHE)] = None,
     no_evict: Annotated[bool, _switch("--no-evict", "Full attention: a cell for every token.", panel=_CACHE)] = False,
@@ -596,7 +600,7 @@ def plan(
         typer.Option(
             "--cache-type",
             metavar="TYPE",
-            help="Type of the cached keys and values. [default: f16, or q8_0 if that does not fit]",
+            help=f"Type of the cached keys and values. [default: {_TYPE}]",
             show_default=False,
             rich_help_panel=_CACHE,
         ),
@@ -622,13 +626,7 @@ def plan(
     """
     from . import planning
 
-    auto = budget is not None and budget.strip().lower() == "auto"
-    flags = {**context.params, "budget": None if auto else budget}
-    if cache_type is not None:
-        flags |= {"cache_type_k": cache_type, "cache_type_v": cache_type}
-    settings = Settings.load(flags)
-    if auto:
-        settings = settings.changed("default", budget=Settings.budget)
+    settings = Settings.load({**context.params, "cache_type_k": cache_type, "cache_type_v": cache_type})
     wish = planning.wish_of(
         settings, evict=not no_evict, n_parallel=parallel, checkpoint_bytes=settings.snapshot_memory << 20
     )
@@ -829,19 +827,19 @@ def serve(
     cache_ram: Annotated[int | None, _flag("cache_ram", "MIB", _SERVER)] = None,
     idle_unload: Annotated[int | None, _flag("idle_unload", "SECONDS", _SERVER)] = None,
     restarts: Annotated[int | None, _flag("restarts", "N", _SERVER)] = None,
-    ctx: Annotated[int | None, _flag("ctx", "TOKENS", _CACHE)] = None,
-    budget: Annotated[int | None, _flag("budget", "TOKENS", _CACHE)] = None,
+    ctx: PlannedCtx = None,
+    budget: PlannedBudget = None,
     window: Annotated[int | None, _flag("window", "TOKENS", _CACHE)] = None,
     keep: Annotated[int | None, _flag("keep", "TOKENS", _CACHE)] = None,
     mode: Annotated[str | None, _flag("mode", "MODE", _CACHE)] = None,
     policy: Annotated[str | None, _flag("policy", "POLICY", _CACHE)] = None,
     no_evict: Annotated[bool, _switch("--no-evict", "Full attention: a cell for every token.", panel=_CACHE)] = False,
     stats: Stats = None,
-    cache_type_k: CacheTypeK = None,
-    cache_type_v: CacheTypeV = None,
+    cache_type_k: PlannedTypeK = None,
+    cache_type_v: PlannedTypeV = None,
     flash_attn: Annotated[bool | None, _flag("flash_attn", "", _COMPUTE, "--flash-attn/--no-flash-attn")] = None,
     threads: Threads = None,
-    gpu_layers: GpuLayers = None,
+    gpu_layers: PlannedLayers = None,
     batch: Annotated[int | None, _flag("batch", "TOKENS", _COMPUTE)] = None,
     verbose: Annotated[bool, _switch("--verbose", "All that llama-server logs, on stderr.", "-v")] = False,
     as_json: AsJson = False,

@@ -48,6 +48,9 @@ OTHER_VARIABLES = {
 }
 """variables of ours that are no settings"""
 
+AUTO = "auto"
+"""value of a setting that a plan chooses: it may choose, whatever places further down say"""
+
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
@@ -78,7 +81,12 @@ def _integer(value: object) -> int:
 
 def _budget(value: object) -> int | None:
     """The library's own word for no eviction, ``off``, holds here too."""
-    return None if isinstance(value, str) and value.strip().lower() == "off" else _integer(value)
+    if isinstance(value, str) and value.strip().lower() == "off":
+        return None
+    try:
+        return _integer(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, off") from None
 
 
 def _number(value: object) -> float:
@@ -129,8 +137,10 @@ def _one_of(choices: tuple[str, ...]) -> str:
     return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
-def _setting(default: Any, parse: Callable[[object], object], flag: str | None, text: str) -> Any:
-    metadata = {"parse": parse, "flag": flag, "help": text}
+def _setting(
+    default: Any, parse: Callable[[object], object], flag: str | None, text: str, *, planned: bool = False
+) -> Any:
+    metadata = {"parse": parse, "flag": flag, "help": text, "planned": planned}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -143,8 +153,10 @@ class Settings:
     models: Path = _setting(default_models_dir, _path, None, "Folder that holds the models.")
     stats: Path | None = _setting(None, _path, "--stats", "Sidecar with the model's statistics, if not inside it.")
 
-    ctx: int = _setting(RuntimeConfig.n_ctx, _integer, "--ctx", "Logical context.")
-    budget: int | None = _setting(EvictionConfig.budget_tokens, _budget, "--budget", "Tokens that each head keeps.")
+    ctx: int = _setting(RuntimeConfig.n_ctx, _integer, "--ctx", "Logical context.", planned=True)
+    budget: int | None = _setting(
+        EvictionConfig.budget_tokens, _budget, "--budget", "Tokens that each head keeps.", planned=True
+    )
     window: int = _setting(
         EvictionConfig.window,
         _integer,
@@ -167,17 +179,24 @@ class Settings:
     )
 
     cache_type_k: str = _setting(
-        RuntimeConfig.cache_type_k, _word, "--cache-type-k", f"Type of the cached keys: {_one_of(CACHE_TYPES)}."
+        RuntimeConfig.cache_type_k,
+        _word,
+        "--cache-type-k",
+        f"Type of the cached keys: {_one_of(CACHE_TYPES)}.",
+        planned=True,
     )
     cache_type_v: str = _setting(
         RuntimeConfig.cache_type_v,
         _word,
         "--cache-type-v",
         "Type of the cached values, one of the same; a quantised one needs flash attention.",
+        planned=True,
     )
     flash_attn: bool = _setting(RuntimeConfig.flash_attn, _truth, "--flash-attn", "Flash attention.")
     threads: int | None = _setting(None, _integer, "--threads", "CPU threads; one a physical core if not given.")
-    gpu_layers: int = _setting(RuntimeConfig.n_gpu_layers, _integer, "--gpu-layers", "Layers on the GPU, -1 for all.")
+    gpu_layers: int = _setting(
+        RuntimeConfig.n_gpu_layers, _integer, "--gpu-layers", "Layers on the GPU, -1 for all.", planned=True
+    )
     batch: int = _setting(
         RuntimeConfig.n_batch,
         _integer,
@@ -214,7 +233,7 @@ class Settings:
     keys: Mapping[str, str] = _setting(dict, _keys, None, "Keys of the chat, by the names that its help shows.")
 
     origins: Mapping[str, str] = field(default_factory=dict)
-    """setting -> "--budget", "environment TRIATTN_BUDGET", "budget in <config.toml>" or "default" """
+    """setting -> "--budget", "environment TRIATTN_BUDGET", "budget in <config.toml>", "auto" or "default" """
 
     @classmethod
     def load(
@@ -272,10 +291,15 @@ class Settings:
                 if defaults and name in defaults:
                     values[name] = defaults[name]
                 continue
+            planned = entry.metadata["planned"]
+            if planned and isinstance(raw, str) and raw.strip().lower() == AUTO:
+                origins[name] = AUTO
+                continue
             try:
                 values[name] = entry.metadata["parse"](raw)
             except ValueError as error:
-                raise UsageError(f"{raw!r} is not {error}", where=origins[name]) from None
+                wanted = f"{error} or {AUTO}" if planned else str(error)
+                raise UsageError(f"{raw!r} is not {wanted}", where=origins[name]) from None
         return cls(**values, origins=origins)
 
     def changed(self, origin: str, **values: Any) -> Settings:
@@ -283,8 +307,12 @@ class Settings:
         return dataclasses.replace(self, **values, origins={**self.origins, **dict.fromkeys(values, origin)})
 
     def is_given(self, name: str) -> bool:
-        """Whether somebody wrote this setting somewhere; else it has its default."""
-        return self.origins.get(name, "default") != "default"
+        """Whether somebody wrote a value of this setting somewhere; else it has its default."""
+        return self.origins.get(name, "default") not in ("default", AUTO)
+
+    def is_auto(self, name: str) -> bool:
+        """Whether somebody left this setting to the plan, in so many words."""
+        return self.origins.get(name) == AUTO
 
     def eviction(self) -> EvictionConfig | None:
         """How the cache forgets, None for full attention. Raises UsageError that names where a bad value came from."""
@@ -312,7 +340,7 @@ class Settings:
         """The context to run in. Raises UsageError that names where a bad value came from."""
         batch = self.batch
         if 0 < self.ctx < batch:
-            if self.origins.get("batch", "default") != "default":
+            if self.is_given("batch"):
                 raise UsageError(
                     f"a batch of {batch} tokens is larger than the context of {self.ctx}",
                     where=self.origins["batch"],
@@ -350,8 +378,7 @@ class Settings:
         try:
             return build()
         except UsageError as error:
-            places = [self.origins.get(name, "default") for name in _BEHIND.get(error.where or "", ())]
-            written = [place for place in places if place != "default"]
+            written = [self.origins[name] for name in _BEHIND.get(error.where or "", ()) if self.is_given(name)]
             raise UsageError(error.what, where=", ".join(written) or error.where, fix=error.fix) from None
 
 

@@ -26,13 +26,37 @@ bool llama_triattn_server::is_on() {
     return is_evicting;
 }
 
-bool llama_triattn_server::attach(llama_context * lctx, common_params & cparams, bool has_draft) {
-    ctx = llama_triattn_get_params(lctx, &params) == LLAMA_TRIATTN_OK ? lctx : nullptr;
+json llama_triattn_server::too_long(int32_t n_tokens, int32_t n_ctx) {
+    if (!is_evicting || n_tokens < n_ctx) {
+        return nullptr;
+    }
+    server_task_result_error error;
+    error.err_type        = ERROR_TYPE_EXCEED_CONTEXT_SIZE;
+    error.err_msg         = string_format("request (%d tokens) exceeds the available context size (%d tokens), try increasing it", n_tokens, n_ctx);
+    error.n_prompt_tokens = n_tokens;
+    error.n_ctx           = n_ctx;
+    return error.to_json();
+}
+
+static bool has_window(const llama_context * ctx) {
+    return llama_model_n_swa(llama_get_model(ctx)) > 0;
+}
+
+bool llama_triattn_server::attach(llama_context * lctx, common_params & cparams, llama_context * lctx_draft) {
+    ctx       = llama_triattn_get_params(lctx, &params) == LLAMA_TRIATTN_OK ? lctx : nullptr;
+    ctx_draft = lctx_draft;
+
+    contexts.assign(1, lctx);
+    if (ctx_draft) {
+        contexts.push_back(ctx_draft);
+    }
+    const auto & types = cparams.speculative.types;
+    const bool is_plain = !ctx_draft || std::find(types.begin(), types.end(), COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE) != types.end();
 
     is_evicting = ctx != nullptr;
-    is_keeping      = ctx && cparams.cache_ram_mib != 0 && !has_draft;
-    can_cut         = cparams.swa_full || llama_model_n_swa(llama_get_model(lctx)) == 0;
-    limit           = cparams.cache_ram_mib > 0 ? 1024ull*1024ull*cparams.cache_ram_mib : 0;
+    is_keeping  = ctx && cparams.cache_ram_mib != 0 && is_plain;
+    can_cut     = cparams.swa_full || std::none_of(contexts.begin(), contexts.end(), has_window);
+    limit       = cparams.cache_ram_mib > 0 ? 1024ull*1024ull*cparams.cache_ram_mib : 0;
 
     slots.assign(cparams.n_parallel, {});
     observe();
@@ -43,6 +67,28 @@ bool llama_triattn_server::attach(llama_context * lctx, common_params & cparams,
         cparams.n_ctx_checkpoints = 0;
     }
     return is_keeping;
+}
+
+void llama_triattn_server::fit_draft(const llama_context * ctx, common_params & params, common_params & params_draft) {
+    llama_triattn_params settings;
+    if (llama_triattn_get_params(ctx, &settings) != LLAMA_TRIATTN_OK) {
+        return;
+    }
+    llama_model_kv_override own = {};
+    own.tag = LLAMA_KV_OVERRIDE_TYPE_STR;
+    snprintf(own.key, sizeof(own.key), "triattention.stats"); // none: those inside the file, not the target's sidecar
+
+    auto & overrides = params_draft.kv_overrides; // the last one has no key
+    overrides.insert(overrides.begin(), own);
+    if (overrides.back().key[0] != 0) {
+        overrides.emplace_back();
+        overrides.back().key[0] = 0;
+    }
+    auto & n_max = params.speculative.draft.n_max;
+    if (n_max > (int32_t) settings.window) {
+        SRV_WRN("drafts have at most %u tokens, the window, instead of %d\n", settings.window, n_max);
+        n_max = settings.window;
+    }
 }
 
 //
@@ -162,6 +208,14 @@ void llama_triattn_server::reach(int32_t id_slot, const server_prompt & prompt, 
 // states
 //
 
+size_t llama_triattn_server::state::size() const {
+    size_t res = tokens.size()*sizeof(llama_token);
+    for (const auto & d : data) {
+        res += d.size();
+    }
+    return res;
+}
+
 size_t llama_triattn_server::size() const {
     size_t res = 0;
     for (const auto & s : states) {
@@ -188,6 +242,11 @@ bool llama_triattn_server::touch(const server_tokens & tokens, int32_t n_tokens,
 
 int32_t llama_triattn_server::resume(
         int32_t id_slot, server_prompt & prompt, const server_task & task, const loras & lora, int32_t n_past) {
+    const int32_t n_max = task.n_tokens() - 1; // one token is left to decode
+
+    if (ctx_draft && std::min(n_past, n_max) < llama_triattn_seq_pos_whole(ctx_draft, id_slot)) {
+        n_past = 0; // the draft model's sequence cannot be cut there
+    }
     if (!is_keeping) {
         return n_past;
     }
@@ -205,8 +264,6 @@ int32_t llama_triattn_server::resume(
     if (n_common < prompt.n_tokens() && n_common < slot.n_prompt) {
         save(id_slot, prompt, lora);
     }
-
-    const int32_t n_max = task.n_tokens() - 1; // one token is left to decode
 
     // most tokens of the prompt; of equals the one that ends there, of these the one that is in the slot
     const auto rank = [](int32_t n, int32_t n_state) { return std::make_pair(n + (n == n_state ? N_WORTH_CUTTING : 0), -n_state); };
@@ -256,9 +313,16 @@ bool llama_triattn_server::restore(int32_t id_slot, server_prompt & prompt, std:
     const bool has_mtmd = prompt.tokens.has_mtmd;
 
     prompt.clear();
-    if (llama_state_seq_set_data_ext(ctx, it->data.data(), it->data.size(), id_slot, 0) != it->data.size()) {
+    bool is_back = true;
+    for (size_t i = 0; i < contexts.size(); ++i) {
+        const auto & data = it->data[i];
+        is_back = is_back && llama_state_seq_set_data_ext(contexts[i], data.data(), data.size(), id_slot, 0) == data.size();
+    }
+    if (!is_back) {
         SRV_WRN("slot %d: the state of %zu tokens cannot be restored, the prompt is read from its beginning\n", id_slot, it->tokens.size());
-        llama_memory_seq_rm(llama_get_memory(ctx), id_slot, -1, -1);
+        for (auto * c : contexts) {
+            llama_memory_seq_rm(llama_get_memory(c), id_slot, -1, -1);
+        }
         prompt.tokens = server_tokens(llama_tokens(), has_mtmd);
         states.erase(it);
         return false;
@@ -282,21 +346,26 @@ void llama_triattn_server::save(int32_t id_slot, const server_prompt & prompt, c
 void llama_triattn_server::save(int32_t id_slot, const server_prompt & prompt, int32_t n_tokens, const loras & lora) {
     const int64_t t_start = ggml_time_us();
 
-    auto * memory = llama_get_memory(ctx);
-    if (n_tokens < N_WORTH_SAVING || llama_memory_seq_pos_max(memory, id_slot) != n_tokens - 1 || touch(prompt.tokens, n_tokens, lora)) {
+    const bool is_there = std::all_of(contexts.begin(), contexts.end(), [&](llama_context * c) {
+        return llama_memory_seq_pos_max(llama_get_memory(c), id_slot) == n_tokens - 1;
+    });
+    if (n_tokens < N_WORTH_SAVING || !is_there || touch(prompt.tokens, n_tokens, lora)) {
         return;
     }
 
     state s;
     s.tokens  = first_tokens(prompt.tokens, n_tokens);
     s.lora    = lora;
-    s.pos_min = llama_memory_seq_pos_min(memory, id_slot);
+    s.pos_min = 0;
     if (s.tokens.empty()) {
         return; // pictures in it
     }
 
-    const size_t n_bytes = llama_state_seq_get_size_ext(ctx, id_slot, 0);
-    const size_t n_total = n_bytes + s.tokens.size()*sizeof(llama_token);
+    size_t n_total = s.tokens.size()*sizeof(llama_token);
+    for (auto * c : contexts) {
+        s.pos_min = std::max(s.pos_min, llama_memory_seq_pos_min(llama_get_memory(c), id_slot));
+        n_total  += llama_state_seq_get_size_ext(c, id_slot, 0);
+    }
     if (limit > 0 && n_total > limit) {
         SRV_WRN("slot %d: a state of %.2f MiB does not fit --cache-ram, later prompts are read from their beginning\n", id_slot,
                 n_total/1024.0/1024.0);
@@ -306,14 +375,19 @@ void llama_triattn_server::save(int32_t id_slot, const server_prompt & prompt, i
         states.pop_front();
     }
     try {
-        s.data.resize(n_bytes);
+        for (auto * c : contexts) {
+            s.data.emplace_back(llama_state_seq_get_size_ext(c, id_slot, 0));
+        }
     } catch (const std::bad_alloc &) {
         SRV_WRN("slot %d: no memory for a state of %.2f MiB\n", id_slot, n_total/1024.0/1024.0);
         return;
     }
-    if (llama_state_seq_get_data_ext(ctx, s.data.data(), n_bytes, id_slot, 0) != n_bytes) {
-        SRV_WRN("slot %d: its state of %d tokens cannot be saved\n", id_slot, n_tokens);
-        return;
+    for (size_t i = 0; i < contexts.size(); ++i) {
+        auto & data = s.data[i];
+        if (llama_state_seq_get_data_ext(contexts[i], data.data(), data.size(), id_slot, 0) != data.size()) {
+            SRV_WRN("slot %d: its state of %d tokens cannot be saved\n", id_slot, n_tokens);
+            return;
+        }
     }
     states.push_back(std::move(s));
     SRV_INF("slot %d: saved its state of %d tokens, %.2f MiB in %.2f ms, %zu states, %.2f MiB\n", id_slot, n_tokens,

@@ -14,6 +14,8 @@
 // goes first. The batches of a prompt end where states are saved, whether anything is restored or not: an answer does not
 // depend on what else the server was asked.
 //
+// A draft model's sequences go the same way: a state is that of both contexts, and both must be able to go back to it.
+//
 // Static functions may be called by any thread; all others belong to the one that owns the slots, between two batches.
 
 #include "server-common.h"
@@ -34,8 +36,12 @@ public:
 
     // The context was made, or made anew after a sleep: the states outlive that. Returns true if states are kept here; then
     // upstream's prompt cache and context checkpoints, which take the same memory for less, are not to be made.
-    // A context with a draft model keeps no states.
-    bool attach(llama_context * ctx, common_params & params, bool has_draft);
+    // ctx_draft: of the draft model, may be null. No states are kept for drafts that need more than their own cache to go on.
+    bool attach(llama_context * ctx, common_params & params, llama_context * ctx_draft);
+
+    // Before a draft model is loaded, which inherits the target's settings of eviction: its statistics are its own, and it
+    // drafts no more tokens than its window can take back.
+    static void fit_draft(const llama_context * ctx, common_params & params, common_params & params_draft);
 
     // The text that every conversation with this system prompt and these tools begins with goes into the parameters of a
     // completion; and how many tokens of a prompt that is, -1 if there is none.
@@ -44,6 +50,10 @@ public:
 
     // false while nothing evicts: then llama-server is upstream's
     static bool is_on();
+
+    // The error of a prompt that a slot of n_ctx tokens would refuse, null for one that it takes: the same error, told before
+    // the request waits for a slot.
+    static json too_long(int32_t n_tokens, int32_t n_ctx);
 
     // How often the thread of a request looks whether its client is still there, whatever other requests do.
     static const int32_t POLL_MS = 200;
@@ -72,9 +82,10 @@ private:
         llama_tokens         tokens;
         loras                lora;
         llama_pos            pos_min; // it can be cut behind this one
-        std::vector<uint8_t> data;
 
-        size_t size() const { return data.size() + tokens.size()*sizeof(llama_token); }
+        std::vector<std::vector<uint8_t>> data; // of each context
+
+        size_t size() const;
     };
 
     struct slot_info {
@@ -84,7 +95,10 @@ private:
         llama_pos            pos_whole = 0;
     };
 
-    llama_context * ctx = nullptr; // null while nothing evicts
+    llama_context * ctx       = nullptr; // null while nothing evicts
+    llama_context * ctx_draft = nullptr; // null without a draft model
+
+    std::vector<llama_context *> contexts; // those of the two that there are
 
     llama_triattn_params params = {};
     llama_triattn_stats  stats  = {};

@@ -1,6 +1,6 @@
 """An agent's requests, as many of them as it takes to use a tool ten times, and what they cost.
 
-    python tests/support/agent_trace.py MODEL [--tokens 6000] [--turns 10] [--budget 1024] [--ctx 8192]
+    python tests/support/agent_trace.py MODEL [--tokens 6000] [--turns 10] [--answer 24] [--budget 1024] [--ctx 8192]
 
 Serves the model three times: as `serve` does, without saved states, and with full attention and llama-server's own
 prompt cache (the same library with eviction off, which computes what an unpatched one computes, bit for bit). The
@@ -40,6 +40,8 @@ class Turn:
     """of them not read again, as the server's usage says"""
     first_s: float
     """to the first token"""
+    whole_s: float
+    """to the end of the answer"""
 
     @property
     def share(self) -> float:
@@ -116,7 +118,9 @@ def run(server: Served, n_tokens: int, n_turns: int, n_answer: int = 24) -> list
         before = tokens
         start = time.perf_counter()
         first_s, usage = 0.0, {}
-        for data in server.events({**agent.body(n_answer), "stream_options": {"include_usage": True}}):
+        # as long as asked for: what an answer leaves behind is a part of what is measured
+        body = {**agent.body(n_answer), "ignore_eos": True, "stream_options": {"include_usage": True}}
+        for data in server.events(body):
             if data == "[DONE]":
                 break
             chunk = json.loads(data)
@@ -126,8 +130,9 @@ def run(server: Served, n_tokens: int, n_turns: int, n_answer: int = 24) -> list
                 delta.get(kind) for delta in deltas for kind in ("content", "reasoning_content", "tool_calls")
             ):
                 first_s = time.perf_counter() - start
+        whole_s = time.perf_counter() - start
         n_cached = usage["prompt_tokens_details"]["cached_tokens"]
-        turns.append(Turn(usage["prompt_tokens"], n_common, n_cached, first_s or time.perf_counter() - start))
+        turns.append(Turn(usage["prompt_tokens"], n_common, n_cached, first_s or whole_s, whole_s))
         agent.use_tool()
     return turns
 
@@ -138,7 +143,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=6000, help="of system prompt and tools")
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument(
-        "--answer", type=int, default=24, help="most tokens of each answer; beyond the window they evict"
+        "--answer", type=int, default=24, help="tokens of each answer; beyond the window it cannot be rewound"
     )
     parser.add_argument("--budget", type=int, default=1024)
     parser.add_argument("--ctx", type=int, default=8192)
@@ -151,9 +156,9 @@ def main() -> None:
         flags = ["--ctx", str(arguments.ctx), "--budget", str(arguments.budget), *SIDES[side], *arguments.serve]
         with tempfile.TemporaryDirectory() as folder, Served(arguments.model, Path(folder) / "log", *flags) as server:
             found[side] = run(server, arguments.tokens, arguments.turns, arguments.answer)
-    print("turn  prompt  common" + "".join(f"  {side:>22}" for side in found))
+    print("turn  prompt  common" + "".join(f"  {side:>32}" for side in found))
     for i, row in enumerate(zip(*found.values(), strict=True)):
-        cells = "".join(f"  {turn.n_cached:6d} cached {turn.first_s:6.2f} s" for turn in row)
+        cells = "".join(f"  {t.n_cached:6d} cached {t.first_s:6.2f} of {t.whole_s:6.2f} s" for t in row)
         print(f"{i + 1:4d}  {row[0].n_prompt:6d}  {row[0].n_common:6d}{cells}")
     print(json.dumps({side: [asdict(turn) for turn in turns] for side, turns in found.items()}))
 

@@ -62,7 +62,7 @@ def wish_of(
     kv_unified: bool = False,
     checkpoint_bytes: int = 0,
 ) -> Wish:
-    """What a person wrote in flags, environment or config file is a wish; a default is not.
+    """What a person wrote in flags, environment or config file is a wish; a default and ``auto`` are not.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def wish_of(
     """
 
     def given(name: str) -> bool:
-        return name in fixed or settings.is_given(name)
+        return settings.is_given(name) or (name in fixed and not settings.is_auto(name))
 
     config = settings.runtime()
     settings.eviction()

@@ -102,6 +102,8 @@ def executable() -> Path:
 
 
 HTTP_THREADS = 64
+PING_S = 5
+"""a streaming client hears something at least this often, also while it waits for a slot: some give up on a silence"""
 
 
 def command(config: ServerConfig, program: Path) -> list[str]:
@@ -124,6 +126,7 @@ def command(config: ServerConfig, program: Path) -> list[str]:
         "--cache-ram": config.cache_ram_mib,
         # a client that sends its request slowly holds one; the pool that grows as needed may let others wait behind it
         "--threads-http": HTTP_THREADS,
+        "--sse-ping-interval": PING_S,
         # no page of the web that is open in a browser here may use the model
         "--cors-origins": "localhost",
         # the memory was planned: llama-server is not to shrink the context to what it thinks is free
