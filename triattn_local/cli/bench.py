@@ -1,0 +1,198 @@
+"""How fast it is, and in how much memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import console
+from ..errors import UsageError
+from ..settings import Settings
+from .app import app
+from .flags import (
+    CACHE,
+    GRID,
+    AsJson,
+    Batch,
+    CacheTypeK,
+    CacheTypeV,
+    FlashAttn,
+    GpuLayers,
+    Keep,
+    Mode,
+    Policy,
+    Stats,
+    Threads,
+    Window,
+    flag,
+    switch,
+)
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL...", help="Paths, or names that `ls` shows.", show_default=False),
+    ] = None,
+    geometry: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--geometry",
+            metavar="NAME",
+            help="The shape of a known model with random weights, written once; several times for several.",
+            show_default=False,
+            rich_help_panel=GRID,
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            "--layers",
+            metavar="N",
+            help="Only so many layers of each geometry, for a quick look.",
+            show_default=False,
+            rich_help_panel=GRID,
+        ),
+    ] = None,
+    depths: Annotated[
+        str,
+        typer.Option(
+            "--depths",
+            metavar="TOKENS",
+            help="Logical depths at which to compare; those beyond the context that a model was trained for are left "
+            "out.",
+            rich_help_panel=GRID,
+        ),
+    ] = "4k,8k",
+    blocks: Annotated[
+        int,
+        typer.Option(
+            "--blocks", metavar="N", help="Blocks of --window tokens that each side decodes.", rich_help_panel=GRID
+        ),
+    ] = 5,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            "--parallel",
+            metavar="N",
+            help="Sequences that decode in one batch; where they do not fit, as many as do.",
+            rich_help_panel=GRID,
+        ),
+    ] = 1,
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            "--vram",
+            metavar="SIZE",
+            help="Hold the GPU's memory to this, such as 24GiB: the rest is allocated and left alone.",
+            show_default=False,
+            rich_help_panel=GRID,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder for bench.json and bench.md, and bench.png if matplotlib is installed.",
+            show_default=False,
+            rich_help_panel=GRID,
+        ),
+    ] = None,
+    budget: Annotated[int | None, flag("budget", "TOKENS", CACHE)] = None,
+    window: Window = None,
+    keep: Keep = None,
+    mode: Mode = None,
+    policy: Policy = None,
+    stats: Stats = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
+    flash_attn: FlashAttn = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    batch: Batch = None,
+    verbose: Annotated[bool, switch("--verbose", "llama.cpp's own log on stderr.", "-v")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time TriAttention beside full attention by logical depth, in one process, in turns, and weigh their memory.
+
+    Full attention is measured at each depth and at a depth of the budget, which is the limit that eviction can reach.
+    Tables go to stdout, and one JSON object as the last line. `--geometry` needs no download: speed and memory do not
+    depend on what the weights say.
+    """
+    settings = Settings.load(context.params)
+    config, eviction = settings.runtime(verbose=verbose), settings.eviction()
+    if eviction is None:
+        raise UsageError("compares eviction with full attention", where="--budget", fix="give a number of tokens")
+    if not names and not geometry:
+        raise UsageError("no model given", where="bench", fix="name one that triattn-local ls shows, or a --geometry")
+
+    from .. import benchmark, store
+    from ..benchmark.synthetic import geometry_file
+    from ..geometry import find_geometry
+
+    job = benchmark.Job(
+        depths=benchmark.parse_depths(depths),
+        n_blocks=blocks,
+        n_seq=parallel,
+        vram_bytes=None if vram is None else _size(vram, "--vram"),
+    )
+    benchmark.pick_device(config, job.vram_bytes)  # before gigabytes are written
+    shapes = [find_geometry(name).cut(n_layer=layers) for name in geometry or ()]
+    paths = [store.resolve(name, settings.models) for name in names or ()]
+    reports: list[benchmark.Report] = []
+    files: list[str] = []
+    command = " ".join(["triattn-local", *sys.argv[1:]])
+    with console.Stages("bytes") as written:
+        made = [geometry_file(shape, functools.partial(written, f"writing {shape.title}")) for shape in shapes]
+    for path in made:
+        console.say(f"{path} ({console.mebibytes(path.stat().st_size)}) stays for the next run", style="dim")
+    for path in [*paths, *made]:
+
+        def keep_rows(report: benchmark.Report) -> None:
+            """What is measured is not lost when a later depth or model fails."""
+            if out is not None:
+                files[:] = benchmark.write_results(out, [*reports, report], command)
+
+        with console.Stages("tokens") as stages:
+            report = benchmark.run_bench(
+                path,
+                config,
+                eviction,
+                dataclasses.replace(job, beyond_training=path in made),
+                stats_path=settings.stats if path in paths else None,
+                progress=stages,
+                on_row=keep_rows,
+            )
+        reports.append(report)
+        if not as_json:
+            _show_bench(report)
+    if files:
+        console.say(f"{', '.join(files)} in {out}")
+    console.write_json(benchmark.summary(reports))
+
+
+def _size(text: str, flag: str) -> int:
+    from ..planning.machine import parse_size
+
+    return parse_size(text, flag)
+
+
+def _show_bench(report: Any) -> None:
+    from ..benchmark import report as tables
+
+    print(report.title())
+    console.write_table(tables.SPEED_COLUMNS, tables.speed_cells(report), right=range(1, len(tables.SPEED_COLUMNS)))
+    print()
+    console.write_table(tables.RATIO_COLUMNS, tables.ratio_cells(report), right=range(len(tables.RATIO_COLUMNS)))
+    print()
+    if report.left_out:
+        depths = ", ".join(f"{depth:,}" for depth in report.left_out)
+        console.say(f"{report.model} was trained for less than {depths}: left out", style="dim")

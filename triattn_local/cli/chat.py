@@ -1,0 +1,105 @@
+"""Open the chat."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from ..errors import ModelNotFoundError, StatsError, UsageError
+from ..settings import Settings
+from .app import app
+from .flags import (
+    Batch,
+    FlashAttn,
+    Keep,
+    MaxTokens,
+    Mode,
+    NoEvict,
+    PlannedBudget,
+    PlannedCtx,
+    PlannedLayers,
+    PlannedTypeK,
+    PlannedTypeV,
+    Policy,
+    RepeatPenalty,
+    Seed,
+    Stats,
+    System,
+    Temp,
+    Threads,
+    Window,
+    flag,
+    switch,
+)
+
+CHAT_SETTINGS: Mapping[str, object] = {"temp": 0.7, "repeat_penalty": 1.1}
+
+
+@app.command()
+def chat(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="A path, or a name that `ls` shows; else the one used last.", show_default=False
+        ),
+    ] = None,
+    go_on: Annotated[bool, switch("--continue", "Go on with the session used last.", "-c")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="ID", help="Go on with this session; F2 lists them.", show_default=False),
+    ] = None,
+    system: System = None,
+    theme: Annotated[str | None, flag("theme", "NAME", "Looks")] = None,
+    ctx: PlannedCtx = None,
+    budget: PlannedBudget = None,
+    window: Window = None,
+    keep: Keep = None,
+    mode: Mode = None,
+    policy: Policy = None,
+    no_evict: NoEvict = False,
+    stats: Stats = None,
+    cache_type_k: PlannedTypeK = None,
+    cache_type_v: PlannedTypeV = None,
+    flash_attn: FlashAttn = None,
+    threads: Threads = None,
+    gpu_layers: PlannedLayers = None,
+    batch: Batch = None,
+    max_tokens: MaxTokens = None,
+    temp: Temp = None,
+    repeat_penalty: RepeatPenalty = None,
+    seed: Seed = None,
+) -> None:
+    """Talk with a model in the terminal.
+
+    Sessions are stored as they come; F1 shows all keys. Without a model on this machine it offers to fetch one.
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("needs a terminal", where="chat", fix="for pipes and scripts there is: triattn-local run")
+    if go_on and resume is not None:
+        raise UsageError("--continue and --resume name two sessions", where="chat", fix="leave one of the two out")
+    settings = Settings.load(context.params, defaults=_chat_defaults())
+    from .. import store
+
+    path = store.resolve(model, settings.models) if model is not None else None
+    if path is not None:
+        from .. import planning
+
+        # what does not fit is said here; what else is wrong with the model, the chat says with a way out
+        with contextlib.suppress(StatsError, ModelNotFoundError):
+            planning.plan_run(path, settings, evict=not no_evict, checkpoint_bytes=settings.snapshot_memory << 20)
+    from ..tui.app import Start
+    from ..tui.run import run_chat
+
+    run_chat(settings, Start(path, resume, go_on, system or "", evict=not no_evict))
+
+
+def _chat_defaults() -> Mapping[str, object]:
+    """Lively answers; and batches that a CPU is through with soon, since a stop is heard between two of them."""
+    from ..runtime import has_gpu
+
+    return CHAT_SETTINGS if has_gpu() else {**CHAT_SETTINGS, "batch": 64}

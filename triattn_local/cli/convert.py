@@ -1,0 +1,192 @@
+"""Measure the statistics of a model, and carry them from file to file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import console
+from ..errors import BackendMissingError, UsageError
+from ..settings import Settings
+from .app import app
+from .flags import AsJson, GpuLayers, Model, Stats, Threads, switch
+
+
+@app.command()
+def convert(
+    context: typer.Context,
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File to write. [default: MODEL.triattn.gguf]", show_default=False
+        ),
+    ] = None,
+    sidecar: Annotated[
+        bool, switch("--sidecar", "Write the statistics only, into a small GGUF beside the model.")
+    ] = False,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", metavar="N", help="Calibration tokens. [default: 8192]", show_default=False),
+    ] = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--corpus",
+            metavar="FILE",
+            help="Calibration text, may be given several times. [default: the bundled one]",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="ENGINE",
+            help="`runtime` (llama.cpp, the whole model in memory), `torch` (one layer at a time), or `auto`.",
+        ),
+    ] = "auto",
+    resume: Annotated[bool, switch("--resume", "Go on where an interrupted conversion stopped.")] = False,
+    force: Annotated[bool, switch("--force", "Replace the output if it is there.")] = False,
+    dry_run: Annotated[bool, switch("--dry-run", "Say what would be done, and do nothing.")] = False,
+    as_json: AsJson = False,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+) -> None:
+    """Add the statistics that eviction needs to a model.
+
+    Collects where the queries of each head gather on a calibration text, and writes a copy of the GGUF that carries
+    them. Its tensors are the same bytes, and every other program loads it as before.
+    """
+    from .. import store
+
+    if tokens is not None and tokens < 1:
+        raise UsageError(f"must be at least 1, not {tokens}", where="--tokens")
+    settings = Settings.load(context.params)
+    path = store.resolve(model, settings.models)
+    result = convert_file(
+        path,
+        output,
+        sidecar=sidecar,
+        corpus=corpus or (),
+        engine=engine,
+        resume=resume,
+        force=force,
+        dry_run=dry_run,
+        n_threads=settings.threads,
+        n_gpu_layers=settings.gpu_layers,
+        **({} if tokens is None else {"n_tokens": tokens}),
+    )
+    if as_json:
+        console.write_json(result.as_dict())
+        return
+    if dry_run:
+        console.say(f"{result.engine} engine: {result.engine_why}", style="dim")
+        console.say(f"would calibrate on {result.corpus} and write:")
+    else:
+        r = result.concentration
+        console.say(f"{result.n_tokens:,} tokens, {result.n_layers} layers, {r.n_heads} heads, mean R {r.mean_r:.3f}")
+    print(result.path)
+
+
+@app.command("import-stats")
+def import_stats(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Statistics as the method's authors write them (.pt).")],
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File to write. [default: MODEL.triattn.gguf]", show_default=False
+        ),
+    ] = None,
+    sidecar: Annotated[
+        bool, switch("--sidecar", "Write the statistics only, into a small GGUF beside the model.")
+    ] = False,
+    force: Annotated[bool, switch("--force", "Replace the output if it is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Add statistics that TriAttention's own calibration made.
+
+    They must be of this very model: the format does not say whose they are, and only their shape can be checked.
+    """
+    from .. import store
+    from ..model_info import read_model_info
+
+    calibration, official = calib_tools("convert"), calib_tools("official")
+    info = read_model_info(store.resolve(model, Settings.load(context.params).models))
+    path = calibration.output_path(info, output, sidecar, force)
+    stats = official.read_official(file, info)
+    calibration.write_output(info, path, stats, sidecar)
+    if as_json:
+        console.write_json({"path": str(path), "model": stats.model, "layers": list(stats.layers)})
+    else:
+        print(path)
+
+
+@app.command("export-stats")
+def export_stats(
+    context: typer.Context,
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File to write. [default: MODEL.pt]", show_default=False),
+    ] = None,
+    stats: Stats = None,
+    force: Annotated[bool, switch("--force", "Replace the output if it is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model's statistics as TriAttention's own programs read them (.pt)."""
+    from .. import store
+    from ..inspection import usable_stats
+    from ..model_info import read_model_info
+
+    official = calib_tools("official")
+    settings = Settings.load(context.params)
+    info = read_model_info(store.resolve(model, settings.models))
+    path = output or info.path.with_suffix(".pt")
+    if path.exists() and not force:
+        raise UsageError("exists already", where=str(path), fix="replace it with --force, or give another name with -o")
+    found = usable_stats(info, settings.stats)
+    official.write_official(path, found, info)
+    if as_json:
+        console.write_json({"path": str(path), "model": found.model, "layers": list(found.layers)})
+    else:
+        print(path)
+
+
+def calib_tools(module: str) -> Any:
+    """A module of ``calib_tools``, which alone of the program needs torch."""
+    import importlib
+
+    try:
+        return importlib.import_module(f"triattn_local.calib_tools.{module}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise BackendMissingError(
+            "torch is not installed", where="calibration", fix="pip install '.[calib]' in the folder of triattn-local"
+        ) from None
+
+
+def convert_file(model: Path, output: Path | None, **options: Any) -> Any:
+    """Call ``calib_tools.convert``, and show how far it is."""
+    calibration = calib_tools("convert")
+    begun = False
+    try:
+        with console.Stages("tokens") as tokens, console.Stages("bytes") as data:
+
+            def progress(stage: str, done: int, total: int | None, unit: str = "tokens") -> None:
+                nonlocal begun
+                begun = begun or done > 0
+                shown, other = (data, tokens) if unit == "bytes" else (tokens, data)
+                other.close()
+                shown(stage, done, total)
+
+            return calibration.convert(model, output, progress=progress, **options)
+    except KeyboardInterrupt:
+        if begun:
+            console.say("interrupted; the same command with --resume goes on from here", style="dim")
+        raise

@@ -1,0 +1,185 @@
+"""What forgetting costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import console
+from ..errors import UsageError
+from ..settings import Settings
+from .app import app
+from .flags import (
+    GRID,
+    AsJson,
+    Batch,
+    CacheTypeK,
+    CacheTypeV,
+    FlashAttn,
+    GpuLayers,
+    Keep,
+    Model,
+    Stats,
+    Temp,
+    Threads,
+    Window,
+    switch,
+)
+
+
+@app.command("eval")
+def evaluate(
+    context: typer.Context,
+    model: Model,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks",
+            metavar="NAMES",
+            help="Of nll, niah-single, niah-keys, niah-hops, niah, recursion, reasoning, drift; or all.",
+            rich_help_panel=GRID,
+        ),
+    ] = "nll",
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            metavar="NAMES",
+            help="Groups (modes, baselines, ablations, experiments) or single "
+            "methods; or all. Full attention is always one.",
+            rich_help_panel=GRID,
+        ),
+    ] = "modes,baselines",
+    kept: Annotated[
+        str,
+        typer.Option(
+            "--kept", metavar="FRACTIONS", help="Parts of the tokens that each head keeps.", rich_help_panel=GRID
+        ),
+    ] = "0.5,0.25,0.125,0.0625",
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens",
+            metavar="N",
+            help="Length of each case; each task has its own default.",
+            rich_help_panel=GRID,
+            min=1,
+        ),
+    ] = None,
+    cases: Annotated[
+        int | None, typer.Option("--cases", metavar="N", help="Cases of each task.", rich_help_panel=GRID, min=1)
+    ] = None,
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            "--texts",
+            metavar="NAMES",
+            help="Held-out texts (novel, speech, manual, c, python, reasoning), or text files.",
+            rich_help_panel=GRID,
+        ),
+    ] = None,
+    problems: Annotated[
+        Path | None,
+        typer.Option(
+            "--problems",
+            metavar="FILE",
+            help="For reasoning: JSON lines with problem and answer, such as AIME or MATH-500.",
+            rich_help_panel=GRID,
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", metavar="K", help="Answers to each problem.", rich_help_panel=GRID, min=1)
+    ] = 1,
+    temp: Temp = None,
+    quick: Annotated[
+        bool, switch("--quick", "A small grid of its own: fails if what is kept is no better than chance.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder for the results; a run that was stopped goes on there. [default: eval/MODEL]",
+            show_default=False,
+        ),
+    ] = None,
+    window: Window = None,
+    keep: Keep = None,
+    stats: Stats = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
+    flash_attn: FlashAttn = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    batch: Batch = None,
+    verbose: Annotated[bool, switch("--verbose", "llama.cpp's own log on stderr.", "-v")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what forgetting costs: quality beside full attention, by method and kept fraction.
+
+    Tables go to stdout; the folder gets every line (lines.jsonl), the tables (report.md), and plots (PNG and
+    report.html, if matplotlib is installed). A batch has --window tokens if not told otherwise: a round after each.
+    """
+    from .. import store
+
+    settings = Settings.load(context.params)
+    if settings.origins["batch"] == "default":
+        settings = dataclasses.replace(settings, batch=settings.window)
+    path = store.resolve(model, settings.models)
+    eviction = settings.eviction()
+    if eviction is None:
+        raise UsageError("compares eviction with full attention", where="--budget", fix="leave TRIATTN_BUDGET out")
+
+    from ..evaluation import report, runner
+    from ..evaluation.methods import pick_methods
+    from ..evaluation.quick import check, quick_grid
+    from ..evaluation.summary import summarise
+    from ..evaluation.tasks import Size, pick_tasks
+
+    try:
+        fractions = tuple(float(part) for part in kept.split(","))
+    except ValueError:
+        raise UsageError(f"{kept!r} is no list of numbers", where="--kept", fix="give such as 0.5,0.25") from None
+    size = Size(
+        n_tokens=tokens,
+        n_cases=cases,
+        texts=texts.split(",") if texts else None,
+        problems=problems,
+        n_samples=samples,
+        temperature=settings.temp,
+    )
+    grid = (
+        quick_grid(eviction)
+        if quick
+        else runner.Grid(pick_tasks(tasks), pick_methods(methods), fractions, size, eviction)
+    )
+    folder = out or Path("eval") / (f"{path.stem}-quick" if quick else path.stem)
+    with console.Stages("steps") as stages:
+        lines = runner.run_grid(
+            path,
+            settings.runtime(verbose=verbose),
+            grid,
+            folder,
+            stats_path=settings.stats,
+            progress=lambda step: stages(step.text, step.n_done, step.n_total),
+        )
+    rows = summarise(lines)
+    report.write_files(rows, path.stem.removesuffix(".triattn"), " ".join(["triattn-local", *sys.argv[1:]]), folder)
+    if as_json:
+        console.write_json([row.as_dict() for row in rows])
+    else:
+        for task in dict.fromkeys(row.task for row in rows):
+            columns, cells = report.table(rows, task)
+            print(f"{task}: {report.about(task)}")
+            console.write_table(columns, cells, right=range(1, len(columns)))
+            print()
+        for remark in report.remarks(rows):
+            console.say(remark)
+        console.say(f"everything is in {folder}")
+    if quick:
+        ratio = check(lines)
+        console.say(f"KL divergence is {ratio:.2f} of random eviction's: the scores work")

@@ -1,0 +1,159 @@
+"""What a model file says, and whether its statistics hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import console
+from ..errors import BackendMissingError, StatsError, UsageError
+from ..settings import Settings
+from .app import app
+from .convert import calib_tools
+from .flags import AsJson, CacheTypeK, CacheTypeV, GpuLayers, Model, Stats, Threads, switch
+
+
+@app.command()
+def inspect(
+    context: typer.Context,
+    model: Model,
+    stats: Stats = None,
+    cache_type_k: CacheTypeK = None,
+    cache_type_v: CacheTypeV = None,
+    measure: Annotated[
+        bool, switch("--measure", "Run held-out text through the model, and see whether its statistics hold.")
+    ] = False,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", metavar="N", help="Tokens of it. [default: 3072]", show_default=False),
+    ] = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--corpus",
+            metavar="FILE",
+            help="Held-out text, may be given several times. [default: the bundled one]",
+            show_default=False,
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page with all pictures.", show_default=False),
+    ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option("--png", metavar="FOLDER", help="Write the pictures.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+) -> None:
+    """Show what a model is, what a token of context costs, whose statistics it has, and whether they hold.
+
+    With `--measure` held-out text goes through the model: how far queries lie from their centres, whether those move
+    with position and subject, whether the predicted preference for distances is the real one, and whether the tokens
+    that are kept are those that full attention attends to.
+    """
+    from .. import store
+    from ..inspection import inspect_model, usable_stats
+    from ..model_info import read_model_info
+
+    settings = Settings.load(context.params)
+    path = store.resolve(model, settings.models)
+    report = inspect_model(
+        path, sidecar=settings.stats, cache_type_k=settings.cache_type_k, cache_type_v=settings.cache_type_v
+    )
+    found, evidence = report.statistics, None
+    if measure or html or png:
+        info = read_model_info(path)
+        statistics = usable_stats(info, settings.stats)
+        if measure:
+            measuring = calib_tools("measure")
+            with console.Stages("tokens") as stages:
+                evidence = measuring.measure(
+                    info,
+                    statistics,
+                    corpus or (),
+                    measuring.DEFAULT_TOKENS if tokens is None else tokens,
+                    lambda done, total: stages("measuring", done, total),
+                    n_threads=settings.threads,
+                    n_gpu_layers=settings.gpu_layers,
+                )
+        _draw(report, info, statistics, evidence, html, png)
+    if as_json:
+        console.write_json({**report.as_dict(), "evidence": None if evidence is None else evidence.as_dict()})
+    else:
+        full = "?" if report.n_layer_full is None else str(report.n_layer_full)
+        types = " and ".join(dict.fromkeys((report.cache_type_k, report.cache_type_v)))
+        window = f", {report.sliding_window} in the others" if report.sliding_window else ""
+        pairs = [
+            ("file", f"{report.path} ({console.mebibytes(report.file_bytes)})"),
+            ("architecture", f"{report.architecture}, trained for {report.n_ctx_train:,} tokens"),
+            ("layers", f"{report.n_layer}, {full} with full attention{window}"),
+            ("heads", f"{report.n_head} for {report.n_head_kv} cached, {report.head_dim} dimensions each"),
+            ("RoPE", f"{report.rope}, {report.n_rot} dimensions"),
+            ("KV cache", f"{report.kv_bytes_per_token:,} bytes a token as {types}"),
+            ("fingerprint", report.fingerprint),
+        ]
+        if found is None:
+            pairs.append(("statistics", f"none; triattn-local convert {model}"))
+        else:
+            pairs.append(("statistics", found.problem or f"of this model, in {found.path}"))
+        if found is not None and found.tool is not None:
+            pairs += [
+                ("measured on", f"{found.n_tokens:,} tokens of {found.corpus}"),
+                ("by", found.tool),
+                (
+                    "concentration",
+                    f"R = {found.concentration}, median of heads (1: all queries of a head point one way); "
+                    f"{found.share_high or 0:.0%} of heads above 0.95",
+                ),
+            ]
+        if evidence is not None:
+            pairs += evidence.lines()
+        console.write_pairs(report.name, pairs)
+        print()
+        budgets = [f"budget {budget:,}" for budget in report.memory[0].evicting]
+        console.write_table(
+            ("KV cache for a context of", "full attention", *budgets),
+            [
+                (f"{row.n_ctx:,} tokens", *(console.mebibytes(size) for size in (row.full, *row.evicting.values())))
+                for row in report.memory
+            ],
+            right=range(1, 2 + len(budgets)),
+        )
+    if found is not None and found.problem:
+        raise StatsError(found.problem, where=found.path, fix=found.fix)
+
+
+def _draw(report: Any, info: Any, statistics: Any, evidence: Any, html: Path | None, png: Path | None) -> None:
+    """Write the pictures, for which matplotlib is needed."""
+    if html is None and png is None:
+        return
+    try:
+        from ..report.figures import pictures
+        from ..report.page import page
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise BackendMissingError(
+            "matplotlib is not installed",
+            where="--html" if html else "--png",
+            fix="pip install '.[report]' in the folder of triattn-local",
+        ) from None
+    from ..atomic import write_whole
+
+    drawn = list(pictures(info, statistics, evidence))
+    if html is not None:
+        write_whole(html, page(report, evidence, drawn).encode("utf-8"))
+        console.say(f"wrote {html}")
+    if png is not None:
+        try:
+            png.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"is no folder: {error.strerror}", where=f"--png {png}") from None
+        for picture in drawn:
+            write_whole(png / f"{picture.name}.png", picture.png())
+        console.say(f"wrote {len(drawn)} pictures into {png}")

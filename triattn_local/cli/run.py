@@ -1,0 +1,203 @@
+"""Answer one prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import console
+from ..errors import UsageError
+from ..settings import Settings
+from .app import EXIT_INTERRUPTED, app
+from .convert import convert_file
+from .flags import (
+    Batch,
+    FlashAttn,
+    Keep,
+    MaxTokens,
+    Mode,
+    NoEvict,
+    PlannedBudget,
+    PlannedCtx,
+    PlannedLayers,
+    PlannedTypeK,
+    PlannedTypeV,
+    Policy,
+    RepeatPenalty,
+    Seed,
+    Stats,
+    System,
+    Temp,
+    Threads,
+    Window,
+    switch,
+)
+
+DEMO_SETTINGS: Mapping[str, object] = {
+    # small enough that an answer of some hundred tokens goes past the cache
+    "budget": 160,
+    "window": 32,
+    "batch": 64,
+    "max_tokens": 600,
+    # a model of this size turns in circles without, with full attention too
+    "temp": 0.7,
+    "repeat_penalty": 1.1,
+}
+
+DEMO_TOKENS = 4096
+"""half of the usual calibration, for half of the wait; the centres are within 4 % (median of heads) of those of all"""
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="A path, a name that `ls` shows, or `demo`.", show_default=False),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; else stdin is read.", show_default=False)
+    ] = None,
+    demo: Annotated[bool, switch("--demo", "Fetch and convert a small real model, once, and use it.")] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="Text that goes before the prompt; - is stdin.", show_default=False
+        ),
+    ] = None,
+    system: System = None,
+    raw: Annotated[bool, switch("--raw", "Continue the text itself: no chat template.")] = False,
+    as_json: Annotated[bool, switch("--json", "The report on stdout, as its last line.")] = False,
+    quiet: Annotated[bool, switch("--quiet", "No progress and no report on stderr.", "-q")] = False,
+    verbose: Annotated[bool, switch("--verbose", "llama.cpp's own log on stderr.", "-v")] = False,
+    ctx: PlannedCtx = None,
+    budget: PlannedBudget = None,
+    window: Window = None,
+    keep: Keep = None,
+    mode: Mode = None,
+    policy: Policy = None,
+    no_evict: NoEvict = False,
+    stats: Stats = None,
+    cache_type_k: PlannedTypeK = None,
+    cache_type_v: PlannedTypeV = None,
+    flash_attn: FlashAttn = None,
+    threads: Threads = None,
+    gpu_layers: PlannedLayers = None,
+    batch: Batch = None,
+    max_tokens: MaxTokens = None,
+    temp: Temp = None,
+    repeat_penalty: RepeatPenalty = None,
+    seed: Seed = None,
+) -> int:
+    """Answer one prompt, in a cache that stays as small as its budget.
+
+    The answer goes to stdout as it comes; a report follows on stderr, one JSON object on a line. Ctrl-C stops the
+    answer and keeps what there is.
+    """
+    if demo and model is not None and prompt is not None:
+        raise UsageError("--demo brings its own model", where=model, fix='triattn-local run --demo "PROMPT"')
+    if demo:
+        prompt = model
+    elif model is None:
+        raise UsageError("no model given", where="run", fix="name one that triattn-local ls shows, or give --demo")
+    settings = Settings.load(context.params, defaults=DEMO_SETTINGS if demo else None)
+    # what is wrong with the flags is said before anything is fetched, read or loaded
+    sampling, limit = settings.sampling(), settings.n_predict()
+    settings.runtime()
+    settings.eviction()
+    text = _read_prompt(prompt, file)
+
+    from .. import planning, store
+    from ..oneshot import answer, make_prompt
+
+    path = demo_model(settings.models) if demo else store.resolve(str(model), settings.models)
+    from ..runtime import Runtime
+
+    plan = planning.plan_run(path, settings, evict=not no_evict, fixed=DEMO_SETTINGS if demo else (), verbose=verbose)
+    if plan.why and not (quiet or as_json):
+        console.say(plan.why, style="dim")
+    with contextlib.nullcontext() if quiet or verbose else console.waiting(f"loading {path.name}"):
+        runtime = Runtime.load(path, plan.config, plan.eviction, stats_path=settings.stats)
+    with runtime as rt:
+        with console.Stages("tokens") as stages:
+            out = _Answer(stages)
+            report = answer(
+                rt,
+                make_prompt(rt, text, system=system, raw=raw),
+                model=str(path),
+                max_tokens=limit,
+                eviction=plan.eviction,
+                sampling=sampling,
+                on_prefill=(lambda done, total: None) if quiet else out.reading,
+                on_text=out.text,
+            )
+        out.end()
+    if as_json:
+        console.write_json(report.as_dict())
+    elif not quiet:
+        console.write_report(report.summary(), report.as_dict())
+    return EXIT_INTERRUPTED if report.interrupted else 0
+
+
+class _Answer:
+    """Text to stdout as it comes; until its first word, a bar for the prompt."""
+
+    def __init__(self, stages: console.Stages) -> None:
+        self._stages = stages
+        self._last = "\n"
+
+    def reading(self, done: int, total: int) -> None:
+        # a line for every prompt would be noise in a log: only a terminal sees it
+        if console.stderr().is_terminal:
+            self._stages("reading the prompt", done, total)
+
+    def text(self, text: str) -> None:
+        if text:
+            self._stages.close()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self._last = text[-1]
+
+    def end(self) -> None:
+        if self._last != "\n":
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+def _read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The file, then the prompt, or else stdin."""
+    if prompt is None and file is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("no prompt", where="run", fix="give one in quotes, with --file, or on stdin")
+        file = Path("-")
+    parts = [_read_text(file)] if file is not None else []
+    text = "\n\n".join([*parts, *([prompt] if prompt is not None else [])])
+    if not text.strip():
+        raise UsageError("the prompt is empty", where="stdin" if str(file) == "-" else str(file or "run"))
+    return text
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError("is not UTF-8 text", where="stdin" if str(file) == "-" else str(file)) from None
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=f"--file {file}") from None
+
+
+def demo_model(models: Path) -> Path:
+    """The demo model with statistics inside: fetched and converted the first time."""
+    from .. import store
+
+    target = (models / store.DEMO.file).with_suffix(".triattn.gguf")
+    if not target.is_file():
+        with console.Stages() as stages:
+            source = store.pull("demo", models, progress=stages)
+        convert_file(source, target, n_tokens=DEMO_TOKENS)
+    return target
