@@ -819,7 +819,7 @@ async def test_pull_errors_are_shown_with_the_next_step(open_chat: Open, monkeyp
     [
         (StatsError("holds no TriAttention statistics", fix="convert it"), "converts it here"),
         (DoesNotFitError("needs 40 GiB, 24 GiB are free", fix="give a smaller --ctx"), "smaller context or budget"),
-        (TriattnError("llama.cpp cannot load it"), "chooses another model"),
+        (TriattnError("llama.cpp cannot load it"), "tries again; F3 chooses another model"),
     ],
 )
 async def test_a_model_that_cannot_be_loaded_is_no_dead_end(open_chat: Open, error: TriattnError, step: str) -> None:
@@ -833,6 +833,45 @@ async def test_a_model_that_cannot_be_loaded_is_no_dead_end(open_chat: Open, err
         await t.until(lambda: isinstance(t.app.screen, ModelsScreen))
         await t.press("escape")
         assert t.chat.prompt.text == "kept words"
+
+
+async def test_after_a_failed_load_the_settings_load_it_anew(open_chat: Open) -> None:
+    ScriptedRuntime.load_error = DoesNotFitError("needs 40 GiB, 24 GiB are free", fix="give a smaller --ctx")
+    async with open_chat(ctx=8192) as t:
+        await t.until(lambda: "loads it anew" in " ".join(t.screen_text().replace("│", " ").split()))
+        await t.press("f4")
+        await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+        assert t.app.screen.query_one("#ctx", Input).value == "8192"
+        await t.press("ctrl+s")
+        await t.until(lambda: t.app.screen is t.chat and not t.app.loading)
+        assert ScriptedRuntime.loads == [], "tried again, in vain"
+        assert t.app.model is None
+
+        ScriptedRuntime.load_error = None
+        await t.press("f4")
+        await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+        t.app.screen.query_one("#ctx", Input).value = "1024"
+        await t.press("ctrl+s")
+        await t.until(lambda: t.app.loaded is not None)
+        assert t.rt.path.name == "tiny.gguf"
+        assert t.rt.config.n_ctx == 1024
+        assert t.notices == "", "what the error said is no longer so"
+        await t.ask("How is the sea?")
+        assert t.contents[-1] == "The **sea** is wide."
+
+
+async def test_other_settings_leave_full_attention_as_it_was_chosen(open_chat: Open) -> None:
+    async with open_chat(start={"evict": False}) as t:
+        assert t.rt.eviction is None
+        for changes, budget in (({"ctx": "1024"}, None), ({"budget": "128"}, 128), ({"budget": "off"}, None)):
+            await t.press("f4")
+            await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+            for name, value in changes.items():
+                t.app.screen.query_one(f"#{name}", Input).value = value
+            n_loads = len(ScriptedRuntime.loads)
+            await t.press("ctrl+s")
+            await t.until(lambda n=n_loads: len(ScriptedRuntime.loads) > n and not t.app.loading)
+            assert (t.rt.eviction and t.rt.eviction.budget_tokens) == budget
 
 
 async def test_a_conversation_beyond_the_context_says_what_to_do(open_chat: Open) -> None:

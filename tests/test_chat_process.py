@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from chat_process import ChatProcess
+from texts import prose
 
 from triattn_local.cli import run_app
 from triattn_local.sessions import SessionStore
@@ -59,6 +62,65 @@ def test_kill_9_while_streaming_then_resume(tmp_path: Path, first_turn_done: boo
     assert words == [f"word{i}" for i in range(len(words))]
     assert len(words) >= shown, "what was on the screen was stored before"
     assert messages[-1].content == "Resumed."
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall("[a-z]+", text.lower())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_words", [0, 500], ids=["nothing-on-disk", "a-snapshot-on-disk"])
+def test_kill_9_while_a_real_model_streams_then_resume(smollm2_triattn: Path, tmp_path: Path, n_words: int) -> None:
+    flags = ["--budget", "512", "--ctx", "8192", "--batch", "128", "--temp", "0.8", "--repeat-penalty", "1.1"]
+    chat = ChatProcess(tmp_path, size=(80, 24), arguments=["chat", str(smollm2_triattn), *flags])
+    try:
+        chat.wait_until_shown("Ask anything")
+        chat.wait_until_shown("○ ready")
+        if n_words:
+            chat.write(f"\x1b[200~{prose(n_words)}\x1b[201~")
+            chat.wait_until_shown("tokens Ctrl+X removes the last")
+        chat.write("Tell a long story about the sea.\r")
+        store = SessionStore(tmp_path / "sessions")
+        end_s = time.monotonic() + 180
+        while not (sessions := store.sessions()) or len(store.messages(sessions[0].id)[-1].content.split()) < 60:
+            assert time.monotonic() < end_s
+            chat.read(0.2)
+        chat.drain(1.0)
+        lines = chat.screen()
+    finally:
+        os.kill(chat.process.pid, signal.SIGKILL)
+        chat.close()
+    _, answer = store.messages(sessions[0].id)
+    store.close()
+    assert answer.state == "streaming"
+    prompt = next(i for i, line in enumerate(lines) if line.lstrip().startswith("╭"))
+    shown, stored = words_of(" ".join(lines[1:prompt]))[-15:], words_of(answer.content)
+    assert len(shown) == 15
+    assert any(stored[i : i + 15] == shown for i in range(len(stored))), "what was on the screen was stored before"
+
+    chat = ChatProcess(tmp_path, size=(80, 24), arguments=["chat", "--continue", *flags])
+    try:
+        chat.wait_until_shown("cut off when the program ended")
+        chat.wait_until_shown("○ ready")
+        chat.write("What happened then?\r")
+        chat.wait_until_shown("cache restored from disk, " if n_words else "earlier tokens read again (no snapshot of")
+        chat.write("\x1b")
+        chat.wait_until_shown("○ ready")
+        chat.write("\x11")
+        assert chat.process.wait(30) == 0
+    finally:
+        chat.close()
+    store = SessionStore(tmp_path / "sessions")
+    messages = store.messages(sessions[0].id)
+    store.close()
+    assert [message.state for message in messages[1::2]] == ["interrupted", messages[3].state]
+    assert messages[1].content == answer.content
+    report = messages[3].report
+    if n_words:
+        assert report["n_cached"] > 500, "the snapshot had the question"
+        assert report["n_again"] < report["n_prompt"] - 500
+    else:
+        assert report["n_cached"] == 0
 
 
 def test_without_colours_and_in_a_plain_terminal(tmp_path: Path) -> None:

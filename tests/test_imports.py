@@ -15,7 +15,7 @@ import triattn_local
 PACKAGE = Path(triattn_local.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "stop"),
     ("aio", "config", "architectures", "atomic", "gguf_file", "interrupts", "plotting", "text_stream"),
     ("model_info",),
     ("stats",),

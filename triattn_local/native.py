@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .config import AGGREGATES, MODES, OFFSETS, POLICIES, TERMS, EvictionConfig
 from .errors import BackendMissingError, StateError, StatsError, TriattnError, UsageError
+from .stop import Stop
 
 OK, OFF, BAD_PARAM, NO_STATS, BAD_STATS, UNSUPPORTED, FAILED = 0, -1, -2, -3, -4, -5, -6
 
@@ -158,6 +159,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "llama_triattn_seq_pos_whole": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
     "llama_triattn_evict": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32]),
     "llama_triattn_score": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "llama_triattn_set_abort_flag": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_bool)]),
     "llama_triattn_set_ranking": (ctypes.c_int32, [ctypes.c_void_p, _RANKING, ctypes.c_void_p]),
     "llama_triattn_get_layers": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]),
     "llama_triattn_get_kept": (
@@ -281,6 +283,15 @@ def evict(ctx: int, seq_id: int = 0, n_tokens: int = 0) -> int:
 def score(ctx: int, seq_id: int = 0) -> int:
     """Score without evicting. Returns the number of candidates."""
     return _check(library().llama_triattn_score(ctx, seq_id))
+
+
+# int32_t llama_triattn_set_abort_flag(struct llama_context * ctx, const volatile bool * flag);
+def set_abort(ctx: int, stop: Stop | None) -> None:
+    """From now on ``llama_decode`` gives up and returns 2 while `stop` is set, where the backend asks (CPU, Metal).
+
+    The context does not own it: it must live until another one, or None, takes its place, or the context goes.
+    """
+    _check(library().llama_triattn_set_abort_flag(ctx, None if stop is None else stop.flag))
 
 
 class Ranking:

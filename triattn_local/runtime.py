@@ -29,6 +29,7 @@ from .metadata import read_stats
 from .model_info import fingerprint, read_model_info
 from .sampling import Sampler
 from .snapshot import Snapshot, read_snapshot, write_snapshot
+from .stop import Stop
 from .text_stream import TextStream
 from .thinking import Kind, ThinkingSplitter, marks_of
 from .tool_calls import MARKS, ToolCall, ToolCallSplitter
@@ -112,7 +113,7 @@ class RuntimeStats:
 
 
 class Cancel(Protocol):
-    """threading.Event is one."""
+    """threading.Event is one, ``Stop`` a quicker one."""
 
     def is_set(self) -> bool: ...
 
@@ -126,6 +127,10 @@ class Runtime:
         self.config = config
         self.eviction = eviction
         self.vocabulary = Vocabulary(self._model)
+        self._recurs = bool(
+            llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
+        )
+        self._stop: Stop | None = None  # what the library looks at
         self._tokens: list[int] = []  # in the cache, or evicted from it
         self._pending: int | None = None  # drawn, given out, and not decoded yet
 
@@ -274,7 +279,8 @@ class Runtime:
         stop : sequence of str, optional
             Texts that end the answer; they are not part of it.
         cancel : Cancel, optional
-            Looked at after every batch of the prompt and after every token.
+            Looked at after every batch of the prompt and after every token; a ``Stop`` also amid a batch, on backends
+            that ask whether to go on (CPU, Metal).
 
         Yields
         ------
@@ -301,11 +307,10 @@ class Runtime:
         self._pending = None
         start_s = time.perf_counter()
         for i in range(n_cached, len(tokens), self.config.n_batch):
-            if cancel is not None and cancel.is_set():
+            if not self._decode(tokens[i : i + self.config.n_batch], cancel):
                 elapsed_s = time.perf_counter() - start_s
                 yield Done("cancelled", len(tokens), n_cached, 0, elapsed_s, 0.0)
                 return
-            self._decode(tokens[i : i + self.config.n_batch])
             yield Prefill(len(self._tokens), len(tokens), time.perf_counter() - start_s)
 
         sampler = Sampler(sampling, self.vocabulary.n_vocab, tokens)
@@ -394,7 +399,9 @@ class Runtime:
                 if len(self._tokens) >= n_ctx:
                     reason = "context"
                     break
-                self._decode([self._pending])
+                if not self._decode([self._pending], cancel):
+                    reason = "cancelled"
+                    break
                 self._pending = None
             token = sampler.sample(self._ctx, len(self._tokens))
             self._pending = token
@@ -425,9 +432,17 @@ class Runtime:
         self._tokens = self._tokens[:n]
         return n
 
-    def _decode(self, tokens: Sequence[int]) -> None:
+    def _decode(self, tokens: Sequence[int], cancel: Cancel | None = None) -> bool:
+        """One batch into the cache; False if it was cancelled, then nothing of it is there."""
+        if cancel is not None and cancel.is_set():
+            return False
         array = (llama_cpp.llama_token * len(tokens))(*tokens)
+        self._heed(cancel)
         status = llama_cpp.llama_decode(self._ctx, llama_cpp.llama_batch_get_one(array, len(tokens)))
+        if status == 2:
+            # micro-batches that were done go too: the batch is read anew from where rounds would find it
+            llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._ctx), _SEQ, len(self._tokens), -1)
+            return False
         if status == 1:
             raise DoesNotFitError(
                 f"the cache has no room for {len(tokens)} more tokens at position {len(self._tokens)}",
@@ -439,6 +454,15 @@ class Runtime:
                 f"llama.cpp failed with status {status} at position {len(self._tokens)}", where="llama_decode"
             )
         self._tokens.extend(tokens)
+        return True
+
+    def _heed(self, cancel: Cancel | None) -> None:
+        """Have the library look at it amid a batch, if it can."""
+        # a recurrent state that a batch has begun to change cannot go back
+        stop = cancel if isinstance(cancel, Stop) and not self._recurs else None
+        if stop is not self._stop:
+            native.set_abort(self._ctx, stop)
+            self._stop = stop
 
     def reset(self) -> None:
         """Forget the sequence; the counters of ``stats`` go on."""

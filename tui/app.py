@@ -100,6 +100,10 @@ class ChatApp(App[None]):
         if self.start.system and self.session.session is not None:
             self.session.change(system=self.start.system)
         self.model: Path | None = None
+        self.failed: Path | None = None
+        """what could not be loaded with the settings as they are"""
+        self.evict = self.start.evict
+        """whether the model that is there, or was asked for last, forgets"""
         self.loading = False
         self.loaded: RuntimeStats | None = None
         """what the model was loaded with"""
@@ -140,11 +144,11 @@ class ChatApp(App[None]):
     # ------------------------------------------------------------------- model
 
     def load_model(self, path: Path, *, evict: bool | None = None) -> None:
-        """Load it in the engine's thread; messages wait there for it."""
-        self.model, self.loading = path, True
+        """Load it in the engine's thread; messages wait there for it. `evict` None: as with the last one."""
+        self.model, self.failed, self.loading = path, None, True
+        self.evict = self.evict if evict is None else evict
         self.chat.status.state, self.chat.status.busy = f"loading {self.model_name}", True
-        evict = self.start.evict if evict is None else evict
-        self.engine.load(path, self.settings, evict=evict, verbose=self.start.verbose)
+        self.engine.load(path, self.settings, evict=self.evict, verbose=self.start.verbose)
 
     def model_loaded(self, path: Path, stats: RuntimeStats, why: str | None) -> None:
         self.loading, self.loaded = False, stats
@@ -152,15 +156,17 @@ class ChatApp(App[None]):
             self.notify(why, title=self.model_name)
         self.store.remember("model", str(path))
 
-    def model_failed(self) -> None:
-        self.model, self.loading, self.loaded = None, False, None
+    def model_failed(self, path: Path) -> None:
+        self.model, self.failed, self.loading, self.loaded = None, path, False, None
 
-    def change_settings(self, settings: Settings) -> None:
-        """Take new settings; what the context depends on loads the model anew."""
+    def change_settings(self, settings: Settings, *, evict: bool | None = None) -> None:
+        """Take new settings; what the context depends on loads the model anew, or tries again what failed."""
         same = settings == self.settings
         self.settings = settings
-        if not same and self.model is not None:
-            self.load_model(self.model)
+        if self.failed is not None:
+            self.load_model(self.failed, evict=evict)
+        elif not same and self.model is not None:
+            self.load_model(self.model, evict=evict)
 
     # ----------------------------------------------------------------- session
 

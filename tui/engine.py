@@ -7,7 +7,6 @@ instead, which the interface empties at its own pace; it is stored before it is 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from triattn_local.errors import TriattnError
 from triattn_local.runtime import Prefill, RuntimeStats
 from triattn_local.sessions import Message, SessionStore, Shelf, State
 from triattn_local.settings import Settings
+from triattn_local.stop import Stop
 from triattn_local.thinking import Kind
 
 from . import events
@@ -59,8 +59,8 @@ class Engine:
         self._shelf = shelf
         self._thread = ThreadPoolExecutor(1, "engine")
         self._conversation: Conversation | None = None
-        self._stop = threading.Event()
-        self._settling = threading.Event()
+        self._stop = Stop()
+        self._settling = Stop()
         self.pieces: deque[tuple[Kind, str, int]] = deque()
         """(kind, text, tokens of this kind so far) of the answer that is coming"""
         self.map_wanted = False
@@ -79,8 +79,8 @@ class Engine:
     def answer(self, turn: Turn) -> None:
         """``TurnReady``, ``Reading``, pieces, ``Looked``, ``TurnEnded``; then ``TurnSettled``."""
         self._settling.set()
-        self._stop = threading.Event()
-        self._settling = threading.Event()
+        self._stop = Stop()
+        self._settling = Stop()
         self._submit(self._answer, turn, self._stop, self._settling)
 
     def stop(self) -> None:
@@ -139,7 +139,7 @@ class Engine:
         self._mapped_rounds = -1
         self._post(events.Loaded(path, rt.stats(), rt.eviction, plan.why))
 
-    def _answer(self, turn: Turn, stop: threading.Event, settling: threading.Event) -> None:
+    def _answer(self, turn: Turn, stop: Stop, settling: Stop) -> None:
         conversation = self._conversation
         if conversation is None:
             self._fail(turn, TriattnError("no model is loaded", fix="choose one with F3"))

@@ -156,6 +156,12 @@ extern "C" {
     // Returns the number of candidates, or a negative status.
     LLAMA_API int32_t llama_triattn_score(struct llama_context * ctx, llama_seq_id seq_id);
 
+    // While *flag is true, llama_decode() gives up at the next operation and returns 2, on backends that ask whether to go on
+    // (CPU, Metal; the others finish their graph); micro-batches that are done stay in the memory. Any thread may write it: what
+    // asks is in the library, so that a caller's language need not run amid a graph. It takes the place of
+    // llama_set_abort_callback(); a round is finished in spite of either. The flag lives as long as it is set here; NULL: none.
+    LLAMA_API int32_t llama_triattn_set_abort_flag(struct llama_context * ctx, const volatile bool * flag);
+
     // A ranking of one's own, for research: called in every round, and in llama_triattn_score(), after the scores were made and
     // before the lowest are dropped. `scores` [n_set][n_cand] holds what the policy gave (higher: kept longer) and may be
     // written, what is not a number is dropped first; `pos` [n_set][n_cand] are the tokens, `cells` [n_cand] the cells that

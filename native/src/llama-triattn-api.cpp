@@ -167,6 +167,18 @@ int32_t llama_triattn_score(struct llama_context * ctx, llama_seq_id seq_id) {
     });
 }
 
+static bool is_set(void * flag) {
+    return *(const volatile bool *) flag;
+}
+
+int32_t llama_triattn_set_abort_flag(struct llama_context * ctx, const volatile bool * flag) {
+    if (!ctx) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "ctx is NULL");
+    }
+    ctx->set_abort_callback(flag ? is_set : nullptr, const_cast<bool *>(flag));
+    return LLAMA_TRIATTN_OK;
+}
+
 int32_t llama_triattn_set_ranking(struct llama_context * ctx, llama_triattn_ranking fn, void * user_data) {
     auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
     if (!triattn) {

@@ -292,7 +292,22 @@ bool llama_triattn::is_due(bool forced) const {
     return false;
 }
 
+llama_triattn_unaborted::llama_triattn_unaborted(llama_context & lctx) :
+    lctx(lctx), callback(lctx.abort_callback), callback_data(lctx.abort_callback_data) {
+    if (callback) {
+        lctx.set_abort_callback(nullptr, nullptr);
+    }
+}
+
+llama_triattn_unaborted::~llama_triattn_unaborted() {
+    if (callback) {
+        lctx.set_abort_callback(callback, callback_data);
+    }
+}
+
 void llama_triattn::update(llama_context & lctx, bool forced) {
+    const llama_triattn_unaborted unaborted(lctx);
+
     if (requested) {
         requested_res = requested();
         return;

@@ -156,3 +156,16 @@ private:
     // Hadamard matrix of a rotated K cache, empty if it is not rotated
     const std::vector<float> & k_rotation() const;
 };
+
+// While it lives, what its context computes is not aborted: rows that have moved in part cannot be mended.
+class llama_triattn_unaborted {
+public:
+    explicit llama_triattn_unaborted(llama_context & lctx);
+    ~llama_triattn_unaborted();
+
+private:
+    llama_context & lctx;
+
+    const ggml_abort_callback callback;
+    void * const              callback_data;
+};

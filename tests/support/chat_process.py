@@ -1,6 +1,6 @@
-"""The chat on a scripted runtime in a process of its own, behind a pseudo-terminal.
+"""The chat in a process of its own, behind a pseudo-terminal: on a scripted runtime, or the program as it is.
 
-python chat_process.py OPTIONS      where OPTIONS is JSON: script, tokens_per_s, batch_s, env, start
+python chat_process.py OPTIONS      the scripted one; OPTIONS is JSON: script, tokens_per_s, batch_s, env, start
 """
 
 from __future__ import annotations
@@ -15,14 +15,26 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyte
+
 
 class ChatProcess:
-    """Starts the chat, writes keys, reads the screen's bytes."""
+    """Starts the chat, writes keys, reads the screen's bytes.
 
-    def __init__(self, folder: Path, *, size: tuple[int, int] = (120, 40), **options: Any) -> None:
+    Parameters
+    ----------
+    arguments : sequence of str
+        Of the installed program, with a real model among them; then ``screen`` knows what a terminal shows. Without
+        any the scripted runtime runs with `options`.
+    """
+
+    def __init__(
+        self, folder: Path, *, size: tuple[int, int] = (120, 40), arguments: Sequence[str] = (), **options: Any
+    ) -> None:
         self.folder = folder
         (folder / "models").mkdir(parents=True, exist_ok=True)
         model = folder / "models" / "scripted.gguf"
@@ -37,8 +49,11 @@ class ChatProcess:
         }
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+        program = [str(Path(sys.executable).parent / "triattn-local"), *arguments]
+        if not arguments:
+            program = [sys.executable, __file__, json.dumps({"model": str(model), **options})]
         self.process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps({"model": str(model), **options})],
+            program,
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -48,6 +63,8 @@ class ChatProcess:
         )
         os.close(slave)
         self.seen = b""
+        self._screen = pyte.Screen(*size)
+        self._terminal = pyte.ByteStream(self._screen) if arguments else None  # takes longer than a program writes
 
     def read(self, timeout_s: float) -> bytes:
         """What comes within the time, as soon as something comes."""
@@ -59,7 +76,20 @@ class ChatProcess:
         except OSError:
             return b""
         self.seen = (self.seen + data)[-1_000_000:]
+        if self._terminal is not None:
+            self._terminal.feed(data)
         return data
+
+    def screen(self) -> list[str]:
+        """The lines that are shown now."""
+        return [line.rstrip() for line in self._screen.display]
+
+    def wait_until_shown(self, words: str, timeout_s: float = 120) -> None:
+        """Until the words stand on the screen, on several lines perhaps."""
+        end_s = time.perf_counter() + timeout_s
+        while words not in " ".join(" ".join(self.screen()).split()):
+            assert time.perf_counter() < end_s, "\n".join([f"{words!r} was not shown:", *self.screen()])
+            self.read(0.5)
 
     def wait_for(self, words: str, timeout_s: float = 90) -> float:
         """Until the bytes come; returns the seconds."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 WIDE = 100
 """columns from which the memory stands beside the conversation"""
 
+_SMALLER = "F4 sets a smaller context or budget, and loads it anew; F3 chooses another model"
 _EMPTY = "Nothing said yet.\n\nEnter sends · Ctrl+J starts a new line · F1 shows all keys"
 
 
@@ -290,9 +291,7 @@ class ChatScreen(Screen[None]):
         self.refresh_title()
 
     def _next_step(self, error: TriattnError) -> str:
-        if isinstance(error, DoesNotFitError):
-            return "F4 sets a smaller context or budget; F3 chooses another model"
-        return "Ctrl+R tries again"
+        return _SMALLER if isinstance(error, DoesNotFitError) else "Ctrl+R tries again"
 
     @on(events.TurnSettled)
     def _settled(self, event: events.TurnSettled) -> None:
@@ -305,7 +304,8 @@ class ChatScreen(Screen[None]):
     # ------------------------------------------------------------------ engine
 
     @on(events.Loaded)
-    def _loaded(self, event: events.Loaded) -> None:
+    async def _loaded(self, event: events.Loaded) -> None:
+        await self.transcript.query("Notice.error").remove()  # of a model or settings that are no more
         self.app.model_loaded(event.path, event.stats, event.why)
         self._say_state("ready" if not self.busy else "starting")
         self.status.stats = event.stats
@@ -314,12 +314,12 @@ class ChatScreen(Screen[None]):
 
     @on(events.LoadFailed)
     async def _load_failed(self, event: events.LoadFailed) -> None:
-        self.app.model_failed()
-        step = "F3 chooses another model"
+        self.app.model_failed(event.path)
+        step = "F4, Ctrl+S tries again; F3 chooses another model"
         if isinstance(event.error, StatsError):
             step = "F3, then c, converts it here; then Enter opens it"
         elif isinstance(event.error, DoesNotFitError):
-            step = "F4 sets a smaller context or budget; F3 chooses another model"
+            step = _SMALLER
         await self.transcript.say(Notice.of(event.error, step))
         self._say_state("no model")
         self.refresh_title()

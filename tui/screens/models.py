@@ -121,9 +121,9 @@ class ModelsScreen(Dialog[None]):
                 f"{path.name} has no statistics yet: c measures them (minutes), f opens it with full attention."
             )
             return
-        self._open(path)
+        self._open(path, evict=self.app.start.evict)
 
-    def _open(self, path: Path, *, evict: bool | None = None) -> None:
+    def _open(self, path: Path, *, evict: bool) -> None:
         if self.app.chat.busy:
             self._problem("An answer is coming; Esc, then Esc again, stops it.")
             return
@@ -175,4 +175,4 @@ class ModelsScreen(Dialog[None]):
             self._problem(str(event.error))
         self._list(event.path)
         if event.path is not None and glance(event.path)[1] and self.app.model is None and not self.app.chat.busy:
-            self._open(event.path)
+            self._open(event.path, evict=self.app.start.evict)

@@ -13,6 +13,7 @@ from textual.widgets import Input, Static, TextArea
 
 from triattn_local.config import SamplingConfig
 from triattn_local.errors import TriattnError
+from triattn_local.settings import Settings
 
 from .dialog import Dialog
 
@@ -81,6 +82,8 @@ class SettingsScreen(Dialog[None]):
 
     def _memory_value(self, name: str) -> str:
         """What was asked for, else what the plan chose."""
+        if name == "budget" and not self.app.evict:
+            return "off"
         value, loaded = getattr(self.app.settings, name), self.app.loaded
         if loaded is not None and not self.app.settings.is_given(name):
             value = loaded.n_ctx if name == "ctx" else loaded.budget_tokens
@@ -95,14 +98,14 @@ class SettingsScreen(Dialog[None]):
         try:
             options = self._read_sampling()
             SamplingConfig(**{name: value for name, value in options.items() if name != "max_tokens"})
-            settings = self._read_memory()
+            settings, evict = self._read_memory()
         except (TriattnError, ValueError) as error:
             problem.update(str(error))
             return
         base = self._base()
         options = {name: value for name, value in options.items() if value != base[name]}
         self.app.session.change(system=self.query_one("#system", TextArea).text.strip(), options=options)
-        self.app.change_settings(settings)
+        self.app.change_settings(settings, evict=evict)
         self.dismiss(None)
 
     def _read_sampling(self) -> dict[str, Any]:
@@ -118,7 +121,8 @@ class SettingsScreen(Dialog[None]):
             options[name] = value
         return options
 
-    def _read_memory(self) -> Any:
+    def _read_memory(self) -> tuple[Settings, bool | None]:
+        """The settings, and whether to forget if something was said of it."""
         written = {name: self.query_one(f"#{name}", Input).value.strip() for name, _, _ in _MEMORY}
         off = written["budget"].lower() == "off"
         try:
@@ -131,4 +135,4 @@ class SettingsScreen(Dialog[None]):
         settings = self.app.settings.changed("F4", **changed)
         settings.runtime()
         settings.eviction()
-        return settings
+        return settings, True if "budget" in changed else None
