@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import threading
 import time
@@ -522,6 +523,14 @@ async def test_command_palette_has_our_commands(open_chat: Open) -> None:
     async with open_chat() as t:
         titles = {command.title for command in t.app.get_system_commands(t.chat)}
         assert {"Theme", "Sessions", "Models", "Memory map", "Answer anew"} <= titles
+        assert "Maximize" not in titles
+        await t.press("ctrl+p")
+        await t.until(lambda: t.app.screen is not t.chat)
+        await t.pilot.press(*"keys")
+        await t.pilot.pause(0.5)
+        await t.press("enter")
+        await t.until(lambda: isinstance(t.app.screen, HelpScreen))
+        await t.press("escape")
         await t.press("ctrl+p")
         await t.until(lambda: t.app.screen is not t.chat)
         await t.pilot.press(*"memory map")
@@ -564,8 +573,40 @@ async def test_the_status_line_is_there_in_every_width(open_chat: Open) -> None:
             stats = t.rt.stats()
             last = t.screen_text().splitlines()[-1]
             assert str(stats.n_past) in last
-            assert ("evicted" in last or "−" in last) == (width >= 80), last
+            assert ("evicted" in last or "−" in last) == (width >= 50), last
             assert "KV cache" in t.screen_text() if width >= 100 else "KV cache" not in t.screen_text()
+
+
+async def test_the_status_line_of_80_columns_has_all_numbers(open_chat: Open) -> None:
+    numbers = {"n_ctx": 131072, "n_past": 118_442, "n_cells_used": 2101, "budget_tokens": 2048}
+    async with open_chat(size=(80, 24)) as t:
+        stats = dataclasses.replace(
+            t.rt.stats(),
+            **numbers,
+            n_evictions=1270,
+            tokens_evicted=116_341,
+            kv_bytes=394 << 20,
+            kv_bytes_full=18 << 30,
+        )
+        t.app.engine.look = lambda path=(): None  # type: ignore[method-assign]
+        t.chat.status.stats = stats
+        for state, last in (("133.1 tok/s", "−116k"), ("ready", "1,270 rounds −116k")):
+            t.chat.status.state = state
+            await t.pilot.pause()
+            line = t.screen_text().splitlines()[-1].strip()
+            assert line.endswith(f"118k/131k ctx · 2.1k/2.0k kept · KV 394M/18G · {last}"), line
+        t.chat.status.stats = dataclasses.replace(stats, n_evictions=0, tokens_evicted=0)
+        await t.pilot.pause()
+        assert "nothing evicted" in t.screen_text()
+
+
+async def test_a_setting_that_cannot_be_taken_is_said_where_it_is_seen(open_chat: Open) -> None:
+    async with open_chat(size=(60, 16)) as t:
+        await t.press("f4")
+        await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+        t.app.screen.query_one("#temperature", Input).value = "hot"
+        await t.press("ctrl+s")
+        await t.until(lambda: "'hot' is not a number" in t.screen_text())
 
 
 async def test_the_map_shows_what_is_kept_and_its_words(open_chat: Open) -> None:

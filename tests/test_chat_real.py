@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machine import slowness
 from texts import prose
 from textual.pilot import Pilot
 
@@ -100,5 +102,45 @@ async def test_past_the_cache_back_and_resumed(
             assert report["n_again"] == 0
             assert report["n_prompt"] - report["n_cached"] < 30
             assert "restored from disk" in list(app.chat.query(AnswerMessage))[-1].note
+    finally:
+        app.shut_down()
+
+
+async def test_escape_amid_a_batch_of_the_prompt(
+    smollm2_triattn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is free at once, nothing half read stays, and the answer afterwards is the one without the stop."""
+    monkeypatch.setenv("TRIATTN_SESSIONS", str(tmp_path / "sessions"))
+    flags = {"budget": 512, "ctx": 4096, "batch": 512, "max_tokens": 12}
+    app = ChatApp(Settings.load(flags), Start(smollm2_triattn))
+    try:
+        async with app.run_test(size=(120, 40)) as pilot:
+            await until(pilot, lambda: not app.loading and app.model is not None)
+            question = f"{prose(1500)}\n\nWhat is this about?"
+            app.chat.prompt.insert(question)
+            await answered(pilot, app, "enter")
+            want = app.session.path[-1]
+            assert want.report["n_prompt"] > 3 * 512
+
+            await pilot.press("ctrl+n")
+            await until(pilot, lambda: not app.session.path)
+            app.chat.prompt.insert(question)
+            await pilot.press("enter")
+            await until(pilot, lambda: app.chat.status.state.startswith("reading"), 60)
+            start_s = time.monotonic()
+            await pilot.press("escape")
+            idle = threading.Event()
+            app.engine._submit(idle.set)
+            while not idle.is_set():
+                await asyncio.sleep(0.005)
+            assert time.monotonic() - start_s < 0.2 * slowness()
+            await until(pilot, lambda: not app.chat.busy)
+            stopped = app.session.path[-1]
+            assert (stopped.state, stopped.content) == ("stopped", "")
+
+            await answered(pilot, app, "ctrl+r")
+            again = app.session.path[-1]
+            assert again.content == want.content
+            assert again.report["n_cached"] >= 512, "what was read before the stop is not read again"
     finally:
         app.shut_down()

@@ -79,7 +79,7 @@ def test_batches_that_are_aborted_and_read_again(name: str, request: pytest.Fixt
             aborting.never()
             assert np.array_equal(engine.decode(batch), want)
         assert remained == {0, 64}, "amid the first micro-batch, and amid the second"
-        assert engine.stats().n_rounds == plain.stats().n_rounds > 3
+        assert engine.stats().n_rounds == plain.stats().n_rounds >= 3
         for il in native.get_layers(plain.ctx):
             for one, other in zip(native.get_kept(plain.ctx, il, 0), native.get_kept(engine.ctx, il, 0), strict=True):
                 assert np.array_equal(one, other)
@@ -89,12 +89,12 @@ def test_batches_that_are_aborted_and_read_again(name: str, request: pytest.Fixt
 
 @pytest.mark.parametrize("budget", [512, None], ids=["evicting", "full"])
 def test_a_stop_is_heard_amid_a_batch_and_the_answer_is_the_same(budget: int | None, smollm2_triattn: Path) -> None:
-    config = RuntimeConfig(n_ctx=4096)
+    config = RuntimeConfig(n_ctx=2048, n_batch=256, n_ubatch=256)
     eviction = EvictionConfig(budget_tokens=budget) if budget else None
     with Runtime.load(smollm2_triattn, config, eviction) as rt:
-        prompt = rt.tokenize(prose(2600))[:2560]
-        assert len(prompt) == 5 * config.n_batch
-        want = [event.id for event in rt.generate(prompt, max_tokens=16) if isinstance(event, Token)]
+        prompt = rt.tokenize(prose(1100))[:1024]
+        assert len(prompt) == 4 * config.n_batch
+        want = [event.id for event in rt.generate(prompt, max_tokens=12) if isinstance(event, Token)]
         rt.reset()
 
         stop, read_s, set_s = Stop(), [0.0], 0.0
@@ -104,7 +104,7 @@ def test_a_stop_is_heard_amid_a_batch_and_the_answer_is_the_same(budget: int | N
             set_s = time.perf_counter()
             stop.set()
 
-        for event in rt.generate(prompt, max_tokens=16, cancel=stop):
+        for event in rt.generate(prompt, max_tokens=12, cancel=stop):
             if isinstance(event, Prefill):
                 read_s.append(event.elapsed_s)
                 if len(read_s) == 4:
@@ -116,7 +116,7 @@ def test_a_stop_is_heard_amid_a_batch_and_the_answer_is_the_same(budget: int | N
         assert rt.stats().n_past == 3 * config.n_batch
         assert waited_s < 0.2 * slowness()
 
-        events = list(rt.generate(prompt, max_tokens=16, cancel=Stop()))
+        events = list(rt.generate(prompt, max_tokens=12, cancel=Stop()))
         assert [event.id for event in events if isinstance(event, Token)] == want
         assert isinstance(events[-1], Done)
         assert events[-1].n_cached == 3 * config.n_batch, "nothing of it was lost"

@@ -205,7 +205,10 @@ class ChatApp(App[None]):
     # ----------------------------------------------------------------- screens
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        yield from super().get_system_commands(screen)
+        # Textual's own panel of keys knows neither names nor places, and there is nothing to maximise
+        ours = (command for command in super().get_system_commands(screen) if command.title in ("Theme", "Quit"))
+        yield from ours
+        yield SystemCommand("Keys", "All of them, and the names by which the settings change them", self.action_help)
         if screen is self.chat:
             chat = self.chat
             yield SystemCommand("New conversation", "Start from nothing", chat.action_new)

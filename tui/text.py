@@ -28,6 +28,12 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes / 1024:.0f} KiB"
 
 
+def short_size(n_bytes: float) -> str:
+    """22.5M, 1.2G: binary, too"""
+    number, unit = size(n_bytes).split()
+    return f"{number.removesuffix('.0')}{unit[0]}"
+
+
 def seconds(s: float) -> str:
     """0.4 s, 12 s, 3:05, 1:02:03"""
     if s < 10:

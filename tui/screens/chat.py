@@ -35,7 +35,10 @@ WIDE = 100
 """columns from which the memory stands beside the conversation"""
 
 _SMALLER = "F4 sets a smaller context or budget, and loads it anew; F3 chooses another model"
-_EMPTY = "Nothing said yet.\n\nEnter sends · Ctrl+J starts a new line · F1 shows all keys"
+_EMPTY = (
+    "Nothing said yet.\n\nEnter sends · Ctrl+J starts a new line · F1 shows all keys\n"
+    "F2 sessions · F3 models · F4 settings"
+)
 
 
 class ChatScreen(Screen[None]):
@@ -49,6 +52,7 @@ class ChatScreen(Screen[None]):
         & #title { height: 1; padding: 0 2; color: $foreground 55%; background: $panel; }
         & #body { height: 1fr; }
         & #talk { width: 1fr; align-horizontal: center; }
+        & .empty { text-align: center; }
         & #attached { height: auto; max-width: 114; padding: 0 3; color: $accent; }
         & #prompt { margin: 0 1; max-width: 114; }
     }

@@ -32,7 +32,7 @@ _SAMPLING: tuple[tuple[str, str, type, float, float, str], ...] = (
 )
 _MEMORY: tuple[tuple[str, str, str], ...] = (
     ("ctx", "context", "logical context, tokens"),
-    ("budget", "budget", "tokens that each head keeps; off for full attention"),
+    ("budget", "budget", "tokens a head keeps; off: full attention"),
 )
 
 
@@ -101,6 +101,7 @@ class SettingsScreen(Dialog[None]):
             settings, evict = self._read_memory()
         except (TriattnError, ValueError) as error:
             problem.update(str(error))
+            self.call_after_refresh(problem.scroll_visible, animate=False)
             return
         base = self._base()
         options = {name: value for name, value in options.items() if value != base[name]}
