@@ -16,6 +16,7 @@ import pytest
 from fake_plan import as_written
 from gguf_files import write_model
 from machine import slowness
+from rich.color import ColorSystem
 from scripted_runtime import ScriptedRuntime
 from textual.pilot import Pilot
 from textual.widgets import Input, Markdown, OptionList, Static, TextArea
@@ -456,6 +457,15 @@ async def test_the_settings_show_what_was_planned(open_chat: Open, monkeypatch: 
         await t.press("ctrl+s")
         await t.until(lambda: len(ScriptedRuntime.loads) == 2 and not t.app.loading)
         assert (t.rt.config.n_ctx, t.rt.eviction and t.rt.eviction.budget_tokens) == (12345, Settings.budget)
+
+
+async def test_a_toast_leaves_the_prompt_and_the_end_of_the_answer_in_sight(open_chat: Open) -> None:
+    async with open_chat(size=(60, 20)) as t:
+        t.app.notify("chosen for this machine " * 4)
+        await t.until(lambda: "chosen" in t.screen_text())
+        (toast,) = t.app.screen.query("Toast")
+        assert toast.region.bottom <= 9
+        assert toast.region.y >= 1
 
 
 async def test_what_was_chosen_is_said(open_chat: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -956,6 +966,27 @@ async def test_no_color_and_few_colors(open_chat: Open, monkeypatch: pytest.Monk
                 color = segment.style.color if segment.style else None
                 if color is not None and color.triplet is not None:
                     assert len(set(color.triplet)) == 1, "grey"
+
+
+@pytest.mark.parametrize("theme", ["triattn-light", "triattn-dark"])
+async def test_sixteen_colours_are_readable(open_chat: Open, monkeypatch: pytest.MonkeyPatch, theme: str) -> None:
+    """No words in one of the terminal's two whites on one of them."""
+    monkeypatch.setattr("textual.constants.COLOR_SYSTEM", "standard")
+    async with open_chat(theme=theme) as t:
+        await t.ask("How is the sea?")
+        for key in ("", "f4", "f2"):
+            if key:
+                await t.press(key)
+                await t.until(lambda: t.app.screen is not t.chat)
+            for strip in t.app.screen._compositor.render_strips():
+                for text, style, _ in strip:
+                    if any(map(str.isalnum, text)) and style and style.color and style.bgcolor:
+                        ink, ground = (c.downgrade(ColorSystem.STANDARD).number for c in (style.color, style.bgcolor))
+                        assert ink != ground or key, text  # what lies behind a dialog may go
+                        assert not (ink in (7, 15) and ground in (7, 15)), text
+            if key:
+                await t.press("escape")
+                await t.until(lambda: t.app.screen is t.chat)
 
 
 @pytest.mark.parametrize("size", [(20, 8), (40, 12), (80, 24), (300, 100)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from machine import slowness
 from texts import prose
 from textual.pilot import Pilot
 
-from triattn_local.sessions import Attachment
+from triattn_local.conversation import Conversation
+from triattn_local.runtime import Runtime
+from triattn_local.sessions import Attachment, Message, SessionStore, Shelf
 from triattn_local.settings import Settings
 from triattn_local.tui.app import ChatApp, Start
 from triattn_local.tui.widgets.messages import AnswerMessage
@@ -110,37 +113,82 @@ async def test_escape_amid_a_batch_of_the_prompt(
     smollm2_triattn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine is free at once, nothing half read stays, and the answer afterwards is the one without the stop."""
+    question = f"{prose(1500)}\n\nWhat is this about?"
+    answers = []
+    for stops in (True, False):
+        monkeypatch.setenv("TRIATTN_SESSIONS", str(tmp_path / f"stops-{stops}"))
+        flags = {"budget": 512, "ctx": 4096, "batch": 512, "max_tokens": 12}
+        app = ChatApp(Settings.load(flags), Start(smollm2_triattn))
+        try:
+            async with app.run_test(size=(120, 40)) as pilot:
+                await until(pilot, lambda app=app: not app.loading and app.model is not None)
+                app.chat.prompt.insert(question)
+                if stops:
+                    await pilot.press("enter")
+                    await until(pilot, lambda app=app: app.chat.status.state.startswith("reading"), 60)
+                    start_s = time.monotonic()
+                    await pilot.press("escape")
+                    idle = threading.Event()
+                    app.engine._submit(idle.set)
+                    while not idle.is_set():
+                        await asyncio.sleep(0.005)
+                    assert time.monotonic() - start_s < 0.2 * slowness()
+                    await until(pilot, lambda app=app: not app.chat.busy)
+                    assert (app.session.path[-1].state, app.session.path[-1].content) == ("stopped", "")
+                await answered(pilot, app, "ctrl+r" if stops else "enter")
+                answers.append(app.session.path[-1])
+        finally:
+            app.shut_down()
+    after_a_stop, plain = answers
+    assert plain.report["n_prompt"] > 3 * 512
+    assert plain.report["n_cached"] == 0
+    assert after_a_stop.report["n_cached"] % 512 == 0 < after_a_stop.report["n_cached"], "whole batches are kept"
+    assert after_a_stop.content == plain.content
+
+
+async def test_a_session_of_30000_tokens_opens_without_reading_it_again(
+    smollm2_triattn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its snapshot has the session's tokens, in cells filled by reading the end alone: restoring costs the same."""
     monkeypatch.setenv("TRIATTN_SESSIONS", str(tmp_path / "sessions"))
-    flags = {"budget": 512, "ctx": 4096, "batch": 512, "max_tokens": 12}
-    app = ChatApp(Settings.load(flags), Start(smollm2_triattn))
+    settings = Settings.load({"budget": 512, "ctx": 40960, "max_tokens": 4})
+    store = SessionStore(tmp_path / "sessions")
+    session = store.create(title="Long", model=str(smollm2_triattn))
+    path: list[Message] = []
+    for i in range(60):
+        parent = path[-1].id if path else None
+        path.append(store.add(session.id, parent, "assistant" if i % 2 else "user", prose(450, seed=i)))
+    store.close()
+    shelf = Shelf(tmp_path / "sessions" / "snapshots", memory_bytes=0, disk_bytes=1 << 30)
+    with Runtime.load(smollm2_triattn, settings.runtime(), settings.eviction()) as rt:
+        tokens = Conversation(rt, shelf).lasting("", path)
+        assert len(tokens) > 30_000
+        list(rt.generate(tokens[-1024:], max_tokens=0))
+        shelf.put(session.id, path[-1].id, dataclasses.replace(rt.snapshot(), tokens=tokens), in_memory=False)
+    shelf.close()
+
+    start_s = time.monotonic()
+    app = ChatApp(settings, Start(session=session.id))
     try:
         async with app.run_test(size=(120, 40)) as pilot:
-            await until(pilot, lambda: not app.loading and app.model is not None)
-            question = f"{prose(1500)}\n\nWhat is this about?"
-            app.chat.prompt.insert(question)
-            await answered(pilot, app, "enter")
-            want = app.session.path[-1]
-            assert want.report["n_prompt"] > 3 * 512
+            await until(pilot, lambda: app.loaded is not None)
+            opened_s = time.monotonic() - start_s
+            last = app.chat.transcript.message_widgets()[-1]
+            assert isinstance(last, AnswerMessage)
+            assert last.message.content == path[-1].content
 
-            await pilot.press("ctrl+n")
-            await until(pilot, lambda: not app.session.path)
-            app.chat.prompt.insert(question)
-            await pilot.press("enter")
-            await until(pilot, lambda: app.chat.status.state.startswith("reading"), 60)
+            app.chat.prompt.insert("And then?")
             start_s = time.monotonic()
-            await pilot.press("escape")
-            idle = threading.Event()
-            app.engine._submit(idle.set)
-            while not idle.is_set():
-                await asyncio.sleep(0.005)
-            assert time.monotonic() - start_s < 0.2 * slowness()
+            await pilot.press("enter")
+            await until(pilot, lambda: any("restored from disk" in a.note for a in app.chat.query(AnswerMessage)), 60)
+            restored_s = time.monotonic() - start_s
             await until(pilot, lambda: not app.chat.busy)
-            stopped = app.session.path[-1]
-            assert (stopped.state, stopped.content) == ("stopped", "")
-
-            await answered(pilot, app, "ctrl+r")
-            again = app.session.path[-1]
-            assert again.content == want.content
-            assert again.report["n_cached"] >= 512, "what was read before the stop is not read again"
+            report = app.session.path[-1].report
     finally:
         app.shut_down()
+    print(f"opened in {opened_s:.2f} s, restored in {restored_s:.2f} s")
+    assert report["n_again"] == 0
+    assert report["n_prompt"] > 30_000
+    assert report["n_prompt"] - report["n_cached"] < 40
+    assert opened_s < 4 * slowness()
+    assert restored_s < 2 * slowness()

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.screen import Screen
 
 from triattn_local.config import SamplingConfig
@@ -20,6 +21,7 @@ from triattn_local.sessions import Message, Session, SessionStore, Shelf
 from triattn_local.settings import Settings
 
 from .engine import Engine
+from .few_colors import ReadableOnLight
 from .jobs import Job, JobDone, JobProgress
 from .keys import check_keys
 from .screens.chat import ChatScreen
@@ -50,6 +52,7 @@ class ChatApp(App[None]):
     TITLE = "triattn-local"
     ENABLE_COMMAND_PALETTE = True
     CSS = """
+    ToastRack { dock: top; align: right top; margin: 1 0 0 0; }
     Toast { background: $panel; color: $foreground; border-left: outer $primary; }
     """
 
@@ -111,6 +114,10 @@ class ChatApp(App[None]):
         self.chat = ChatScreen(settings.keys)
         self.engine = Engine(self.chat.post_message, self.store, self.shelf)
         self.job = Job(self.post_message, settings.models)
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        few = self.console.color_system in ("standard", "windows") and not self.current_theme.dark
+        return [*super().get_line_filters(), ReadableOnLight()] if few else super().get_line_filters()
 
     def _no_snapshot(self, error: TriattnError) -> None:
         self.call_later(self.notify, f"No snapshot on disk: {error}", severity="warning")

@@ -35,10 +35,7 @@ WIDE = 100
 """columns from which the memory stands beside the conversation"""
 
 _SMALLER = "F4 sets a smaller context or budget, and loads it anew; F3 chooses another model"
-_EMPTY = (
-    "Nothing said yet.\n\nEnter sends · Ctrl+J starts a new line · F1 shows all keys\n"
-    "F2 sessions · F3 models · F4 settings"
-)
+_EMPTY = "Nothing said yet.\n\nEnter sends · Ctrl+J new line · F1 all keys\nF2 sessions · F3 models · F4 settings"
 
 
 class ChatScreen(Screen[None]):

@@ -50,7 +50,7 @@ class SettingsScreen(Dialog[None]):
         & .row > .label { width: 18; color: $foreground 75%; }
         & .row > Input { width: 16; height: 1; border: none; background: $panel; padding: 0 1; }
         & .row > Input:focus { background: $primary 25%; border: none; }
-        & .row > .hint { width: 1fr; padding: 0 0 0 2; }
+        & .row > .hint { width: 1fr; padding: 0 0 0 2; text-wrap: nowrap; text-overflow: ellipsis; }
         & .title { color: $primary; margin: 1 0 0 0; height: 1; }
         & .title:first-child { margin: 0; }
     }

@@ -81,6 +81,7 @@ class Heatmap(Widget):
             return Strip([Segment(" " * self.size.width, style)])
         pointed = self.column
         ground, ink, point = self._colors()
+        blend = _blend_grey if self.app.console.color_system == "256" else Color.blend
         segments: list[Segment] = []
         if self._few_colors:
             row = cells[y] if y < len(cells) else np.zeros(cells.shape[1], np.float32)
@@ -91,7 +92,7 @@ class Heatmap(Widget):
             pair = [cells[i] if i < len(cells) else None for i in (2 * y, 2 * y + 1)]
             for x in range(cells.shape[1]):
                 upper, lower = (
-                    ground if row is None else ground.blend(point if x == pointed else ink, _curve(float(row[x])))
+                    ground if row is None else blend(ground, point if x == pointed else ink, _curve(float(row[x])))
                     for row in pair
                 )
                 segments.append(Segment("▀", Style(color=upper.rich_color, bgcolor=lower.rich_color)))
@@ -105,6 +106,11 @@ class Heatmap(Widget):
         if ground.ansi is not None or ink.ansi is not None:  # a theme of terminal colours cannot be blended
             return Color.parse("#000000"), Color.parse("#5f87af"), Color.parse("#d7af5f")
         return ground, ink, point
+
+
+def _blend_grey(ground: Color, ink: Color, share: float) -> Color:
+    """Of the 256 colours only the greys have steps as fine as these."""
+    return ground.monochrome.blend(ink.monochrome, share)
 
 
 def _curve(share: float) -> float:

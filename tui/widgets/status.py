@@ -49,18 +49,18 @@ class StatusLine(Widget):
         cells = f"{text.short(s.n_cells_used)}/{text.short(s.budget_tokens)} kept"
         kv = f"KV {text.size(s.kv_bytes)}/{text.size(s.kv_bytes_full)}"
         short_kv = f"KV {text.short_size(s.kv_bytes)}/{text.short_size(s.kv_bytes_full)}"
-        all_rounds, rounds, evicted = "nothing evicted", "nothing evicted", "−0"
+        all_rounds, rounds, evicted = "nothing evicted", "nothing evicted", ""
         if s.n_evictions:
-            evicted = f"−{text.short(s.tokens_evicted)}"
-            rounds = f"{text.plural(s.n_evictions, 'round')} {evicted}"
+            evicted = f" · −{text.short(s.tokens_evicted)}"
+            rounds = f"{text.plural(s.n_evictions, 'round')} −{text.short(s.tokens_evicted)}"
             all_rounds = f"{text.plural(s.n_evictions, 'round')}, {s.tokens_evicted:,} tokens evicted"
         return [
             f"context {s.n_past:,} of {s.n_ctx:,} · cells {s.n_cells_used:,}, budget {s.budget_tokens:,} · "
             f"KV {text.size(s.kv_bytes)}, full {text.size(s.kv_bytes_full)} · {all_rounds}",
             f"{ctx} · {cells} · {kv} · {rounds}",
             f"{ctx} · {cells} · {short_kv} · {rounds}",
-            f"{ctx} · {cells} · {short_kv} · {evicted}",
-            f"{ctx} · {cells} · {evicted}",
+            f"{ctx} · {cells} · {short_kv}{evicted}",
+            f"{ctx} · {cells}{evicted}",
             f"{ctx} · {cells}",
             ctx,
         ]
