@@ -120,13 +120,18 @@ def open_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
 
     @asynccontextmanager
     async def open_(
-        *, size: tuple[int, int] = (120, 40), model: str | None = "tiny.gguf", start: Any = None, **flags: Any
+        *,
+        size: tuple[int, int] = (120, 40),
+        model: str | None = "tiny.gguf",
+        start: Any = None,
+        notifications: bool = False,
+        **flags: Any,
     ) -> AsyncIterator[Driver]:
         settings = Settings.load({"budget": 64, "window": 16, "batch": 32, **flags})
         begin = Start(models / model if model else None, **(start or {}))
         app = ChatApp(settings, begin)
         try:
-            async with app.run_test(size=size) as pilot:
+            async with app.run_test(size=size, notifications=notifications) as pilot:
                 driver = Driver(app, pilot)
                 if model:
                     await driver.until(lambda: not app.loading)
@@ -460,7 +465,7 @@ async def test_the_settings_show_what_was_planned(open_chat: Open, monkeypatch: 
 
 
 async def test_a_toast_leaves_the_prompt_and_the_end_of_the_answer_in_sight(open_chat: Open) -> None:
-    async with open_chat(size=(60, 20)) as t:
+    async with open_chat(size=(60, 20), notifications=True) as t:
         t.app.notify("chosen for this machine " * 4)
         await t.until(lambda: "chosen" in t.screen_text())
         (toast,) = t.app.screen.query("Toast")
