@@ -72,6 +72,7 @@ def retained() -> Retained:
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ChatApp]:
     monkeypatch.setattr(runtime, "Runtime", ScriptedRuntime)
     monkeypatch.setattr(planning, "plan_run", as_written)
+    monkeypatch.setattr("textual.constants.COLOR_SYSTEM", "truecolor")  # whatever terminal the tests run in
     monkeypatch.setattr(ScriptedRuntime, "loads", [])
     monkeypatch.setattr(text, "ago", lambda then: "yesterday")
     monkeypatch.setattr("secrets.token_hex", lambda n: "0123abcd"[: 2 * n])

@@ -49,7 +49,6 @@ class ChatScreen(Screen[None]):
         & #title { height: 1; padding: 0 2; color: $foreground 55%; background: $panel; }
         & #body { height: 1fr; }
         & #talk { width: 1fr; align-horizontal: center; }
-        & .empty { text-align: center; }
         & #attached { height: auto; max-width: 114; padding: 0 3; color: $accent; }
         & #prompt { margin: 0 1; max-width: 114; }
     }
