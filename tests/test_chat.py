@@ -192,6 +192,38 @@ async def test_stop_keeps_what_there_is_and_frees_the_engine_at_once(open_chat: 
         assert len(t.contents) == 4
 
 
+async def test_ctrl_c_stops_an_answer_and_ends_nothing(open_chat: Open) -> None:
+    ScriptedRuntime.script = [LONG]
+    ScriptedRuntime.tokens_per_s = 20
+    async with open_chat() as t:
+        await t.ask("Go", wait=False)
+        await t.until(lambda: t.answers and "word5 " in t.answers[0].body.text)
+        await t.press("ctrl+c")
+        await t.settled()
+        assert t.app.session.path[-1].state == "stopped"
+        await t.press("ctrl+c")
+        assert "Ctrl+Q leaves" in t.toasts
+        assert t.app.is_running
+
+
+async def test_words_of_other_chats(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.ask("Go")
+        await t.write("/?")
+        await t.press("enter")
+        await t.until(lambda: isinstance(t.app.screen, HelpScreen))
+        await t.press("escape")
+        await t.write("/clear ")
+        await t.press("enter")
+        await t.until(lambda: t.contents == [])
+        assert t.chat.prompt.text == ""
+        await t.ask("/etc/hosts is what?")
+        assert t.contents[0] == "/etc/hosts is what?"
+        await t.write("/bye")
+        await t.press("enter")
+        await t.until(lambda: not t.app.is_running)
+
+
 async def test_stop_in_the_prompt(open_chat: Open) -> None:
     ScriptedRuntime.batch_s = 0.05
     async with open_chat(ctx=4096) as t:

@@ -233,6 +233,13 @@ class ChatApp(App[None]):
         if self.screen is self.chat:
             self.push_screen(screen)
 
+    def action_help_quit(self) -> None:
+        """Ctrl+C with nothing to copy: what it means in every other program at a prompt."""
+        if self.chat.busy:
+            self.chat.action_stop()
+        else:
+            self.notify("Ctrl+Q leaves.")
+
     def action_help(self) -> None:
         from .screens.help import HelpScreen
 

@@ -34,6 +34,17 @@ if TYPE_CHECKING:
 WIDE = 100
 """columns from which the memory stands beside the conversation"""
 
+WORDS = {
+    "/?": "app.help",
+    "/help": "app.help",
+    "/new": "new",
+    "/clear": "new",
+    "/bye": "app.quit",
+    "/exit": "app.quit",
+    "/quit": "app.quit",
+}
+"""messages that are none: what hands used to other chats write"""
+
 _SMALLER = "F4 sets a smaller context or budget, and loads it anew; F3 chooses another model"
 _EMPTY = "Nothing said yet.\n\nEnter sends · Ctrl+J new line · F1 all keys\nF2 sessions · F3 models · F4 settings"
 
@@ -180,6 +191,10 @@ class ChatScreen(Screen[None]):
 
     @on(Prompt.Sent)
     async def _send(self, sent: Prompt.Sent) -> None:
+        if (action := WORDS.get(sent.text.strip())) is not None:
+            self.prompt.clear()
+            await self.run_action(action)
+            return
         if self.busy:
             self.notify("An answer is coming; Esc stops it.", severity="warning")
             return
