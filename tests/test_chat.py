@@ -16,6 +16,7 @@ import pytest
 from fake_plan import as_written
 from gguf_files import write_model
 from machine import slowness
+from rich.color import Color as RichColor
 from rich.color import ColorSystem
 from scripted_runtime import ScriptedRuntime
 from textual.pilot import Pilot
@@ -32,6 +33,7 @@ from triattn_local.tui.screens.map import MapScreen
 from triattn_local.tui.screens.models import ModelsScreen
 from triattn_local.tui.screens.sessions import SessionsScreen
 from triattn_local.tui.screens.settings import SettingsScreen
+from triattn_local.tui.theme import THEMES
 from triattn_local.tui.widgets.code_block import CodeBlock
 from triattn_local.tui.widgets.long_markdown import SECTION_CHARS, LongMarkdown, Section, sections
 from triattn_local.tui.widgets.messages import AnswerMessage, Notice, UserMessage
@@ -1003,6 +1005,14 @@ async def test_no_color_and_few_colors(open_chat: Open, monkeypatch: pytest.Monk
                 color = segment.style.color if segment.style else None
                 if color is not None and color.triplet is not None:
                     assert len(set(color.triplet)) == 1, "grey"
+
+
+async def test_the_grounds_of_a_theme_are_greys_among_256_colours() -> None:
+    for theme in THEMES:
+        for ground in (theme.background, theme.surface, theme.panel):
+            number = RichColor.parse(ground or "").downgrade(ColorSystem.EIGHT_BIT).number
+            assert number is not None
+            assert number in (16, 231) or number >= 232, ground
 
 
 @pytest.mark.parametrize("theme", ["triattn-light", "triattn-dark"])

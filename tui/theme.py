@@ -37,8 +37,9 @@ LIGHT = Theme(
     accent="#9a5f1f",
     foreground="#2a2d33",
     background="#fbf9f5",
-    surface="#f5f2ec",
-    panel="#ece8e0",
+    # warmer ones would be pink among 256 colours
+    surface="#f4f3f1",
+    panel="#ebe9e5",
     success="#4f7a3a",
     warning="#9a5f1f",
     error="#a83b35",
@@ -47,9 +48,9 @@ LIGHT = Theme(
         "block-cursor-foreground": "#fbf9f5",
         "footer-key-foreground": "#9a5f1f",
         "input-selection-background": "#2f6390 25%",
-        "scrollbar": "#ddd8ce",
+        "scrollbar": "#dbd8d2",
         "scrollbar-background": "#fbf9f5",
-        "scrollbar-hover": "#c9c3b7",
+        "scrollbar-hover": "#c7c3bc",
         "scrollbar-active": "#2f6390",
     },
 )
