@@ -50,7 +50,10 @@ class Transcript(VerticalScroll, can_focus=False):
         scrollbar-size-vertical: 1;
         align-horizontal: center;
         & > * { max-width: 112; }
-        & > .empty { width: 100%; height: 100%; max-width: 100%; content-align: center middle; text-align: center; color: $foreground 45%; }
+        & > .empty {
+            width: 100%; height: 100%; max-width: 100%;
+            content-align: center middle; text-align: center; color: $foreground 45%;
+        }
     }
     """
 
