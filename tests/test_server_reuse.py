@@ -77,6 +77,20 @@ def test_a_draft_model_goes_the_same_way(smollm2_triattn: Path, tmp_path: Path) 
         assert server.metric("triattn_rounds_total") > 0
 
 
+def test_no_rewind_to_where_the_draft_model_cannot_go(smollm2_triattn: Path, tmp_path: Path) -> None:
+    """Drafts fill its cache sooner, so that its rounds come first: in between, the model alone can still be rewound."""
+    flags = ["--budget", "128", "--window", "32", "--batch", "128", "--ctx", "2048", "--cache-ram", "0"]
+    draft = ["--model-draft", str(smollm2_triattn), "--spec-type", "draft-simple", "--spec-draft-n-max", "32"]
+    with Served(smollm2_triattn, tmp_path / "log", *flags, "--", *draft) as server:
+        child = server.child
+        for n in (49, 52, 55):
+            messages = [{"role": "user", "content": prose(150)}]
+            server.chat(messages, n, ignore_eos=True)
+            messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Go on."}]
+            server.chat(messages, 2)
+        assert server.child == child, server.text()[-2000:]
+
+
 def test_the_memory_for_states_is_bounded(smollm2_triattn: Path, tmp_path: Path) -> None:
     with Served(smollm2_triattn, tmp_path / "log", *FLAGS, "--ctx", "4096", "--cache-ram", "32") as server:
         for i in range(8):
