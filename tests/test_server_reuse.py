@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,35 @@ def test_a_client_that_drops_the_thinking_reads_only_what_is_new(
         assert details["cached_tokens"] >= n_prompt - 1
 
 
+def test_a_draft_model_goes_the_same_way(smollm2_triattn: Path, tmp_path: Path) -> None:
+    """A state is that of both models; drafts that a model makes for itself are taken."""
+    draft = ["--", "--model-draft", str(smollm2_triattn), "--spec-type", "draft-simple"]
+    with Served(smollm2_triattn, tmp_path / "log", *FLAGS, "--ctx", "4096", *draft) as server:
+        messages = [{"role": "user", "content": prose(400)}]
+        reply = server.chat(messages, 100, ignore_eos=True)
+        assert reply["timings"]["draft_n_accepted"] > 0.8 * reply["timings"]["draft_n"] > 40
+        server.chat([{"role": "user", "content": prose(200, seed=1)}], 2)  # takes the slot
+        messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Go on."}]
+        details = server.chat(messages, 8, ignore_eos=True)["usage"]["prompt_tokens_details"]
+        assert details["cached_tokens"] >= reply["usage"]["prompt_tokens"] - 1
+        assert server.metric("triattn_restored_total") == 1
+        assert server.metric("triattn_rounds_total") > 0
+
+
+def test_no_rewind_to_where_the_draft_model_cannot_go(smollm2_triattn: Path, tmp_path: Path) -> None:
+    """Drafts fill its cache sooner, so that its rounds come first: in between, the model alone can still be rewound."""
+    flags = ["--budget", "128", "--window", "32", "--batch", "128", "--ctx", "2048", "--cache-ram", "0"]
+    draft = ["--model-draft", str(smollm2_triattn), "--spec-type", "draft-simple", "--spec-draft-n-max", "32"]
+    with Served(smollm2_triattn, tmp_path / "log", *flags, "--", *draft) as server:
+        child = server.child
+        for n in (49, 52, 55):
+            messages = [{"role": "user", "content": prose(150)}]
+            server.chat(messages, n, ignore_eos=True)
+            messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Go on."}]
+            server.chat(messages, 2)
+        assert server.child == child, server.text()[-2000:]
+
+
 def test_the_memory_for_states_is_bounded(smollm2_triattn: Path, tmp_path: Path) -> None:
     with Served(smollm2_triattn, tmp_path / "log", *FLAGS, "--ctx", "4096", "--cache-ram", "32") as server:
         for i in range(8):
@@ -92,6 +122,28 @@ def test_alternating_conversations_answer_as_alone(
         assert max(memory) - memory[0] < 64 << 20, memory
 
 
+def test_conversations_at_the_same_time_stay_apart(smollm2_triattn: Path, tmp_path: Path) -> None:
+    """Each reads only what is new. Answers need not be those of each alone to the letter: prompts share batches, which
+    then end elsewhere, and so do rounds. But sequences that are mixed up would answer nothing as alone."""
+    n_turns, flags = 3, [*FLAGS, "--ctx", "8192"]
+    with Served(smollm2_triattn, tmp_path / "alone", *flags) as server:
+        alone = [Conversation(i) for i in range(4)]
+        for conversation in alone:
+            conversation.talk(server, n_turns)
+    with Served(smollm2_triattn, tmp_path / "together", *flags, "--slots", "4") as server:
+        together = [Conversation(i, words.answers) for i, words in enumerate(alone)]
+        threads = [threading.Thread(target=conversation.talk, args=(server, n_turns)) for conversation in together]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(300)
+    pairs = []
+    for one, other in zip(alone, together, strict=True):
+        pairs += zip(one.answers, other.answers, strict=True)
+        assert_reads_only_what_is_new(other)
+    assert sum(a == b for a, b in pairs) >= len(pairs) // 3, pairs
+
+
 @pytest.mark.parametrize("mode", ["per-head", "shared"])
 def test_the_other_modes_read_only_what_is_new_and_answer_as_alone(
     mode: str, smollm2_triattn: Path, tmp_path: Path
@@ -106,17 +158,16 @@ def test_the_other_modes_read_only_what_is_new_and_answer_as_alone(
             other.turn(server)
         assert server.metric("triattn_rounds_total") > 0
     assert one.answers == alone
-    for conversation in (one, other):
-        for before, after in itertools.pairwise(conversation.usages):
-            cached = after["prompt_tokens_details"]["cached_tokens"]
-            assert cached >= before["prompt_tokens"] - 1 > 400, conversation.usages
+    assert_reads_only_what_is_new(one)
+    assert_reads_only_what_is_new(other)
 
 
 class Conversation:
-    """Questions under a system prompt that others have too."""
+    """Questions under a system prompt that others have too; a script has what counts as answered, whatever is."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, script: Sequence[str] = ()) -> None:
         self.seed = seed
+        self.script = script
         self.answers: list[str] = []
         self.usages: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = [{"role": "system", "content": prose(300)}]
@@ -128,9 +179,15 @@ class Conversation:
         text = reply["choices"][0]["message"]["content"]
         self.usages.append(reply["usage"])
         self.answers.append(text)
-        self.messages.append({"role": "assistant", "content": text})
+        self.messages.append({"role": "assistant", "content": self.script[n] if self.script else text})
 
     def talk(self, server: Served, n_turns: int) -> Sequence[str]:
         for _ in range(n_turns):
             self.turn(server)
         return self.answers
+
+
+def assert_reads_only_what_is_new(conversation: Conversation) -> None:
+    for before, after in itertools.pairwise(conversation.usages):
+        cached = after["prompt_tokens_details"]["cached_tokens"]
+        assert cached >= before["prompt_tokens"] - 1 > 300, conversation.usages
