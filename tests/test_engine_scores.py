@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine import Engine, random_stats
+from engine import Engine, environment, random_stats
 from texts import prose
 
 from triattn_local import native, scoring, selftest
@@ -133,6 +133,63 @@ def test_selection_matches_numpy(model: Path, settings: dict, cache: str, flash_
             want = set(candidates[scoring.keep_top(combined[i, h], 200 - len(protected))].tolist()) | protected
             assert len(kept[il, h]) == 200
             assert len(kept[il, h] ^ want) <= 2, (il, h)  # one near tie, both ways
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["f16", "q8_0"])
+def test_a_round_asks_little_of_a_device(model: Path, cache: str, tmp_path: Path) -> None:
+    """Two graphs, 22 operations a layer, one score for each KV head and candidate: what a GPU launches and copies."""
+    info = read_model_info(model)
+    layers = full_layers(model)
+    sidecar = tmp_path / "stats.gguf"
+    random_stats(model, layers, sidecar)
+    eviction = EvictionConfig(budget_tokens=256, window=32, n_keep=4)
+    n_sets = sum(info.n_head_kv[il] for il in layers)
+    with environment(LLAMA_TRIATTN_AS_DEVICE="1"), Engine(model, eviction, stats=sidecar, type_k=cache) as engine:
+        tokens = engine.tokenize(prose(3000))
+        engine.feed(tokens[:256])
+        asked = []
+        for start in (256, 288, 320):
+            before = engine.stats()
+            engine.feed(tokens[start : start + 32])
+            after = engine.stats()
+            assert after.n_rounds - before.n_rounds == (start > 256)
+            names = ("n_graphs", "n_operations", "n_bytes_copied")
+            asked.append([getattr(after, name) - getattr(before, name) for name in names])
+    assert asked[0] == [0, 0, 0]
+    n_graphs, n_operations, n_bytes = asked[2]  # the first round prepares
+    n_candidates = 256 - 4
+    assert n_graphs == 2
+    assert 0 < n_operations <= (22 + (cache != "f16")) * len(layers)  # the rotation of a quantised cache is one more
+    assert 4 * n_candidates * n_sets < n_bytes <= 4 * n_candidates * (n_sets + 1) + 8 * 32 * n_sets
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flash_attn", [True, False], ids=["flash", "no-flash"])
+def test_the_way_of_a_device_is_the_same(model: Path, flash_attn: bool, tmp_path: Path) -> None:
+    """What host memory allows to do faster, and the operations that a GPU runs instead."""
+    info = read_model_info(model)
+    sidecar = tmp_path / "stats.gguf"
+    random_stats(model, full_layers(model), sidecar)
+    eviction = EvictionConfig(budget_tokens=160, window=16, n_keep=4)
+    scores, rows = {}, {}
+    for way in ("0", "1"):
+        with (
+            environment(LLAMA_TRIATTN_AS_DEVICE=way),
+            Engine(model, eviction, stats=sidecar, flash_attn=flash_attn, n_batch=256) as engine,
+        ):
+            engine.feed(engine.tokenize(prose(4000))[:256])
+            native.score(engine.ctx)
+            layers = native.get_layers(engine.ctx)
+            scores[way] = np.stack([native.get_scores(engine.ctx, il, h)[0] for il in layers for h in range(2)])
+            native.evict(engine.ctx)
+            rows[way] = selftest.cached_rows(engine.ctx, info)
+    assert np.abs(scores["0"] - scores["1"]).max() < 1e-5 * np.ptp(scores["0"])
+    n_kept = sum(len(kept) for kept in rows["0"].values())
+    n_others = sum(len(rows["1"][head].keys() - kept.keys()) for head, kept in rows["0"].items())
+    assert n_others <= n_kept // 1000  # near ties
+    for head, kept in rows["0"].items():
+        assert all(rows["1"][head].get(pos, row) == row for pos, row in kept.items())
 
 
 CACHES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]

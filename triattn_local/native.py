@@ -90,6 +90,9 @@ class _Stats(ctypes.Structure):
         ("t_select_us", ctypes.c_uint64),
         ("t_move_us", ctypes.c_uint64),
         ("t_total_us", ctypes.c_uint64),
+        ("n_graphs", ctypes.c_uint64),
+        ("n_operations", ctypes.c_uint64),
+        ("n_bytes_copied", ctypes.c_uint64),
         ("n_cells", ctypes.c_uint64),
         ("n_cells_used", ctypes.c_uint64),
         ("kv_bytes", ctypes.c_uint64),
@@ -112,6 +115,9 @@ class EngineStats:
     t_select_us: int
     t_move_us: int
     t_total_us: int
+    n_graphs: int
+    n_operations: int
+    n_bytes_copied: int
     n_cells: int
     n_cells_used: int
     kv_bytes: int

@@ -109,6 +109,9 @@ extern "C" {
         uint64_t t_select_us;      // selection on the host
         uint64_t t_move_us;        // moving
         uint64_t t_total_us;       // whole rounds
+        uint64_t n_graphs;         // computed to score and to move: two a round
+        uint64_t n_operations;     // in these graphs: what a GPU launches
+        uint64_t n_bytes_copied;   // scores to the host, indices from it
         uint64_t n_cells;          // cells of the cache, all streams
         uint64_t n_cells_used;
         uint64_t kv_bytes;         // bytes of the evicting cache: K and V of its layers
@@ -194,7 +197,8 @@ extern "C" {
                                int32_t * cells,
                                int32_t   n_max);
 
-    // The last scores of query head `head` of layer `il`, before the z-score, and the cells that they belong to.
+    // The scores of query head `head` of layer `il`, before the z-score, and the cells that they belong to: those of the last
+    // round, if it was asked for by llama_triattn_score() or llama_triattn_evict(), or has a ranking of the caller's.
     // Either array may be NULL. Returns the number of candidates, or a negative status; writes at most n_max.
     LLAMA_API int32_t llama_triattn_get_scores(
             const struct llama_context * ctx,

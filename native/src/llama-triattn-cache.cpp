@@ -344,16 +344,15 @@ bool llama_triattn::score_sets(
         return true;
     }
 
-    std::vector<int32_t> rows(cand);
-    for (auto & r : rows) {
-        r += strm*kv.get_size();
-    }
+    const bool with_heads = requested || ranking;
 
     last_cells.clear();
-    if (!scorer->compute(lctx, layers, rows, k_rotation(), kv.v_trans, kv.seq_pos_max(seq_id) + 1, last_scores)) {
+    if (!scorer->compute(lctx, layers, cand, strm, k_rotation(), kv.v_trans, kv.seq_pos_max(seq_id) + 1, last_scores, with_heads, counters)) {
         return false;
     }
-    last_cells = cand;
+    if (with_heads) {
+        last_cells = cand;
+    }
 
     llama_triattn_set_rule rule = LLAMA_TRIATTN_SET_PER_LAYER;
     if (params.mode == LLAMA_TRIATTN_MODE_PER_HEAD) {
@@ -363,7 +362,7 @@ bool llama_triattn::score_sets(
         rule = params.aggregate == LLAMA_TRIATTN_AGGREGATE_MAX ? LLAMA_TRIATTN_SET_SHARED_MAX : LLAMA_TRIATTN_SET_SHARED_MEAN;
     }
 
-    scores = llama_triattn_combine(last_scores, n_cand, params.weight_v, rule);
+    scores = llama_triattn_combine(last_scores, n_cand, rule);
     return true;
 }
 
@@ -468,7 +467,7 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
 
     const int64_t t_selected_us = ggml_time_us();
 
-    if (n_moved > 0 && !llama_triattn_move(lctx, layers, moves, strm, kv.v_trans)) {
+    if (n_moved > 0 && !llama_triattn_move(lctx, layers, moves, strm, kv.v_trans, counters)) {
         return LLAMA_TRIATTN_FAILED;
     }
 
@@ -607,15 +606,16 @@ bool llama_triattn::get_scores(int32_t il, int32_t head, std::vector<float> & sc
     const auto & s     = last_scores[i_layer];
 
     // query heads of layers that share a K lie together under each KV head
-    const uint32_t n_il  = layer.ils.size();
-    const uint32_t j     = std::find(layer.ils.begin(), layer.ils.end(), il) - layer.ils.begin();
-    const uint32_t n_gqa = s.n_head/s.n_head_kv/n_il;
+    const uint32_t n_query = s.heads.size()/(s.n_head_kv*last_cells.size());
+    const uint32_t n_il    = n_query == 1 ? 1 : layer.ils.size();
+    const uint32_t n_gqa   = n_query/n_il;
     if (head < 0 || head >= (int32_t) (n_gqa*s.n_head_kv)) {
         return false;
     }
+    const uint32_t j   = n_il == 1 ? 0 : std::find(layer.ils.begin(), layer.ils.end(), il) - layer.ils.begin();
     const uint32_t row = ((head/n_gqa)*n_il + j)*n_gqa + head % n_gqa;
 
-    const auto first = s.data.begin() + (size_t) row*last_cells.size();
+    const auto first = s.heads.begin() + (size_t) row*last_cells.size();
 
     scores.assign(first, first + last_cells.size());
     cells = last_cells;

@@ -5,7 +5,6 @@
 #include "llama-impl.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 // One stream of a cache tensor as raw 32-bit words, so that a row moves bit for bit whatever its type:
 // F32 [row_size/4, n_cells, n_head_kv]
@@ -30,18 +29,18 @@ static bool has_whole_words(const ggml_tensor * t, uint32_t n_head) {
     return ggml_row_size(t->type, t->ne[0]/n_head) % sizeof(float) == 0;
 }
 
-struct triattn_upload {
-    ggml_tensor * tensor;
+// The indices of all layers in one tensor, so that they are uploaded at once.
+struct triattn_index {
+    ggml_tensor * tensor; // I32
     std::vector<int32_t> data;
-};
 
-static ggml_tensor * new_index(ggml_context * ctx, std::vector<triattn_upload> & uploads,
-        std::vector<int32_t> data, int64_t ne0, int64_t ne1, int64_t ne2) {
-    ggml_tensor * res = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, ne0, ne1, ne2);
-    ggml_set_input(res);
-    uploads.push_back({ res, std::move(data) });
-    return res;
-}
+    ggml_tensor * add(ggml_context * ctx, const std::vector<int32_t> & idx, int64_t ne0, int64_t ne1, int64_t ne2) {
+        const size_t size = sizeof(int32_t);
+        ggml_tensor * res = ggml_view_3d(ctx, tensor, ne0, ne1, ne2, ne0*size, ne0*ne1*size, data.size()*size);
+        data.insert(data.end(), idx.begin(), idx.end());
+        return res;
+    }
+};
 
 // rows, gathered before any is written, so that the order of the pairs does not matter
 static void build_move(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * rows, ggml_tensor * src, ggml_tensor * dst) {
@@ -87,23 +86,30 @@ static void move_columns(ggml_tensor * t, const llama_triattn_moves::layer & m, 
     }
 }
 
-static bool is_in_reach(const ggml_tensor * t) {
-    // LLAMA_TRIATTN_MOVE_GRAPH=1 takes the way of a device on the host too, so that it can be tested there
-    static const char * env = getenv("LLAMA_TRIATTN_MOVE_GRAPH");
-    return ggml_backend_buffer_is_host(t->buffer) && !(env && atoi(env));
-}
-
 bool llama_triattn_move(
         llama_context & lctx,
         const std::vector<llama_triattn_layer> & layers,
         const llama_triattn_moves & moves,
         uint32_t stream,
-        bool v_trans) {
+        bool v_trans,
+        llama_triattn_stats & counters) {
     auto * sched = lctx.get_sched();
 
     const auto [ctx, gf] = llama_triattn_begin(lctx);
 
-    std::vector<triattn_upload> uploads;
+    // transposed V that lies on a device: every element is a row of its own
+    const auto is_by_element = [&](const llama_triattn_layer & layer) { return layer.v && v_trans && !llama_triattn_is_in_reach(layer.v); };
+
+    size_t n_index = 0;
+    for (size_t i = 0; i < layers.size(); ++i) {
+        n_index += moves.layers[i].src.size()*(2 + is_by_element(layers[i])*(layers[i].n_embd_head_v + 1));
+    }
+
+    triattn_index index { ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_index), {} };
+    ggml_set_input(index.tensor);
+    if (auto * backend = llama_triattn_backend_of(lctx, layers[0].k)) {
+        ggml_backend_sched_set_tensor_backend(sched, index.tensor, backend);
+    }
 
     for (size_t i = 0; i < layers.size(); ++i) {
         const auto & layer = layers[i];
@@ -117,27 +123,15 @@ bool llama_triattn_move(
 
         const uint32_t n_head = layer.n_head_kv;
 
-        ggml_tensor * src = nullptr;
-        ggml_tensor * dst = nullptr;
-
-        const auto index = [&]() {
-            if (!src) {
-                src = new_index(ctx, uploads, m.src, m.n, n_head, 1);
-                dst = new_index(ctx, uploads, m.dst, m.n, n_head, 1);
-            }
-        };
+        ggml_tensor * src = index.add(ctx, m.src, m.n, n_head, 1);
+        ggml_tensor * dst = index.add(ctx, m.dst, m.n, n_head, 1);
 
         if (has_whole_words(layer.k, n_head)) {
-            index();
             build_move(ctx, gf, view_words(ctx, layer.k, n_head, stream), src, dst);
         }
 
-        if (!layer.v) {
-            // K alone
-        } else if (v_trans && is_in_reach(layer.v)) {
-            // below, on the host
-        } else if (v_trans) {
-            // a cell is a column: every element is a row of its own, [1, n_cells, n_embd_head_v, n_head_kv]
+        if (is_by_element(layer)) {
+            // a cell is a column: [1, n_cells, n_embd_head_v, n_head_kv]
             const uint32_t n_embd_head = layer.n_embd_head_v;
             const size_t   size_el     = ggml_type_size(layer.v->type);
             const size_t   size_col    = size_el*layer.v->ne[1];
@@ -152,29 +146,26 @@ bool llama_triattn_move(
                 }
             }
 
-            build_move(ctx, gf, v,
-                    new_index(ctx, uploads, std::move(src_el), m.n, n_embd_head, n_head),
-                    new_index(ctx, uploads, m.dst, m.n, 1, n_head));
-        } else if (has_whole_words(layer.v, n_head)) {
-            index();
+            build_move(ctx, gf, v, index.add(ctx, src_el, m.n, n_embd_head, n_head), index.add(ctx, m.dst, m.n, 1, n_head));
+        } else if (layer.v && !v_trans && has_whole_words(layer.v, n_head)) {
             build_move(ctx, gf, view_words(ctx, layer.v, n_head, stream), src, dst);
         }
 
         llama_triattn_pin(lctx, gf, n_nodes, layer.k);
     }
 
-    if (!uploads.empty()) {
+    if (ggml_graph_n_nodes(gf) > 0) {
         if (!ggml_backend_sched_alloc_graph(sched, gf)) {
             LLAMA_LOG_ERROR("%s: failed to allocate the graph that moves rows\n", __func__);
             return false;
         }
-        for (const auto & u : uploads) {
-            ggml_backend_tensor_set(u.tensor, u.data.data(), 0, ggml_nbytes(u.tensor));
-        }
-        if (!llama_triattn_compute(lctx, gf, (int64_t) moves.layers[0].n*layers[0].k->ne[0])) {
+        ggml_backend_tensor_set(index.tensor, index.data.data(), 0, index.data.size()*sizeof(int32_t));
+        counters.n_bytes_copied += index.data.size()*sizeof(int32_t);
+        if (!llama_triattn_compute(lctx, gf, (int64_t) moves.layers[0].n*layers[0].k->ne[0], counters)) {
             // some rows may have moved and some not: nothing that can be mended here
             GGML_ABORT("failed to compute the graph that moves rows of the KV cache");
         }
+        ggml_backend_sched_synchronize(sched);
     }
 
     for (size_t i = 0; i < layers.size(); ++i) {
@@ -193,7 +184,7 @@ bool llama_triattn_move(
         if (!v_trans && !has_whole_words(layer.v, layer.n_head_kv)) {
             move_on_host(layer.v, m, layer.n_head_kv, stream);
         }
-        if (v_trans && is_in_reach(layer.v)) {
+        if (v_trans && llama_triattn_is_in_reach(layer.v)) {
             if (ggml_type_size(layer.v->type) == sizeof(uint32_t)) {
                 move_columns<uint32_t>(layer.v, m, layer.n_head_kv, layer.n_embd_head_v, stream);
             } else {

@@ -25,4 +25,5 @@ bool llama_triattn_move(
         const std::vector<llama_triattn_layer> & layers,
         const llama_triattn_moves & moves,
         uint32_t stream,
-        bool v_trans);
+        bool v_trans,
+        llama_triattn_stats & counters);

@@ -8,9 +8,14 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
+
+// variance below which scores count as equal
+static const float Z_EPS = 1e-12f;
 
 // M-RoPE gives text tokens the same position in every section, which makes it plain NEOX (as in llama.cpp's K-shift).
 static int rope_mode(const llama_hparams & hparams) {
@@ -69,7 +74,7 @@ llama_triattn_scorer::llama_triattn_scorer(
 
     for (const auto & layer : layers) {
         ggml_init_params init = {
-            /*.mem_size   =*/ 3*layer.ils.size()*ggml_tensor_overhead(),
+            /*.mem_size   =*/ (3*layer.ils.size() + 1)*ggml_tensor_overhead(),
             /*.mem_buffer =*/ nullptr,
             /*.no_alloc   =*/ true,
         };
@@ -89,11 +94,17 @@ llama_triattn_scorer::llama_triattn_scorer(
             }
         }
 
+        ones.push_back(ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, layer.n_embd_head_v, 1, layer.n_head_kv));
+        ggml_format_name(ones.back(), "triattn_ones-%d", layer.ils[0]);
+
         auto * buft = ggml_backend_buffer_get_type(layer.k->buffer);
         ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
         if (!buf) {
             throw std::runtime_error("failed to allocate a buffer for the TriAttention centres");
         }
+
+        const std::vector<float> one(ggml_nelements(ones.back()), 1.0f);
+        ggml_backend_tensor_set(ones.back(), one.data(), 0, ggml_nbytes(ones.back()));
 
         for (const int32_t il : layer.ils) {
             const auto & c = model.triattn->centres(il);
@@ -131,7 +142,7 @@ ggml_tensor * llama_triattn_scorer::build_rope(
 //     w = mean over d of RoPE(q_mean, t + d) = RoPE(mean over d of RoPE(q_mean, d), t) / c
 //
 // c because each call of ggml_rope_ext multiplies with the attention factor and w is to hold it once.
-bool llama_triattn_scorer::prepare(llama_context & lctx) const {
+bool llama_triattn_scorer::prepare(llama_context & lctx, llama_triattn_stats & counters) const {
     auto * sched = lctx.get_sched();
 
     const auto [ctx, gf] = llama_triattn_begin(lctx);
@@ -169,19 +180,46 @@ bool llama_triattn_scorer::prepare(llama_context & lctx) const {
             return false;
         }
         ggml_backend_tensor_set(inp_pos, offsets.data(), 0, ggml_nbytes(inp_pos));
-        if (!llama_triattn_compute(lctx, gf, ggml_nelements(tensors.begin()->second.future)*n_offset)) {
+        if (!llama_triattn_compute(lctx, gf, ggml_nelements(tensors.begin()->second.future)*n_offset, counters)) {
             LLAMA_LOG_ERROR("%s: failed to compute the future queries\n", __func__);
             return false;
         }
+        ggml_backend_sched_synchronize(sched);
     }
 
     is_ready = true;
     return true;
 }
 
+// |k_f| on the host, in one pass.  src[0]: [n_embd_head_k, n_head_kv, n_cand], dst: [n_rot/2, n_head_kv, n_cand]
+template <int mode>
+static void compute_magnitudes(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
+    const ggml_tensor * src = dst->src[0];
+
+    const int64_t n_band = dst->ne[0];
+
+    for (int64_t i = ith; i < ggml_nrows(dst); i += nth) {
+        const float * k   = (const float *) src->data + i*src->ne[0];
+        float       * res = (float *)       dst->data + i*n_band;
+
+        for (int64_t f = 0; f < n_band; ++f) {
+            const float x = mode == LLAMA_ROPE_TYPE_NORM ? k[2*f]     : k[f];
+            const float y = mode == LLAMA_ROPE_TYPE_NORM ? k[2*f + 1] : k[f + n_band];
+            res[f] = sqrtf(x*x + y*y);
+        }
+    }
+}
+
 // |k_f| of the rotated bands, the same before and after RoPE.  k: [n_embd_head_k, n_head_kv, n_cand] -> [n_rot/2, n_head_kv, n_cand]
-ggml_tensor * llama_triattn_scorer::build_magnitudes(ggml_context * ctx, ggml_tensor * k, int32_t il) const {
+ggml_tensor * llama_triattn_scorer::build_magnitudes(ggml_context * ctx, ggml_tensor * k, int32_t il, bool is_in_reach) const {
     const int64_t n_band = model.hparams.n_rot(il)/2;
+
+    if (is_in_reach) {
+        // half of a round's time on a CPU, operation by operation
+        const bool is_norm = rope_mode(model.hparams) == LLAMA_ROPE_TYPE_NORM;
+        const auto compute = is_norm ? compute_magnitudes<LLAMA_ROPE_TYPE_NORM> : compute_magnitudes<LLAMA_ROPE_TYPE_NEOX>;
+        return ggml_custom_4d(ctx, GGML_TYPE_F32, n_band, k->ne[1], k->ne[2], 1, &k, 1, compute, GGML_N_TASKS_MAX, nullptr);
+    }
 
     ggml_tensor * sqr = ggml_mul(ctx, k, k);
 
@@ -200,36 +238,96 @@ ggml_tensor * llama_triattn_scorer::build_magnitudes(ggml_context * ctx, ggml_te
     return ggml_sqrt(ctx, ggml_add(ctx, lo, hi));
 }
 
-ggml_tensor * llama_triattn_scorer::build_values(
-        ggml_context * ctx, const llama_triattn_layer & layer, ggml_tensor * cells, bool v_trans, int64_t strm) const {
-    ggml_tensor * v = layer.v;
+// z-scores over the candidates, and the largest of a KV head's query heads.  scores: [n_cand, n_query, n_head_kv] -> [n_cand, 1, n_head_kv]
+static ggml_tensor * build_largest_z(ggml_context * ctx, ggml_tensor * scores) {
+    const int n_query = (int) scores->ne[1];
 
-    const int64_t n_embd_head = layer.n_embd_head_v;
+    ggml_tensor * cur = ggml_norm(ctx, scores, Z_EPS);
+
+    return n_query == 1 ? cur : ggml_pool_2d(ctx, cur, GGML_OP_POOL_MAX, 1, n_query, 1, n_query, 0, 0);
+}
+
+ggml_tensor * llama_triattn_scorer::build_scores(
+        ggml_context * ctx, const llama_cparams & cparams, const llama_triattn_layer & layer, ggml_tensor * k, ggml_tensor * pos) const {
     const int64_t n_head_kv   = layer.n_head_kv;
-    const int64_t n_cells     = v->ne[1];
+    const int64_t n_embd_head = layer.n_embd_head_k;
+    const int64_t n_gqa       = layer.n_head/n_head_kv;
 
-    if (!v_trans) {
-        v = ggml_get_rows(ctx, ggml_reshape_2d(ctx, v, v->ne[0], n_cells*v->ne[2]), cells);
-        v = ggml_reshape_3d(ctx, v, n_embd_head, n_head_kv, v->ne[1]);
-        return ggml_sum_rows(ctx, ggml_sqr(ctx, v));
+    if (params.policy == LLAMA_TRIATTN_POLICY_KNORM) {
+        ggml_tensor * out = ggml_sqrt(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, k)));              // [1, n_head_kv, n_cand]
+        return ggml_cont(ctx, ggml_permute(ctx, ggml_neg(ctx, out), 1, 2, 0, 3));
     }
 
-    // rows of cells, one for each dimension
-    v = ggml_view_2d(ctx, v, n_cells, v->ne[0], ggml_row_size(v->type, n_cells), strm*v->nb[2]);
-    v = ggml_sqr(ctx, ggml_cast(ctx, v, GGML_TYPE_F32));
-    v = ggml_permute(ctx, ggml_reshape_3d(ctx, v, n_cells, n_embd_head, n_head_kv), 1, 0, 2, 3);
-    return ggml_sum_rows(ctx, ggml_cont(ctx, v));
+    ggml_tensor * res = nullptr;
+
+    for (const int32_t il : layer.ils) {
+        ggml_tensor * out = nullptr;
+
+        if (params.terms != LLAMA_TRIATTN_TERMS_NORM) {
+            ggml_tensor * w = ggml_reshape_3d(ctx, tensors.at(il).future, n_embd_head, layer.n_head, 1);
+            if (model.hparams.has_rope(il)) {
+                w = build_rope(ctx, cparams, w, pos, il);
+            }
+            w   = ggml_reshape_3d(ctx, w, n_embd_head, n_gqa, n_head_kv);
+            out = ggml_mul_mat(ctx, ggml_permute(ctx, k, 0, 2, 1, 3), w);
+        }
+        if (params.terms != LLAMA_TRIATTN_TERMS_TRIG) {
+            ggml_tensor * m = build_magnitudes(ctx, k, il, llama_triattn_is_in_reach(layer.k));
+            ggml_tensor * w = tensors.at(il).weight;
+
+            w = ggml_reshape_3d(ctx, w, w->ne[0], n_gqa, n_head_kv);
+            m = ggml_mul_mat(ctx, ggml_permute(ctx, m, 0, 2, 1, 3), w);
+
+            out = out ? ggml_add(ctx, out, m) : m;
+        }
+        // layers that share a K are more query heads for it
+        res = res ? ggml_concat(ctx, res, out, 1) : out;
+    }
+
+    return res;
+}
+
+// log |v|^2, whose z-scores are those of log |v|.  v: [n_embd_head_v, n_head_kv, n_cand] -> [n_cand, 1, n_head_kv]
+ggml_tensor * llama_triattn_scorer::build_value_lengths(ggml_context * ctx, ggml_tensor * v, ggml_tensor * ones) const {
+    // a product with ones is a sum that runs on all threads, and leaves the candidates of a head side by side
+    ggml_tensor * cur = ggml_mul_mat(ctx, ggml_permute(ctx, ggml_sqr(ctx, v), 0, 2, 1, 3), ones);
+
+    return ggml_log(ctx, ggml_clamp(ctx, cur, 1e-12f, FLT_MAX));
+}
+
+// Rows of the cells `cells` of a stream's K or V.  -> F32 [n_embd_head, n_head_kv, n_cand]
+static ggml_tensor * build_rows(ggml_context * ctx, ggml_tensor * t, bool is_trans, uint32_t strm, ggml_tensor * cells, int64_t n_head_kv) {
+    ggml_tensor * cur = is_trans ?
+        ggml_view_2d(ctx, t, t->ne[1], t->ne[0], ggml_row_size(t->type, t->ne[1]), strm*t->nb[2]) :
+        ggml_view_2d(ctx, t, t->ne[0], t->ne[1], t->nb[1],                         strm*t->nb[2]);
+    if (is_trans) {
+        cur = ggml_cont(ctx, ggml_transpose(ctx, cur));
+    }
+
+    cur = ggml_get_rows(ctx, cur, cells);
+
+    return ggml_reshape_3d(ctx, cur, t->ne[0]/n_head_kv, n_head_kv, cells->ne[0]);
+}
+
+// Enqueued behind the graph: one wait for all. Returns the bytes.
+static size_t download(ggml_backend_sched_t sched, ggml_tensor * t, std::vector<float> & data) {
+    data.resize(ggml_nelements(t));
+    ggml_backend_tensor_get_async(ggml_backend_sched_get_tensor_backend(sched, t), t, data.data(), 0, ggml_nbytes(t));
+    return ggml_nbytes(t);
 }
 
 bool llama_triattn_scorer::compute(
         llama_context & lctx,
         const std::vector<llama_triattn_layer> & layers,
         const std::vector<int32_t> & cells,
+        uint32_t strm,
         const std::vector<float> & k_rot,
         bool v_trans,
         llama_pos pos_next,
-        std::vector<llama_triattn_layer_scores> & scores) const {
-    if (!is_ready && !prepare(lctx)) {
+        std::vector<llama_triattn_layer_scores> & scores,
+        bool with_heads,
+        llama_triattn_stats & counters) const {
+    if (!is_ready && !prepare(lctx, counters)) {
         return false;
     }
 
@@ -252,65 +350,38 @@ bool llama_triattn_scorer::compute(
         ggml_set_input(inp_rot);
     }
 
-    std::vector<std::vector<ggml_tensor *>> outs(layers.size()); // [layer][model layer]
-    std::vector<ggml_tensor *> values(layers.size(), nullptr);
+    const bool with_values = params.policy == LLAMA_TRIATTN_POLICY_TRIATTENTION && params.weight_v > 0.0f;
+
+    std::vector<ggml_tensor *> outs;  // [layer] [n_cand, 1, n_head_kv]
+    std::vector<ggml_tensor *> heads; // [layer] [n_cand, n_query, n_head_kv]
 
     for (size_t i = 0; i < layers.size(); ++i) {
         const auto & layer = layers[i];
 
         const int n_nodes = ggml_graph_n_nodes(gf);
 
-        const int64_t n_head_kv   = layer.n_head_kv;
-        const int64_t n_embd_head = layer.n_embd_head_k;
-        const int64_t n_gqa       = layer.n_head/n_head_kv;
-
-        ggml_tensor * k = ggml_reshape_2d(ctx, layer.k, layer.k->ne[0], layer.k->ne[1]*layer.k->ne[2]);
-
-        k = ggml_get_rows(ctx, k, inp_cells);
+        ggml_tensor * k = build_rows(ctx, layer.k, false, strm, inp_cells, layer.n_head_kv);
         if (inp_rot) {
             k = llama_mul_mat_hadamard(ctx, k, inp_rot);
         }
-        k = ggml_reshape_3d(ctx, k, n_embd_head, n_head_kv, n_cand);
 
-        if (params.policy == LLAMA_TRIATTN_POLICY_KNORM) {
-            ggml_tensor * out = ggml_sqrt(ctx, ggml_sum_rows(ctx, ggml_sqr(ctx, k)));          // [1, n_head_kv, n_cand]
-            out = ggml_cont(ctx, ggml_permute(ctx, ggml_neg(ctx, out), 2, 1, 0, 3));           // [n_cand, n_head_kv, 1]
-            outs[i].push_back(out);
-        } else {
-            for (const int32_t il : layer.ils) {
-                ggml_tensor * out = nullptr;
-
-                if (params.terms != LLAMA_TRIATTN_TERMS_NORM) {
-                    ggml_tensor * w = ggml_reshape_3d(ctx, tensors.at(il).future, n_embd_head, layer.n_head, 1);
-                    if (model.hparams.has_rope(il)) {
-                        w = build_rope(ctx, cparams, w, inp_pos, il);
-                    }
-                    w   = ggml_reshape_3d(ctx, w, n_embd_head, n_gqa, n_head_kv);
-                    out = ggml_mul_mat(ctx, ggml_permute(ctx, k, 0, 2, 1, 3), w);              // [n_cand, n_gqa, n_head_kv]
-                }
-                if (params.terms != LLAMA_TRIATTN_TERMS_TRIG) {
-                    ggml_tensor * m = build_magnitudes(ctx, k, il);
-                    ggml_tensor * w = tensors.at(il).weight;
-
-                    w = ggml_reshape_3d(ctx, w, w->ne[0], n_gqa, n_head_kv);
-                    m = ggml_mul_mat(ctx, ggml_permute(ctx, m, 0, 2, 1, 3), w);                // [n_cand, n_gqa, n_head_kv]
-
-                    out = out ? ggml_add(ctx, out, m) : m;
-                }
-                outs[i].push_back(out);
-            }
+        heads.push_back(build_scores(ctx, cparams, layer, k, inp_pos));
+        if (with_heads) {
+            ggml_set_output(heads[i]);
+            ggml_build_forward_expand(gf, heads[i]);
         }
 
-        if (params.policy == LLAMA_TRIATTN_POLICY_TRIATTENTION && params.weight_v > 0.0f && layer.v) {
-            values[i] = build_values(ctx, layer, inp_cells, v_trans, cells[0]/layer.k->ne[1]);
-            ggml_set_output(values[i]);
-            ggml_build_forward_expand(gf, values[i]);
-        }
+        ggml_tensor * out = build_largest_z(ctx, heads[i]);
+        if (with_values && layer.v) {
+            // the Hadamard rotation of a quantised cache does not change lengths
+            ggml_tensor * v = build_rows(ctx, layer.v, v_trans, strm, inp_cells, layer.n_head_kv);
 
-        for (auto * out : outs[i]) {
-            ggml_set_output(out);
-            ggml_build_forward_expand(gf, out);
+            v   = ggml_norm(ctx, build_value_lengths(ctx, v, ones[i]), Z_EPS);
+            out = ggml_add(ctx, out, ggml_scale(ctx, v, params.weight_v));
         }
+        outs.push_back(out);
+        ggml_set_output(out);
+        ggml_build_forward_expand(gf, out);
 
         llama_triattn_pin(lctx, gf, n_nodes, layer.k);
     }
@@ -328,54 +399,22 @@ bool llama_triattn_scorer::compute(
         ggml_backend_tensor_set(inp_rot, k_rot.data(), 0, ggml_nbytes(inp_rot));
     }
 
-    if (!llama_triattn_compute(lctx, gf, n_cand*layers[0].k->ne[0])) {
+    counters.n_bytes_copied += ggml_nbytes(inp_cells);
+
+    if (!llama_triattn_compute(lctx, gf, n_cand*layers[0].k->ne[0], counters)) {
         LLAMA_LOG_ERROR("%s: failed to compute the scoring graph\n", __func__);
         return false;
     }
 
     scores.resize(layers.size());
     for (size_t i = 0; i < layers.size(); ++i) {
-        const auto & layer = layers[i];
-
-        auto & s = scores[i];
-
-        const uint32_t n_il   = outs[i].size();
-        const uint32_t n_head = outs[i][0]->ne[1]*outs[i][0]->ne[2];
-
-        // layers that share a K are more query heads for it: interleave them, so that a KV head's query heads lie together
-        s.n_head_kv = layer.n_head_kv;
-        s.n_head    = n_head*n_il;
-        s.data.resize((size_t) s.n_head*n_cand);
-
-        const uint32_t n_gqa = n_head/layer.n_head_kv;
-        const size_t   n_row = (size_t) n_gqa*n_cand;
-        for (uint32_t j = 0; j < n_il; ++j) {
-            if (n_il == 1) {
-                ggml_backend_tensor_get(outs[i][j], s.data.data(), 0, ggml_nbytes(outs[i][j]));
-                break;
-            }
-            for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-                ggml_backend_tensor_get(outs[i][j], s.data.data() + ((size_t) h*n_il + j)*n_row, h*n_row*sizeof(float), n_row*sizeof(float));
-            }
-        }
-
-        s.values.clear();
-        if (values[i]) {
-            std::vector<float> sqr(ggml_nelements(values[i]));
-            ggml_backend_tensor_get(values[i], sqr.data(), 0, ggml_nbytes(values[i]));
-
-            const int64_t n_cells = layer.k->ne[1];
-
-            s.values.resize((size_t) s.n_head_kv*n_cand);
-            for (int64_t h = 0; h < s.n_head_kv; ++h) {
-                for (int64_t c = 0; c < n_cand; ++c) {
-                    const float x = v_trans ? sqr[h*n_cells + cells[c] % n_cells] : sqr[c*s.n_head_kv + h];
-
-                    s.values[h*n_cand + c] = 0.5f*logf(std::max(x, 1e-12f));
-                }
-            }
+        scores[i].n_head_kv = layers[i].n_head_kv;
+        counters.n_bytes_copied += download(sched, outs[i], scores[i].data);
+        if (with_heads) {
+            counters.n_bytes_copied += download(sched, heads[i], scores[i].heads);
         }
     }
+    ggml_backend_sched_synchronize(sched);
 
     return true;
 }
@@ -391,50 +430,63 @@ llama_triattn_graph llama_triattn_begin(llama_context & lctx) {
     return { res->get_ctx(), res->get_gf() };
 }
 
-bool llama_triattn_compute(llama_context & lctx, ggml_cgraph * gf, int64_t n_elements) {
-    auto * sched = lctx.get_sched();
-
-    ggml_status status;
-    if (n_elements > 1 << 18) {
-        status = lctx.graph_compute(gf, false);
-    } else {
-        // the context sets the number of threads anew before each of its own graphs
-        for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
-            auto * backend = ggml_backend_sched_get_backend(sched, i);
-            auto * reg     = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
-            auto * fn      = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
-            if (fn) {
-                fn(backend, 1);
-            }
-        }
-        status = ggml_backend_sched_graph_compute_async(sched, gf);
-    }
-    ggml_backend_sched_synchronize(sched);
-
-    return status == GGML_STATUS_SUCCESS;
+// another look at memory that is there: nothing to compute
+static bool is_view(ggml_op op) {
+    return op == GGML_OP_VIEW || op == GGML_OP_RESHAPE || op == GGML_OP_PERMUTE || op == GGML_OP_TRANSPOSE;
 }
 
-void llama_triattn_pin(llama_context & lctx, ggml_cgraph * gf, int n_nodes_before, const ggml_tensor * where) {
+bool llama_triattn_compute(llama_context & lctx, ggml_cgraph * gf, int64_t n_elements, llama_triattn_stats & counters) {
+    auto * sched = lctx.get_sched();
+
+    counters.n_graphs += 1;
+    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+        counters.n_operations += !is_view(ggml_graph_node(gf, i)->op);
+    }
+
+    if (n_elements > 1 << 18) {
+        return lctx.graph_compute(gf, false) == GGML_STATUS_SUCCESS;
+    }
+
+    // the context sets the number of threads anew before each of its own graphs
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        auto * backend = ggml_backend_sched_get_backend(sched, i);
+        auto * reg     = ggml_backend_dev_backend_reg(ggml_backend_get_device(backend));
+        auto * fn      = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
+        if (fn) {
+            fn(backend, 1);
+        }
+    }
+    return ggml_backend_sched_graph_compute_async(sched, gf) == GGML_STATUS_SUCCESS;
+}
+
+bool llama_triattn_is_in_reach(const ggml_tensor * t) {
+    const char * env = getenv("LLAMA_TRIATTN_AS_DEVICE");
+    return ggml_backend_buffer_is_host(t->buffer) && !(env && atoi(env));
+}
+
+ggml_backend_t llama_triattn_backend_of(llama_context & lctx, const ggml_tensor * where) {
     auto * sched = lctx.get_sched();
 
     const int n_backends = ggml_backend_sched_get_n_backends(sched);
-    if (n_backends == 1) {
-        return;
-    }
 
     auto * dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(where->buffer));
 
-    for (int i = 0; i < n_backends; ++i) {
+    for (int i = 0; i < n_backends && n_backends > 1; ++i) {
         auto * backend = ggml_backend_sched_get_backend(sched, i);
-        if (ggml_backend_get_device(backend) != dev) {
-            continue;
+        if (ggml_backend_get_device(backend) == dev) {
+            return backend;
         }
-        for (int j = n_nodes_before; j < ggml_graph_n_nodes(gf); ++j) {
-            auto * node = ggml_graph_node(gf, j);
-            if (ggml_backend_supports_op(backend, node)) {
-                ggml_backend_sched_set_tensor_backend(sched, node, backend);
-            }
+    }
+    return nullptr;
+}
+
+void llama_triattn_pin(llama_context & lctx, ggml_cgraph * gf, int n_nodes_before, const ggml_tensor * where) {
+    auto * backend = llama_triattn_backend_of(lctx, where);
+
+    for (int i = n_nodes_before; backend && i < ggml_graph_n_nodes(gf); ++i) {
+        auto * node = ggml_graph_node(gf, i);
+        if (ggml_backend_supports_op(backend, node)) {
+            ggml_backend_sched_set_tensor_backend(lctx.get_sched(), node, backend);
         }
-        return;
     }
 }

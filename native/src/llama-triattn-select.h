@@ -1,17 +1,16 @@
 #pragma once
 
-// From the scores of single query heads to the tokens that each set keeps. Plain host code: knows no cache, no graph.
+// From the scores of the KV heads to the tokens that each set keeps. Plain host code: knows no cache, no graph.
 
 #include <cstdint>
 #include <vector>
 
 // One layer's scores, as the scoring graph leaves them.
 struct llama_triattn_layer_scores {
-    uint32_t n_head;    // query heads
     uint32_t n_head_kv;
 
-    std::vector<float> data;   // [n_head][n_cand], query head h belongs to KV head h/(n_head/n_head_kv)
-    std::vector<float> values; // [n_head_kv][n_cand] log |v|, empty where values do not count
+    std::vector<float> data;  // [n_head_kv][n_cand] largest z-score of the query heads of a KV head, and weight_v times that of log |v|
+    std::vector<float> heads; // [n_head_kv][query heads of it][n_cand] before the z-score; empty unless asked for
 };
 
 enum llama_triattn_set_rule {
@@ -21,13 +20,10 @@ enum llama_triattn_set_rule {
     LLAMA_TRIATTN_SET_PER_LAYER,   // sum of n_head_kv over the layers sets, layer by layer
 };
 
-// z-score each query head over the candidates (population std, floor 1e-6), take the max over the query heads of a KV head,
-// add the z-score of its values times weight_v, and combine by the rule. Returns [n_set][n_cand]. A score that is not finite
-// counts as the lowest.
+// One score for each set and candidate, by the rule: [n_set][n_cand]. A score that is no number counts as an average one.
 std::vector<float> llama_triattn_combine(
         const std::vector<llama_triattn_layer_scores> & layers,
         uint32_t n_cand,
-        float    weight_v,
         llama_triattn_set_rule rule);
 
 // The n_drop candidates of the lowest scores, as a mask [n_cand]; of equal scores the earlier candidate goes first.

@@ -105,16 +105,17 @@ def kv_by_layer(info: ModelInfo, shape: Shape, context: ContextBytes) -> tuple[i
 def round_bytes(info: ModelInfo, shape: Shape) -> int:
     """What the graph of an eviction round takes of the compute buffer, at most.
 
-    All layers are scored in one graph: the scores of each query head and the value norms of each KV head stay until
-    they are downloaded, and of one layer the keys, their squares and what is made of them are float32 meanwhile.
+    All layers are scored in one graph: the scores of each KV head stay until they are downloaded, and of one layer the
+    keys, their squares and what is made of them, and the scores of each query head are float32 meanwhile.
     """
     if shape.budget is None:
         return 0
     layers = range(info.n_layer) if info.full_layers is None else info.full_layers
     n_candidates = shape.budget + shape.n_batch  # beside the window, a batch more than a round leaves
-    scores = sum(info.n_head[il] + info.n_head_kv[il] for il in layers)
+    scores = sum(info.n_head_kv[il] for il in layers)
     widest = max((info.n_head_kv[il] for il in layers), default=0) * max(info.head_dim, info.head_dim_v)
-    return 4 * n_candidates * (scores + 3 * widest)
+    most_heads = max((info.n_head[il] for il in layers), default=0)
+    return 4 * n_candidates * (scores + 3 * widest + 3 * most_heads)
 
 
 def place(load: Load, machine: Machine, n_gpu_layers: int) -> Placement:
