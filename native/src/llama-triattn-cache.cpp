@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <thread>
 
 llama_kv_cache * llama_triattn::find_cache(const llama_memory_i * memory) {
     auto * mem = const_cast<llama_memory_i *>(memory);
@@ -399,6 +400,27 @@ int32_t llama_triattn::score(llama_context & lctx, llama_seq_id seq_id) {
     return rank_sets(lctx, seq_id, cand, scores) ? (int32_t) cand.size() : LLAMA_TRIATTN_FAILED;
 }
 
+// as many as make a thread worth its start
+static const size_t N_SCORES_A_THREAD = 1 << 16;
+
+static void for_each_on_threads(uint32_t n, uint32_t n_threads, const std::function<void(uint32_t)> & fn) {
+    n_threads = std::max(n_threads, 1u);
+
+    const auto run = [&](uint32_t first) {
+        for (uint32_t i = first; i < n; i += n_threads) {
+            fn(i);
+        }
+    };
+    std::vector<std::thread> threads;
+    for (uint32_t t = 1; t < n_threads; ++t) {
+        threads.emplace_back(run, t);
+    }
+    run(0);
+    for (auto & thread : threads) {
+        thread.join();
+    }
+}
+
 int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t n_tokens, bool forced) {
     const int64_t t_start_us = ggml_time_us();
 
@@ -427,8 +449,8 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
     std::vector<std::vector<int32_t>> dst(n_set);
     std::vector<std::vector<int32_t>> stay(n_set); // freed cells whose row nobody needs: fillers that stay where they are
 
-    std::vector<uint8_t> drop;
-    for (uint32_t set = 0; set < n_set; ++set) {
+    const auto choose = [&](uint32_t set) {
+        std::vector<uint8_t> drop;
         llama_triattn_drop_lowest(scores.data() + (size_t) set*n_cand, n_cand, n_drop, drop);
 
         for (uint32_t i = 0; i < i_freed; ++i) {
@@ -440,7 +462,8 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
             (drop[i] ? stay[set] : src[set]).push_back(cand[i]);
         }
         GGML_ASSERT(src[set].size() == dst[set].size());
-    }
+    };
+    for_each_on_threads(n_set, std::min<uint64_t>(lctx.get_cparams().n_threads, scores.size()/N_SCORES_A_THREAD), choose);
 
     llama_triattn_moves moves;
     uint64_t n_moved = 0;
