@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triattn_local import doctor, native, selftest
+from triattn_local import doctor, native, scoring, selftest
 from triattn_local.devices import Device, devices
 
 TESTABLE = [device for device in devices() if device.is_gpu or device.kind == "cpu"]
@@ -44,6 +44,13 @@ def test_other_statistics_are_noticed(cpu: Device, monkeypatch: pytest.MonkeyPat
         return dataclasses.replace(stats, q_mean=tuple(q_mean))
 
     monkeypatch.setattr(selftest, "read_stats", disturbed)
+    result = selftest.run_selftest(cpu)
+    assert result.problem is not None
+    assert "scores are off" in result.problem
+
+
+def test_values_that_count_otherwise_are_noticed(cpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest.scoring, "value_scores", lambda v: scoring.zscore(np.linalg.norm(v, axis=-1).T))
     result = selftest.run_selftest(cpu)
     assert result.problem is not None
     assert "scores are off" in result.problem

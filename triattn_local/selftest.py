@@ -1,8 +1,8 @@
 """Whether a device scores and moves as the equations say: a tiny model, every layer on that device.
 
-The library's scores are compared with those that ``scoring`` makes of the keys that lie in the cache, and the rows that
-a round moved with what they were, byte for byte. ``doctor`` runs it on each device; the tests of the engine make the
-same comparisons on real models.
+The library's scores, and what it makes of them, are compared with those that ``scoring`` makes of what lies in the
+cache, and the rows that a round moved with what they were, byte for byte. ``doctor`` runs it on each device; the tests of
+the engine make the same comparisons on real models.
 
 Knows nothing of how it is shown.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from . import native, scoring
 from .cache_rows import read_rows
 from .config import EvictionConfig, RuntimeConfig
-from .contexts import Model
+from .contexts import Context, Model
 from .devices import Device
 from .errors import TriattnError
 from .geometry import Geometry, write_geometry
@@ -68,7 +68,7 @@ class Result:
     n_scores: int
     """scores compared"""
     score_error: float
-    """largest error, as a part of the range of its head's scores"""
+    """largest error of a score or a ranking, as a part of the range of its head's"""
     tolerance: float
     n_rows: int
     """rows compared after a round, K and V"""
@@ -120,7 +120,7 @@ def run_selftest(device: Device) -> Result:
                     context.prefill(tokens[context.n_past : n_past])
                     n, error = compare_scores(context.handle, context.n_past, info, stats)
                     n_scores += n
-                    errors.append(error)
+                    errors += [error, compare_ranking(context, info)]
                     before, n_moved_before = cached_rows(context.handle, info), context.stats().n_rows_moved
                     native.evict(context.handle)
                     after = cached_rows(context.handle, info)
@@ -169,6 +169,29 @@ def compare_scores(ctx: int, t: int, info: ModelInfo, stats: TriattnStats) -> tu
             n_scores += got.size
             errors.append(float(np.abs(got - wanted[head]).max() / np.ptp(wanted[head])))
     return n_scores, float(np.max(errors))
+
+
+def compare_ranking(context: Context, info: ModelInfo) -> float:
+    """What a device makes of its scores, z-scores with those of the values beside, and NumPy of the same scores.
+
+    Returns
+    -------
+    error : float
+        The largest difference, as a part of the range of its KV head's; NaN if one is not a number.
+    """
+    seen: list[native.Round] = []
+    context.rank_with(lambda this: seen.append(replace(this, cells=this.cells.copy(), scores=this.scores.copy())))
+    native.score(context.handle)
+    cells, ranked = seen[-1].cells, iter(seen[-1].scores)
+    errors = []
+    for il in native.get_layers(context.handle):
+        n_head_kv = info.n_head_kv[il]
+        heads = np.stack([native.get_scores(context.handle, il, h)[0] for h in range(info.n_head[il])])
+        values = np.stack([read_rows(context.handle, il, h, cells, is_v=True) for h in range(n_head_kv)], axis=1)
+        wanted = scoring.group_max(scoring.zscore(heads), n_head_kv)
+        for z in wanted + _EVICTION.weight_v * scoring.value_scores(values):
+            errors.append(float(np.abs(next(ranked) - z).max() / np.ptp(z)))
+    return float(np.max(errors))
 
 
 def cached_rows(ctx: int, info: ModelInfo) -> Rows:
