@@ -1,8 +1,8 @@
 """Whether a device scores and moves as the equations say: a tiny model, every layer on that device.
 
 The library's scores, and what it makes of them, are compared with those that ``scoring`` makes of what lies in the
-cache, and the rows that a round moved with what they were, byte for byte. ``doctor`` runs it on each device; the tests of
-the engine make the same comparisons on real models.
+cache, and the rows that a round moved with what they were, byte for byte. ``doctor`` runs it on each device; the tests
+of the engine make the same comparisons on real models.
 
 Knows nothing of how it is shown.
 """
