@@ -296,17 +296,19 @@ ggml_tensor * llama_triattn_scorer::build_value_lengths(ggml_context * ctx, ggml
 }
 
 // Rows of the cells `cells` of a stream's K or V.  -> F32 [n_embd_head, n_head_kv, n_cand]
-static ggml_tensor * build_rows(ggml_context * ctx, ggml_tensor * t, bool is_trans, uint32_t strm, ggml_tensor * cells, int64_t n_head_kv) {
+static ggml_tensor * build_rows(
+        ggml_context * ctx, ggml_tensor * t, bool is_trans, uint32_t strm, ggml_tensor * cells, int64_t n_embd_head, int64_t n_head_kv) {
+    const int64_t n_embd  = n_embd_head*n_head_kv; // a transposed V may be wider
+    const int64_t n_cells = t->ne[1];
+
     ggml_tensor * cur = is_trans ?
-        ggml_view_2d(ctx, t, t->ne[1], t->ne[0], ggml_row_size(t->type, t->ne[1]), strm*t->nb[2]) :
-        ggml_view_2d(ctx, t, t->ne[0], t->ne[1], t->nb[1],                         strm*t->nb[2]);
+        ggml_view_2d(ctx, t, n_cells, n_embd, ggml_row_size(t->type, n_cells), strm*t->nb[2]) :
+        ggml_view_2d(ctx, t, n_embd, n_cells, t->nb[1],                        strm*t->nb[2]);
     if (is_trans) {
         cur = ggml_cont(ctx, ggml_transpose(ctx, cur));
     }
 
-    cur = ggml_get_rows(ctx, cur, cells);
-
-    return ggml_reshape_3d(ctx, cur, t->ne[0]/n_head_kv, n_head_kv, cells->ne[0]);
+    return ggml_reshape_3d(ctx, ggml_get_rows(ctx, cur, cells), n_embd_head, n_head_kv, cells->ne[0]);
 }
 
 // Enqueued behind the graph: one wait for all. Returns the bytes.
@@ -360,7 +362,7 @@ bool llama_triattn_scorer::compute(
 
         const int n_nodes = ggml_graph_n_nodes(gf);
 
-        ggml_tensor * k = build_rows(ctx, layer.k, false, strm, inp_cells, layer.n_head_kv);
+        ggml_tensor * k = build_rows(ctx, layer.k, false, strm, inp_cells, layer.n_embd_head_k, layer.n_head_kv);
         if (inp_rot) {
             k = llama_mul_mat_hadamard(ctx, k, inp_rot);
         }
@@ -374,7 +376,7 @@ bool llama_triattn_scorer::compute(
         ggml_tensor * out = build_largest_z(ctx, heads[i]);
         if (with_values && layer.v) {
             // the Hadamard rotation of a quantised cache does not change lengths
-            ggml_tensor * v = build_rows(ctx, layer.v, v_trans, strm, inp_cells, layer.n_head_kv);
+            ggml_tensor * v = build_rows(ctx, layer.v, v_trans, strm, inp_cells, layer.n_embd_head_v, layer.n_head_kv);
 
             v   = ggml_norm(ctx, build_value_lengths(ctx, v, ones[i]), Z_EPS);
             out = ggml_add(ctx, out, ggml_scale(ctx, v, params.weight_v));
