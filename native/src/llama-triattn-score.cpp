@@ -239,8 +239,14 @@ ggml_tensor * llama_triattn_scorer::build_magnitudes(ggml_context * ctx, ggml_te
 }
 
 // z-scores over the candidates, and the largest of a KV head's query heads.  scores: [n_cand, n_query, n_head_kv] -> [n_cand, 1, n_head_kv]
-static ggml_tensor * build_largest_z(ggml_context * ctx, ggml_tensor * scores) {
+static ggml_tensor * build_largest_z(ggml_context * ctx, ggml_tensor * scores, bool is_in_reach) {
     const int n_query = (int) scores->ne[1];
+
+    if (!is_in_reach) {
+        // GPUs take the variance from a sum of squares, in which a mean of hundreds of deviations (biased keys) would drown it
+        ggml_tensor * first = ggml_view_3d(ctx, scores, 1, n_query, scores->ne[2], scores->nb[1], scores->nb[2], 0);
+        scores = ggml_sub(ctx, scores, first);
+    }
 
     ggml_tensor * cur = ggml_norm(ctx, scores, Z_EPS);
 
@@ -373,7 +379,7 @@ bool llama_triattn_scorer::compute(
             ggml_build_forward_expand(gf, heads[i]);
         }
 
-        ggml_tensor * out = build_largest_z(ctx, heads[i]);
+        ggml_tensor * out = build_largest_z(ctx, heads[i], llama_triattn_is_in_reach(layer.k));
         if (with_values && layer.v) {
             // the Hadamard rotation of a quantised cache does not change lengths
             ggml_tensor * v = build_rows(ctx, layer.v, v_trans, strm, inp_cells, layer.n_embd_head_v, layer.n_head_kv);
