@@ -106,7 +106,7 @@ def round_bytes(info: ModelInfo, shape: Shape) -> int:
     """What the graph of an eviction round takes of the compute buffer, at most.
 
     All layers are scored in one graph: the scores of each KV head stay until they are downloaded, and of one layer the
-    keys, their squares and what is made of them, and the scores of each query head are float32 meanwhile.
+    keys, their squares and the sums of pairs of these, and the scores of each query head are float32 meanwhile.
     """
     if shape.budget is None:
         return 0
@@ -115,7 +115,7 @@ def round_bytes(info: ModelInfo, shape: Shape) -> int:
     scores = sum(info.n_head_kv[il] for il in layers)
     widest = max((info.n_head_kv[il] for il in layers), default=0) * max(info.head_dim, info.head_dim_v)
     most_heads = max((info.n_head[il] for il in layers), default=0)
-    return 4 * n_candidates * (scores + 3 * widest + 3 * most_heads)
+    return 4 * n_candidates * (scores + 5 * widest // 2 + 3 * most_heads)
 
 
 def place(load: Load, machine: Machine, n_gpu_layers: int) -> Placement:
