@@ -900,7 +900,7 @@ def test_ctrl_c_on_a_real_model(smollm2_triattn: Path, tmp_path: Path, in_prompt
     text = tmp_path / "text"
     text.write_text("The sea is wide. " * (1200 if in_prompt else 1))
     command = [str(PROGRAM), "run", str(smollm2_triattn), "--file", str(text), "--json", "--budget", "512"]
-    command += ["--batch", "64", "--verbose"]
+    command += ["--batch", "2048", "--verbose"]
     log = tmp_path / "log"
     with log.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
@@ -919,6 +919,7 @@ def test_ctrl_c_on_a_real_model(smollm2_triattn: Path, tmp_path: Path, in_prompt
     report = json.loads((first + out).splitlines()[-1])
     assert report["interrupted"]
     assert (report["n_generated"] == 0) == in_prompt
+    assert (report["prefill_tps"] == 0) == in_prompt, "it does not wait for the batch"
 
 
 @pytest.mark.slow

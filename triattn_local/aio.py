@@ -1,20 +1,21 @@
 """Events of a generator in an event loop: what blocks runs in a thread, and a cancelled task stops it.
 
-Knows nothing of models: any generator that heeds an event of ``threading``.
+Knows nothing of models: any generator that heeds an event.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from .stop import Stop
+
 T = TypeVar("T")
 
 
-async def in_thread(make: Callable[[threading.Event], Iterator[T]]) -> AsyncIterator[T]:
+async def in_thread(make: Callable[[Stop], Iterator[T]]) -> AsyncIterator[T]:
     """The events of an iterator, each fetched in one thread of its own.
 
     When the loop over them ends early, or its task is cancelled, the event that `make` got is set, and the thread is
@@ -25,7 +26,7 @@ async def in_thread(make: Callable[[threading.Event], Iterator[T]]) -> AsyncIter
     make : callable
         Makes the iterator: ``lambda cancel: rt.chat(messages, cancel=cancel)``.
     """
-    cancel = threading.Event()
+    cancel = Stop()
     loop = asyncio.get_running_loop()
     events = make(cancel)
     end = object()

@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .stop import Stop
+
 
 @contextlib.contextmanager
-def stop_on_request() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, the second raises KeyboardInterrupt."""
-    stopped = threading.Event()
+def stop_on_request() -> Iterator[Stop]:
+    """The first Ctrl-C sets the event, amid a batch too, the second raises KeyboardInterrupt."""
+    stopped = Stop()
+    n_pressed = 0
 
     def stop(signum: int, frame: object) -> None:
+        nonlocal n_pressed
         del signum, frame
-        if stopped.is_set():
-            raise KeyboardInterrupt
         stopped.set()
+        n_pressed += 1
+        if n_pressed > 1:
+            raise KeyboardInterrupt
 
-    with _handler(stop):
+    with _handler(stop), _at_once(stopped):
         yield stopped
 
 
@@ -62,6 +68,32 @@ def stop_for_sure() -> Iterator[Callable[[], None]]:
             raise
         finally:
             sys.unraisablehook = show
+
+
+@contextlib.contextmanager
+def _at_once(stopped: Stop) -> Iterator[None]:
+    """Set it while a C library computes, when Python's own handlers wait for it to come back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        while number := reader.recv(1):
+            if number[0] == signal.SIGINT:
+                stopped.set()
+
+    thread = threading.Thread(target=watch, name="ctrl-c", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        writer.close()
+        thread.join()
+        reader.close()
 
 
 @contextlib.contextmanager
