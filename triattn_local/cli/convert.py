@@ -13,20 +13,22 @@ from ..settings import Settings
 from .app import app
 from .flags import AsJson, GpuLayers, Model, Stats, Threads, switch
 
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="File to write. [default: MODEL.triattn.gguf]", show_default=False
+    ),
+]
+Sidecar = Annotated[bool, switch("--sidecar", "Write the statistics only, into a small GGUF beside the model.")]
+Force = Annotated[bool, switch("--force", "Replace the output if it is there.")]
+
 
 @app.command()
 def convert(
     context: typer.Context,
     model: Model,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="File to write. [default: MODEL.triattn.gguf]", show_default=False
-        ),
-    ] = None,
-    sidecar: Annotated[
-        bool, switch("--sidecar", "Write the statistics only, into a small GGUF beside the model.")
-    ] = False,
+    output: Output = None,
+    sidecar: Sidecar = False,
     tokens: Annotated[
         int | None,
         typer.Option("--tokens", metavar="N", help="Calibration tokens. [default: 8192]", show_default=False),
@@ -49,7 +51,7 @@ def convert(
         ),
     ] = "auto",
     resume: Annotated[bool, switch("--resume", "Go on where an interrupted conversion stopped.")] = False,
-    force: Annotated[bool, switch("--force", "Replace the output if it is there.")] = False,
+    force: Force = False,
     dry_run: Annotated[bool, switch("--dry-run", "Say what would be done, and do nothing.")] = False,
     as_json: AsJson = False,
     threads: Threads = None,
@@ -96,16 +98,9 @@ def import_stats(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Statistics as the method's authors write them (.pt).")],
     model: Model,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="File to write. [default: MODEL.triattn.gguf]", show_default=False
-        ),
-    ] = None,
-    sidecar: Annotated[
-        bool, switch("--sidecar", "Write the statistics only, into a small GGUF beside the model.")
-    ] = False,
-    force: Annotated[bool, switch("--force", "Replace the output if it is there.")] = False,
+    output: Output = None,
+    sidecar: Sidecar = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Add statistics that TriAttention's own calibration made.
@@ -135,7 +130,7 @@ def export_stats(
         typer.Option("--output", "-o", metavar="FILE", help="File to write. [default: MODEL.pt]", show_default=False),
     ] = None,
     stats: Stats = None,
-    force: Annotated[bool, switch("--force", "Replace the output if it is there.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model's statistics as TriAttention's own programs read them (.pt)."""
