@@ -108,8 +108,7 @@ class ChatScreen(Screen[None]):
         self._retained: Retained | None = None
         self._draining = False
         self._pace = pacing.Pace()
-        self._litter = True
-        self._collected_s = 0.0
+        self._garbage = garbage.Collector()
         self._ended: events.TurnEnded | None = None
 
     def compose(self) -> ComposeResult:
@@ -284,12 +283,16 @@ class ChatScreen(Screen[None]):
                     self._speed = (self._speed[0], self._speed[1] + len(parts))
                     await answer.write(kind, "".join(parts), n_tokens)
                 await self.transcript.look()
-            self._litter = True
-            self.call_after_refresh(lambda: self._pace.shown(time.monotonic()))
+            self.call_after_refresh(self._shown)
             if self._ended is not None:
                 await self._end(answer, self._ended)
         finally:
             self._draining = False
+
+    def _shown(self) -> None:
+        """What was drained is on the screen."""
+        self._pace.shown(time.monotonic())
+        self.set_timer(0.001, self._garbage.updated)
 
     @on(events.TurnEnded)
     async def _turn_ended(self, event: events.TurnEnded) -> None:
@@ -366,19 +369,8 @@ class ChatScreen(Screen[None]):
         elif not self.busy and self.panel.display:
             self.panel.show_speed(0.0)
         self._speed = (now_s, 0)
-        self._collect(now_s)
-
-    def _collect(self, now_s: float) -> None:
-        """Clear away what updates leave behind."""
-        if not self._litter:
-            return
-        if not self.busy and not self._pace.typing(now_s):
-            garbage.settle()
-        elif now_s - self._collected_s > garbage.COLLECT_S:
-            garbage.sweep()
-        else:
-            return
-        self._litter, self._collected_s = False, now_s
+        if not self._pace.typing(now_s):
+            self._garbage.rest(now_s, busy=self.busy)
 
     @on(Prompt.Changed)
     def _typed(self) -> None:
@@ -386,7 +378,9 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(self._echoed)
 
     def _echoed(self) -> None:
-        if self.busy and self._pace.echoed(time.monotonic()):
+        """A key is on the screen, and no other one comes for some time."""
+        now_s = time.monotonic()
+        if self.busy and not self._garbage.rest(now_s, busy=True) and self._pace.echoed(now_s):
             self.set_timer(0.001, self._drain)
 
     def _say_state(self, state: str) -> None:
