@@ -17,8 +17,10 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widget import Widget
 from textual.widgets import Markdown
+from textual.widgets._markdown import MarkdownParagraph
 from textual.widgets.markdown import MarkdownBlock
 
+from .backdrop import Backdrop, Growing
 from .code_block import CodeBlock
 
 SECTION_CHARS = 2000
@@ -65,7 +67,11 @@ def _in_fence(text: str) -> bool:
     return bool(fence)
 
 
-class Section(Markdown):
+class Paragraph(Growing, MarkdownParagraph):
+    """Most of what is written."""
+
+
+class Section(Backdrop, Markdown):
     """Some paragraphs that are laid out."""
 
     DEFAULT_CSS = """
@@ -76,6 +82,7 @@ class Section(Markdown):
 
     BLOCKS = {  # noqa: RUF012 (as the base class has it)
         **Markdown.BLOCKS,
+        "paragraph_open": Paragraph,
         "fence": CodeBlock,
         "code_block": CodeBlock,
     }
@@ -112,7 +119,7 @@ class Part:
         return self.measured
 
 
-class LongMarkdown(Vertical):
+class LongMarkdown(Backdrop, Vertical):
     """Markdown that is laid out in part; ``write`` adds to its end.
 
     From top to bottom it holds a space, the parts in sight, a space, and the last part, which is always laid out.

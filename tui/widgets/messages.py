@@ -17,6 +17,7 @@ from triattn_local.sessions import Message
 from triattn_local.thinking import Kind
 
 from .. import text
+from .backdrop import Backdrop
 from .long_markdown import LongMarkdown
 from .thinking import Thinking
 
@@ -111,7 +112,7 @@ class UserMessage(MessageWidget):
             words.set_class(forgotten, "forgotten")
 
 
-class AnswerMessage(MessageWidget):
+class AnswerMessage(Backdrop, MessageWidget):
     """Thinking, words, and one line about them."""
 
     DEFAULT_CSS = """

@@ -13,6 +13,7 @@ from textual.widgets import Static
 from triattn_local.conversation import Retained
 from triattn_local.sessions import Message
 
+from .backdrop import Backdrop
 from .long_markdown import LongMarkdown, Section
 from .messages import AnswerMessage, MessageWidget, Notice, UserMessage
 
@@ -40,7 +41,7 @@ class Reading:
     """the same from the top of what is in sight, negative above it"""
 
 
-class Transcript(VerticalScroll, can_focus=False):
+class Transcript(Backdrop, VerticalScroll, can_focus=False):
     """The branch that is read."""
 
     DEFAULT_CSS = """
