@@ -27,6 +27,7 @@ from triattn_local.errors import DoesNotFitError, StatsError, TriattnError, Usag
 from triattn_local.sessions import SessionStore
 from triattn_local.settings import Settings
 from triattn_local.tui.app import ChatApp, Start
+from triattn_local.tui.cutting import pieces
 from triattn_local.tui.screens.attach import AttachScreen
 from triattn_local.tui.screens.help import HelpScreen
 from triattn_local.tui.screens.map import MapScreen
@@ -35,7 +36,7 @@ from triattn_local.tui.screens.sessions import SessionsScreen
 from triattn_local.tui.screens.settings import SettingsScreen
 from triattn_local.tui.theme import THEMES
 from triattn_local.tui.widgets.code_block import CodeBlock
-from triattn_local.tui.widgets.long_markdown import SECTION_CHARS, LongMarkdown, Section, sections
+from triattn_local.tui.widgets.long_markdown import LongMarkdown, Section
 from triattn_local.tui.widgets.messages import AnswerMessage, Notice, UserMessage
 from triattn_local.tui.widgets.thinking import Thinking
 
@@ -1051,16 +1052,6 @@ async def test_every_screen_in_every_size(open_chat: Open, size: tuple[int, int]
 # the body of an answer
 
 
-async def test_a_long_answer_is_cut_where_paragraphs_end() -> None:
-    fence = "```\n" + "\n\n".join(["code"] * SECTION_CHARS) + "\n```"
-    text = "\n\n".join([*["A paragraph of some words. " * 6] * 40, fence, *["- item\n\n  more"] * 200, "End."])
-    parts = sections(text)
-    assert "".join(parts) == text
-    assert len(parts) > 3
-    assert all(part.count("```") % 2 == 0 for part in parts)
-    assert sections("") == [""]
-
-
 def paragraphs(n: int) -> str:
     return "\n\n".join(f"Paragraph {i}. " + "Some words. " * 20 for i in range(n))
 
@@ -1072,11 +1063,100 @@ async def test_streaming_cuts_as_opening_does(open_chat: Open) -> None:
         await t.ask("Go")
         body = t.answers[0].body
         assert body.text == text
-        assert body.shown[-1].text == sections(text)[-1]
+        assert body.shown[-1].piece == pieces(text)[-1]
         for part in body.shown:
-            assert part.text in sections(text)
+            assert part.piece in pieces(text)
             assert part.section is not None
             assert part.section.source == part.text
+
+
+LISTS = """Some words:
+
+- **One** has `code`, and so many words that they do not fit into one line of this narrow window
+  - below *it*
+    - below that
+- Two
+
+3. Third
+
+   more of it
+
+   ```python
+   x = 1
+   ```
+7. Fourth
+
+| name | what | n |
+|---|---|--:|
+| sea | is wide and deep, and its cell has more words than fit into one line of the table | 1 |
+| [light](https://example.org) | turns | 22 |
+
+> quoted
+
+End."""
+
+
+@pytest.mark.parametrize("n", [1, 3, 50])
+async def test_a_streamed_answer_looks_as_an_opened_one(open_chat: Open, n: int) -> None:
+    ScriptedRuntime.script = [LISTS]
+    async with open_chat(size=(70, 60)) as t:
+        await t.ask("Go")
+        await t.chat.transcript.show(t.app.session.path, t.app.session.siblings)
+        await t.until(lambda: "End." in t.screen_text())
+        opened = t.screen_text()
+        for line in ("• One has code", "  ▪ below it", "    ‣ below that", " 3. Third", "4. Fourth", "│ turns", "┿━━"):
+            assert line in opened
+        body = t.answers[0].body
+        written = LongMarkdown()
+        await body.parent.mount(written, after=body)
+        await body.remove()
+        for at in range(0, len(LISTS), n):
+            await written.write(LISTS[at : at + n])
+        await t.until(lambda: "End." in t.screen_text())
+        lines = [line for line in t.screen_text().splitlines() if line.strip()]
+        assert lines == [line for line in opened.splitlines() if line.strip()]
+
+
+async def test_a_list_that_grows_keeps_its_widgets(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.ask("Go")
+        words = LongMarkdown()
+        await t.chat.transcript.mount(words)
+        await words.write("- one\n- two with `code`\n")
+        widgets = list(words.query("*"))
+        for i in range(30):
+            await words.write(f"- item {i}\n")
+        await words.finish()
+        assert list(words.query("*")) == widgets
+        await words.write("\n  ```python\n  x = 1\n  ```\n- last")
+        await words.finish()
+        assert list(words.query("*"))[: len(widgets)] == widgets
+        await t.until(lambda: "last" in t.screen_text() and "x = 1" in t.screen_text())
+
+
+async def test_a_block_in_several_pieces_looks_and_copies_as_one(open_chat: Open) -> None:
+    code = "\n".join(f"value_{i} = compute({i})" for i in range(300))
+    ScriptedRuntime.script = [f"Here:\n\n```python\n{code}\n```\n\nEnd."]
+    async with open_chat(size=(80, 24)) as t:
+        await t.ask("Go")
+        await t.until(lambda: "End." in t.screen_text())
+        blocks = t.answers[0].query(CodeBlock)
+        assert len(blocks) > 1
+        blocks[-1].focus()
+        await t.press("c")
+        assert t.app.clipboard == code
+        t.chat.transcript.scroll_home(animate=False)
+        seen: list[str] = []
+        while True:
+            await t.pilot.pause(0.3)
+            lines = [line[3:-3].strip() for line in t.screen_text().splitlines()]
+            seen += [line for line in lines if line.startswith(("╭", "╰", "│ value"))]
+            if t.chat.transcript.scroll_y >= t.chat.transcript.max_scroll_y:
+                break
+            t.chat.transcript.scroll_relative(y=10, animate=False)
+        numbers = [int(line.split("_")[1].split()[0]) for line in dict.fromkeys(seen) if "value" in line]
+        assert numbers == list(range(300))
+        assert len({line for line in seen if line.startswith(("╭─ python", "╰"))}) == 2, "one frame"
 
 
 async def test_only_what_is_in_sight_of_a_long_answer_is_laid_out(open_chat: Open) -> None:

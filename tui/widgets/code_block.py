@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
+from textual.content import Content
 from textual.message import Message
 from textual.widgets.markdown import MarkdownFence
 
@@ -35,7 +37,18 @@ class CodeBlock(MarkdownFence, can_focus=True):
             super().__init__()
             self.code = code
 
+    @classmethod
+    def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
+        return _highlight(code, language, ansi, dark)
+
     def on_mount(self) -> None:
+        self._show_language()
+
+    def set_content(self, content: Content) -> None:
+        super().set_content(content)
+        self._show_language()
+
+    def _show_language(self) -> None:
         self.border_title = self.lexer or "text"
 
     def on_focus(self) -> None:
@@ -46,3 +59,9 @@ class CodeBlock(MarkdownFence, can_focus=True):
 
     def action_copy(self) -> None:
         self.post_message(self.Copied(self.code.rstrip("\n")))
+
+
+@lru_cache(64)
+def _highlight(code: str, language: str, ansi: bool, dark: bool) -> Content:
+    """The same code stands in a list each time the list grows."""
+    return MarkdownFence.highlight(code, language, ansi=ansi, dark=dark)

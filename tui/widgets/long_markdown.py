@@ -1,7 +1,7 @@
 """Markdown of any length, which may grow while it is read: only what is in sight is laid out.
 
-Whenever one block changes, Textual lays out every widget there is, in sight or not. So a long text is cut where
-paragraphs end, the parts in sight are a Markdown widget each, and an empty space has the height of all the others.
+Whenever one block changes, Textual lays out every widget there is, in sight or not. So a long text is cut into pieces,
+those in sight are a Markdown widget each, and an empty space has the height of all the others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from markdown_it import MarkdownIt
-from textual import events
+from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widget import Widget
@@ -20,51 +20,21 @@ from textual.widgets import Markdown
 from textual.widgets._markdown import MarkdownParagraph
 from textual.widgets.markdown import MarkdownBlock
 
+from ..cutting import Piece, pieces
 from .backdrop import Backdrop, Growing
 from .code_block import CodeBlock
+from .text_blocks import BLOCKS
 
-SECTION_CHARS = 2000
 OPEN_CHARS = 6000
 """from the end, laid out before it is known what is in sight"""
 CODE_TOKENS = ("fence", "code_block")
-
-_BREAK = re.compile(r"\n\n(?=[^\s\-*+>|\d#`~<])")
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
+_UNSURE = re.compile(r"\n[ \t]*(?:[-*+>|#]+|\d{1,9}[.)]?|[`~]{1,2})?[ \t]*\Z")
+"""a line that may become an item, and is none yet: Textual would take it for a paragraph, and end the list"""
 
 
 def parser() -> MarkdownIt:
     """HTML is shown as it was written, and not swallowed."""
     return MarkdownIt("gfm-like", {"html": False})
-
-
-def sections(text: str) -> list[str]:
-    """Cut a text where paragraphs end outside of code, in parts of about SECTION_CHARS; joined they are the text."""
-    parts: list[str] = []
-    while len(text) > SECTION_CHARS:
-        cut = _cut(text)
-        if cut is None:
-            break
-        parts.append(text[:cut])
-        text = text[cut:]
-    return [*parts, text]
-
-
-def _cut(text: str) -> int | None:
-    """The first place at or after SECTION_CHARS where a section may end."""
-    for found in _BREAK.finditer(text, SECTION_CHARS):
-        if not _in_fence(text[: found.start()]):
-            return found.end()
-    return None
-
-
-def _in_fence(text: str) -> bool:
-    fence = ""
-    for mark in _FENCE.findall(text):
-        if not fence:
-            fence = mark
-        elif mark[0] == fence[0] and len(mark) >= len(fence):
-            fence = ""
-    return bool(fence)
 
 
 class Paragraph(Growing, MarkdownParagraph):
@@ -78,17 +48,43 @@ class Section(Backdrop, Markdown):
     Section { padding: 0 2 0 2; background: transparent; }
     Section .forgotten { color: $foreground 35%; text-style: dim; }
     Section .forgotten Label { color: $foreground 35%; text-style: dim; }
+    Section > .goes-on { margin-bottom: 0; }
+    Section > CodeBlock.goes-on { border-bottom: none; }
+    Section > CodeBlock.follows { border-top: none; }
     """
 
     BLOCKS = {  # noqa: RUF012 (as the base class has it)
         **Markdown.BLOCKS,
+        **BLOCKS,
         "paragraph_open": Paragraph,
         "fence": CodeBlock,
         "code_block": CodeBlock,
     }
 
-    def __init__(self, markdown: str = "") -> None:
-        super().__init__(markdown or None, parser_factory=parser, open_links=False)
+    def __init__(self, piece: Piece, follower: Piece | None = None, *, grows: bool = False) -> None:
+        """Show a piece.
+
+        :param follower: the piece below it
+        :param grows: the text is written later, with ``append``: what Textual is given at first cannot grow
+        """
+        text = "" if grows else piece.opening + piece.text
+        super().__init__(text or None, parser_factory=parser, open_links=False)
+        self._piece, self.follower = piece, follower
+
+    def on_mount(self) -> None:
+        self.call_after_refresh(self.join)
+
+    def join(self) -> None:
+        """Show a block that is in several sections as one; called when there are blocks."""
+        blocks = [child for child in self.children if isinstance(child, MarkdownBlock)]
+        if blocks:
+            blocks[0].set_class(_goes_on_in(blocks[0], self._piece), "follows")
+            blocks[-1].set_class(_goes_on_in(blocks[-1], self.follower), "goes-on")
+
+
+def _goes_on_in(block: MarkdownBlock, piece: Piece | None) -> bool:
+    """Whether a piece begins, or goes on, with what a block shows: code is opened again, other blocks are not."""
+    return piece is not None and piece.follows and isinstance(block, CodeBlock) == bool(piece.opening)
 
 
 class Space(Widget):
@@ -103,12 +99,16 @@ class Space(Widget):
 
 @dataclass(eq=False)
 class Part:
-    """Some paragraphs, laid out or not."""
+    """A piece of the text, laid out or not."""
 
-    text: str
+    piece: Piece
     section: Section | None = None
     measured: int = 0
     """lines that it took when it was laid out last; 0: never at this width"""
+
+    @property
+    def text(self) -> str:
+        return self.piece.text
 
     def n_lines(self, width: int) -> int:
         """What it takes, or what it may take: every line wrapped at ``width``, an empty one between paragraphs."""
@@ -129,15 +129,17 @@ class LongMarkdown(Backdrop, Vertical):
 
     def __init__(self, text: str = "") -> None:
         super().__init__()
-        self._parts = [Part(text) for text in sections(text)]
+        self._parts = [Part(piece) for piece in pieces(text)]
         self._above, self._below = Space(), Space()
         self._width = 80
         """columns of the text"""
+        self._n_shown = len(self._parts[-1].text)
+        """characters of the last part"""
         n_chars = 0
-        for part in reversed(self._parts):
-            if part.section is None and n_chars < OPEN_CHARS:
-                part.section = Section(part.text)
-            n_chars += len(part.text)
+        for i in reversed(range(len(self._parts))):
+            if n_chars < OPEN_CHARS:
+                self._open(i)
+            n_chars += len(self._parts[i].text)
 
     def compose(self) -> ComposeResult:
         shown = [part.section for part in self._parts if part.section is not None]
@@ -154,6 +156,11 @@ class LongMarkdown(Backdrop, Vertical):
     def shown(self) -> Sequence[Part]:
         """The parts that are laid out."""
         return [part for part in self._parts if part.section is not None]
+
+    def _open(self, i: int) -> Section:
+        part = self._parts[i]
+        part.section = Section(part.piece, self._parts[i + 1].piece if i + 1 < len(self._parts) else None)
+        return part.section
 
     def on_resize(self, event: events.Resize) -> None:
         width = max(1, event.size.width - 4)
@@ -199,8 +206,7 @@ class LongMarkdown(Backdrop, Vertical):
                 await self._give_up(self._parts[i])
             for i in come:
                 before = self._parts[i - 1].section if i > wanted[0] else self._above
-                section = self._parts[i].section = Section(self._parts[i].text)
-                await self.mount(section, after=before)
+                await self.mount(self._open(i), after=before)
             self._space_out()
         return bool(come)
 
@@ -214,39 +220,69 @@ class LongMarkdown(Backdrop, Vertical):
         """Add to the end; back when it is laid out."""
         async with self.lock:
             tail = self._parts[-1]
-            assert tail.section is not None
-            n_shown = len(tail.text)
-            # what is shown has no place to cut in it: the first part only grows
-            tail.text, *more = sections(tail.text + piece)
-            if tail.text[n_shown:]:
-                await tail.section.append(tail.text[n_shown:])
-            for text in more:
-                await self._begin(Part(text))
+            before = tail.piece
+            tail.piece, *more = pieces(tail.text + piece, before.opening, before.follows)
+            for new in more:
+                await self._show(len(self._parts[-1].text))
+                await self._begin(new)
+            text = self._parts[-1].text
+            unsure = _UNSURE.search(text)
+            await self._show(unsure.start() if unsure else len(text))
 
-    async def _begin(self, part: Part) -> None:
+    async def finish(self) -> None:
+        """Nothing more is added: show what waited for its line."""
+        async with self.lock:
+            await self._show(len(self._parts[-1].text))
+
+    async def _show(self, n_chars: int) -> None:
+        """So much of the last part, and its opening."""
+        tail = self._parts[-1]
+        assert tail.section is not None
+        if n_chars < self._n_shown:
+            await tail.section.update("")
+            self._n_shown = 0
+        opening = "" if self._n_shown else tail.piece.opening
+        if n_chars > self._n_shown:
+            await tail.section.append(opening + tail.text[self._n_shown : n_chars])
+            self._n_shown = n_chars
+            tail.section.join()
+
+    async def _begin(self, piece: Piece) -> None:
         """One more part at the end."""
         tail = self._parts[-1]
         assert tail.section is not None
-        self._parts.append(part)
-        part.section = Section()
+        tail.section.follower = piece
+        tail.section.join()
+        section = Section(piece, grows=True)
+        self._parts.append(Part(piece, section))
+        self._n_shown = 0
         with self.app.batch_update():
             if self._below.display:
                 await self._give_up(tail)
                 self._space_out()
             else:
                 self.move_child(self._below, after=tail.section)
-            await self.mount(part.section)
-        await part.section.append(part.text)
+            await self.mount(section)
 
     def code(self) -> list[str]:
         """The blocks of code, as they were written."""
         return [token.content.rstrip("\n") for token in parser().parse(self.text) if token.type in CODE_TOKENS]
 
+    @on(CodeBlock.Copied)
+    def _copy_whole(self, event: CodeBlock.Copied) -> None:
+        """A long block of code is several widgets, and copied as the one that it is."""
+        whole = next((code for code in self.code() if event.code in code), event.code)
+        if whole != event.code:
+            event.stop()
+            self.post_message(CodeBlock.Copied(whole))
+
     def mark_forgotten(self, is_forgotten: Callable[[int, int], bool]) -> None:
         """Dim the blocks in sight of whose UTF-8 bytes [begin, end) nothing is kept."""
         base = 0
         for part in self._parts:
-            starts = [0, *accumulate(len(line.encode()) for line in part.text.splitlines(keepends=True))]
+            n_opening = len(part.piece.opening.encode())
+            lines = (part.piece.opening + part.text).splitlines(keepends=True)
+            starts = [max(0, n - n_opening) for n in (0, *accumulate(len(line.encode()) for line in lines))]
             for block in part.section.children if part.section is not None else ():
                 if isinstance(block, MarkdownBlock):
                     begin, end = (starts[min(line, len(starts) - 1)] for line in block.source_range)

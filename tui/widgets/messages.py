@@ -171,6 +171,7 @@ class AnswerMessage(Backdrop, MessageWidget):
         report = message.report
         if self.thinking.streams:
             self.thinking.end(self.thinking.n_tokens, float(report.get("thinking_s", 0.0)))
+        self.call_later(self.body.finish)
         self._show_foot()
 
     def _show_foot(self) -> None:
