@@ -20,6 +20,7 @@ from rich.color import Color as RichColor
 from rich.color import ColorSystem
 from scripted_runtime import ScriptedRuntime
 from textual.pilot import Pilot
+from textual.selection import SELECT_ALL
 from textual.widgets import Input, Markdown, OptionList, Static, TextArea
 
 from triattn_local import planning, runtime, store
@@ -38,6 +39,7 @@ from triattn_local.tui.theme import THEMES
 from triattn_local.tui.widgets.code_block import CodeBlock
 from triattn_local.tui.widgets.long_markdown import LongMarkdown, Section
 from triattn_local.tui.widgets.messages import AnswerMessage, Notice, UserMessage
+from triattn_local.tui.widgets.text_blocks import Lines
 from triattn_local.tui.widgets.thinking import Thinking
 
 pytestmark = pytest.mark.asyncio
@@ -377,14 +379,14 @@ async def test_attach_a_file(open_chat: Open, tmp_path: Path) -> None:
 
 
 async def test_code_blocks_are_copied_one_by_one(open_chat: Open) -> None:
-    ScriptedRuntime.script = ["Here:\n\n```python\na = 1\n```\n\nand\n\n```sh\nls\n```\n\n<div>kept</div>\n"]
+    ScriptedRuntime.script = ["Here:\n\n```python\na = 1 # ls\n```\n\nand\n\n```sh\nls\n```\n\n<div>kept</div>\n"]
     async with open_chat() as t:
         await t.ask("Code!")
         assert "<div>kept</div>" in t.screen_text()
         await t.press("ctrl+y")
         assert t.app.clipboard == "ls"
         await t.press("ctrl+y")
-        assert t.app.clipboard == "a = 1"
+        assert t.app.clipboard == "a = 1 # ls"
         t.answers[0].query(CodeBlock)[1].focus()
         await t.press("c")
         assert t.app.clipboard == "ls"
@@ -1132,6 +1134,25 @@ async def test_a_list_that_grows_keeps_its_widgets(open_chat: Open) -> None:
         await words.finish()
         assert list(words.query("*"))[: len(widgets)] == widgets
         await t.until(lambda: "last" in t.screen_text() and "x = 1" in t.screen_text())
+
+
+async def test_lists_and_tables_can_be_selected_and_have_links(open_chat: Open) -> None:
+    text = "- one\n- [two](https://example.org)\n\n| a | b |\n|---|---|\n| x | [y](https://example.org/y) |"
+    async with open_chat() as t:
+        await t.ask("Go")
+        words = LongMarkdown(text)
+        await t.chat.transcript.mount(words)
+        await t.until(lambda: "• two" in t.screen_text() and "│ y" in t.screen_text())
+        found = [block.get_selection(SELECT_ALL) for block in words.query(Lines)]
+        assert [lines[0].split() for lines in found if lines] == [
+            ["•", "one", "•", "two"],
+            ["a", "│", "b", "━━━┿━━━", "x", "│", "y"],
+        ]
+        for word, address in (("two", "https://example.org"), ("y", "https://example.org/y")):
+            block = next(b for b in words.query(Lines) if word in str(b.render()))
+            y, line = next((i, x) for i, x in enumerate(str(block.render()).split("\n")) if x.strip().endswith(word))
+            await t.pilot.click(block, offset=(line.rindex(word), y))
+            assert t.app.clipboard == address
 
 
 async def test_a_block_in_several_pieces_looks_and_copies_as_one(open_chat: Open) -> None:

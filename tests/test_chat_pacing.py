@@ -1,11 +1,17 @@
-"""When the chat shows what has come of an answer."""
+"""When the chat shows what has come of an answer, and when it clears away what that leaves behind."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
+import weakref
 
-from triattn_local.tui import pacing
+import pytest
+from textual._styles_cache import StylesCache
+from textual.color import Color
+
+from triattn_local.tui import garbage, pacing
 from triattn_local.tui.pacing import Pace
 
 
@@ -65,3 +71,29 @@ def test_an_update_that_never_shows_is_not_waited_for() -> None:
 def test_what_piled_up_is_shown_at_once() -> None:
     assert Pace.chars(pacing.MANY_PIECES) == math.inf
     assert Pace.chars(1) == pacing.CHARS
+
+
+def test_colours_do_not_hold_widgets_that_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StylesCache, "get_inner_outer", StylesCache.get_inner_outer)
+    garbage._let_go_of_widgets()
+    lines = StylesCache()
+    inner, outer = lines.get_inner_outer(Color(1, 2, 3), Color(4, 5, 6))
+    assert (inner.background, outer.background) == (Color(4, 5, 6), Color(1, 2, 3))
+    gone = weakref.ref(lines)
+    del lines
+    assert gone() is None
+
+
+def test_all_is_searched_seldom_while_an_answer_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    monkeypatch.setattr(gc, "collect", lambda generation=2: searched.append(generation))
+    monkeypatch.setattr(garbage, "_settle", lambda: searched.append(-1))
+    collector = garbage.Collector()
+    for second in range(100, 200):
+        collector.updated()
+        collector.rest(second, busy=True)
+    assert searched.count(2) == math.ceil(100 / garbage.SWEEP_S)
+    assert searched.count(1) == 100 // garbage.YOUNG_UPDATES
+    assert collector.rest(200, busy=False)
+    assert not collector.rest(201, busy=False), "nothing has come since"
+    assert searched.count(-1) == 1

@@ -12,7 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Center, Horizontal, Vertical
 from textual.screen import Screen
-from textual.widgets import Static
+from textual.widgets import Markdown, Static
 
 from triattn_local.conversation import Retained
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError
@@ -516,6 +516,10 @@ class ChatScreen(Screen[None]):
     @on(CodeBlock.Copied)
     def _code_copied(self, event: CodeBlock.Copied) -> None:
         self._copy(event.code, "code")
+
+    @on(Markdown.LinkClicked)
+    def _link_clicked(self, event: Markdown.LinkClicked) -> None:
+        self._copy(event.href, "address")
 
     def _copy(self, words: str, what: str) -> None:
         self.app.copy_to_clipboard(words)

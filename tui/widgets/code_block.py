@@ -33,9 +33,9 @@ class CodeBlock(MarkdownFence, can_focus=True):
     ]
 
     class Copied(Message):
-        def __init__(self, code: str) -> None:
+        def __init__(self, code: str, *, is_part: bool = False) -> None:
             super().__init__()
-            self.code = code
+            self.code, self.is_part = code, is_part
 
     @classmethod
     def highlight(cls, code: str, language: str, ansi: bool = False, dark: bool = False) -> Content:
@@ -58,7 +58,8 @@ class CodeBlock(MarkdownFence, can_focus=True):
         self.border_subtitle = ""
 
     def action_copy(self) -> None:
-        self.post_message(self.Copied(self.code.rstrip("\n")))
+        is_part = self.has_class("follows") or self.has_class("goes-on")
+        self.post_message(self.Copied(self.code.rstrip("\n"), is_part=is_part))
 
 
 @lru_cache(64)

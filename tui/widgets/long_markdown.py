@@ -271,9 +271,9 @@ class LongMarkdown(Backdrop, Vertical):
     @on(CodeBlock.Copied)
     def _copy_whole(self, event: CodeBlock.Copied) -> None:
         """A long block of code is several widgets, and copied as the one that it is."""
-        whole = next((code for code in self.code() if event.code in code), event.code)
-        if whole != event.code:
+        if event.is_part:
             event.stop()
+            whole = next((code for code in self.code() if event.code in code), event.code)
             self.post_message(CodeBlock.Copied(whole))
 
     def mark_forgotten(self, is_forgotten: Callable[[int, int], bool]) -> None:
