@@ -7,14 +7,13 @@ a list or a row of a table, or amid a paragraph.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 PIECE_CHARS = 2000
 PARAGRAPH_CHARS = 4000
 """of a paragraph at most"""
 
-_FENCE = re.compile(r"( {0,3})(`{3,}|~{3,})(.*)")
+_FENCE = re.compile(r"( {0,3})(`{3,}(?=[^`]*$)|~{3,})(.*)")
 _ITEM = re.compile(r"(?:[-*+]|\d{1,9}[.)])[ \t]+\S")
 _WORD = re.compile(r" (?=[^\W\d_])")
 _PLAIN = re.compile(r"[^\s\-*+>|\d#`~<]")
@@ -40,55 +39,80 @@ def pieces(text: str, opening: str = "", follows: bool = False) -> list[Piece]:
     """
     found: list[Piece] = []
     while (cut := _cut(text, opening)) is not None:
-        at, next_opening, next_follows = cut
-        found.append(Piece(text[:at], opening, follows))
-        text, opening, follows = text[at:], next_opening, next_follows
+        found.append(Piece(text[: cut.at], opening, follows))
+        text, opening, follows = text[cut.at :], cut.opening, cut.follows
     return [*found, Piece(text, opening, follows)]
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    at = 0
-    for line in text.split("\n"):
-        yield at, line
-        at += len(line) + 1
+@dataclass(frozen=True)
+class _Cut:
+    at: int
+    opening: str = ""
+    follows: bool = False
 
 
-def _cut(text: str, opening: str) -> tuple[int, str, bool] | None:
-    """The first place where the next piece begins, what opens it, and whether it goes on with the same block."""
-    if len(text) <= PIECE_CHARS:
+class _Reader:
+    """Reads lines, and knows in what block it is."""
+
+    def __init__(self, opening: str) -> None:
+        first, *more = opening.split("\n")
+        self.fence = _FENCE.fullmatch(first)
+        """the line that opened the code in which it is"""
+        self.first, self.second = first, more[0] if more else ""
+        """lines of the block; of a list, its last item"""
+        self.blank = not opening
+        """whether the last line was empty"""
+
+    @property
+    def in_paragraph(self) -> bool:
+        return self.fence is None and bool(_PLAIN.match(self.first))
+
+    def cut(self, at: int, line: str, *, whole: bool) -> _Cut | None:
+        """A cut before a line that comes next, if one may be there; ``whole``: the line has ended."""
+        if at < PIECE_CHARS:
+            return None
+        if self.fence:
+            first = line.lstrip(" ")[:1]
+            closes = first == self.fence[2][0] or not (first or whole)
+            return None if closes or self.fence[1] else _Cut(at, self.fence[0] + "\n", True)
+        if self.blank and _PLAIN.match(line):
+            return _Cut(at)
+        if _ITEM.match(line) and _ITEM.match(self.first):
+            return _Cut(at, "", True)
+        if self.blank or not line:
+            return None
+        if line.startswith("|") and self.first.startswith("|"):
+            return _Cut(at, f"{self.first}\n{self.second}\n")
+        if at >= PARAGRAPH_CHARS and self.in_paragraph and _PLAIN.match(line):
+            return _Cut(at, "", True)
         return None
-    head = opening.split("\n")
-    fence = head[0] if _FENCE.fullmatch(head[0]) else ""
-    blank, block, second = not opening, head[0], head[1] if len(head) > 1 else ""
-    for at, line in _lines(text):
+
+    def read(self, line: str) -> None:
         mark = _FENCE.fullmatch(line)
-        if fence:
-            opened = _FENCE.fullmatch(fence)
-            assert opened is not None
-            first = line.lstrip(" ")[:1] or ("\n" if at + len(line) < len(text) else "")
-            if at >= PIECE_CHARS and first not in ("", opened[2][0]) and not opened[1] and at > 0:
-                return at, fence + "\n", True
-            if mark and mark[2][0] == opened[2][0] and len(mark[2]) >= len(opened[2]) and not mark[3].strip():
-                fence, blank, block = "", True, block if opened[1] else ""
-            continue
-        if at >= PIECE_CHARS and line:
-            if blank and _PLAIN.match(line):
-                return at, "", False
-            if _ITEM.match(line) and _ITEM.match(block):
-                return at, "", True
-            if line.startswith("|") and block.startswith("|") and not blank:
-                return at, f"{block}\n{second}\n", False
-        if at >= PARAGRAPH_CHARS and line and not blank and _PLAIN.match(block) and _PLAIN.match(line):
-            return at, "", True
-        if blank and line and not line.startswith(" "):
-            block, second = line, ""
-        elif not second:
-            second = line
-        if at + len(line) > PARAGRAPH_CHARS and _PLAIN.match(block):
+        if self.fence:
+            if mark and mark[2].startswith(self.fence[2]) and not mark[3].strip():
+                self.first, self.blank = self.first if self.fence[1] else "", True
+                self.fence = None
+            return
+        if self.blank and line and not line.startswith(" "):
+            self.first, self.second = line, ""
+        elif not self.second:
+            self.second = line
+        self.blank = not line.strip()
+        self.fence = mark
+
+
+def _cut(text: str, opening: str) -> _Cut | None:
+    """The first place where the next piece begins."""
+    reader, at = _Reader(opening), 0
+    for line in text.split("\n") if len(text) > PIECE_CHARS else ():
+        end = at + len(line)
+        if (cut := reader.cut(at, line, whole=end < len(text))) is not None:
+            return cut
+        reader.read(line)
+        if end > PARAGRAPH_CHARS and reader.in_paragraph:
             word = _WORD.search(line, max(0, PARAGRAPH_CHARS - at))
             if word is not None:
-                return at + word.end(), "", True
-        blank = not line.strip()
-        if mark:
-            fence = line
+                return _Cut(at + word.end(), "", True)
+        at = end + 1
     return None
