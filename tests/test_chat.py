@@ -501,6 +501,26 @@ async def test_the_settings_show_what_was_planned(open_chat: Open, monkeypatch: 
         assert (t.rt.config.n_ctx, t.rt.eviction and t.rt.eviction.budget_tokens) == (12345, Settings.budget)
 
 
+async def test_the_plan_chooses_again_on_request(open_chat: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned(monkeypatch, ctx=12345, budget=777)
+    async with open_chat(ctx=4096, budget=64) as t:
+        await t.until(lambda: not t.app.loading)
+        assert (t.rt.config.n_ctx, t.rt.eviction and t.rt.eviction.budget_tokens) == (4096, 64)
+        for values, n_loads, want in (
+            ({"budget": "Auto"}, 2, (4096, 777)),
+            ({"ctx": "auto"}, 3, (12345, 777)),
+            ({"budget": "auto"}, 3, (12345, 777)),
+        ):
+            await t.press("f4")
+            await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+            for name, value in values.items():
+                t.app.screen.query_one(f"#{name}", Input).value = value
+            await t.press("ctrl+s")
+            await t.until(lambda: t.app.screen is t.chat and not t.app.loading)
+            assert len(ScriptedRuntime.loads) == n_loads
+            assert (t.rt.config.n_ctx, t.rt.eviction and t.rt.eviction.budget_tokens) == want
+
+
 async def test_a_toast_leaves_the_prompt_and_the_end_of_the_answer_in_sight(open_chat: Open) -> None:
     async with open_chat(size=(60, 20), notifications=True) as t:
         t.app.notify("chosen for this machine " * 4)

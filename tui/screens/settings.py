@@ -13,7 +13,7 @@ from textual.widgets import Input, Static, TextArea
 
 from triattn_local.config import SamplingConfig
 from triattn_local.errors import TriattnError
-from triattn_local.settings import Settings
+from triattn_local.settings import AUTO, Settings
 
 from .dialog import Dialog
 
@@ -31,8 +31,8 @@ _SAMPLING: tuple[tuple[str, str, type, float, float, str], ...] = (
     ("max_tokens", "answer length", int, 0, 10_000_000, "tokens; 0 for no limit"),
 )
 _MEMORY: tuple[tuple[str, str, str], ...] = (
-    ("ctx", "context", "logical context, tokens"),
-    ("budget", "budget", "tokens a head keeps; off: full attention"),
+    ("ctx", "context", "logical context, tokens; auto: what fits"),
+    ("budget", "budget", "tokens a head keeps; auto; off: full attention"),
 )
 
 
@@ -124,16 +124,18 @@ class SettingsScreen(Dialog[None]):
 
     def _read_memory(self) -> tuple[Settings, bool | None]:
         """The settings, and whether to forget if something was said of it."""
-        written = {name: self.query_one(f"#{name}", Input).value.strip() for name, _, _ in _MEMORY}
-        off = written["budget"].lower() == "off"
-        try:
-            ctx, budget = int(written["ctx"]), None if off else int(written["budget"])
-        except ValueError:
-            raise ValueError("context and budget are numbers of tokens") from None
-        shown = {name: self._memory_value(name) for name in written}
-        values = {"ctx": ctx, "budget": budget}
-        changed = {name: values[name] for name in written if written[name] != shown[name]}
-        settings = self.app.settings.changed("F4", **changed)
+        written = {name: self.query_one(f"#{name}", Input).value.strip().lower() for name, _, _ in _MEMORY}
+        changed = {name: value for name, value in written.items() if value != self._memory_value(name)}
+        settings = self.app.settings
+        for name, value in changed.items():
+            if value == AUTO:
+                settings = settings.changed(AUTO, **{name: getattr(Settings, name)})
+            elif name == "budget" and value == "off":
+                settings = settings.changed("F4", budget=None)
+            elif value.isdecimal():
+                settings = settings.changed("F4", **{name: int(value)})
+            else:
+                raise ValueError("context and budget are numbers of tokens, or auto")
         settings.runtime()
         settings.eviction()
         return settings, True if "budget" in changed else None
