@@ -378,10 +378,14 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(self._echoed)
 
     def _echoed(self) -> None:
-        """A key is on the screen, and no other one comes for some time."""
+        """A key is drawn; a moment later the terminal's thread has written it, and no other one comes for some time."""
+        if self.busy:
+            self.set_timer(0.002, self._after_echo)
+
+    async def _after_echo(self) -> None:
         now_s = time.monotonic()
         if self.busy and not self._garbage.rest(now_s, busy=True) and self._pace.echoed(now_s):
-            self.set_timer(0.001, self._drain)
+            await self._drain()
 
     def _say_state(self, state: str) -> None:
         self.status.state = state
