@@ -90,19 +90,18 @@ class Rows(Lines):
 
     def change(self, rows: Sequence[Row]) -> None:
         """Take other rows; those that stay as they were are not wrapped again."""
-        if len(rows) == len(self.rows) and all(a.is_same(b) for a, b in zip(self.rows, rows, strict=True)):
-            return
-        self.rows = [
-            old if old is not None and old.is_same(row) else row
-            for old, row in zip([*self.rows, *[None] * len(rows)], rows, strict=False)
-        ]
-        self.changed()
+        before, self.rows = (
+            self.rows,
+            [
+                old if old is not None and old.is_same(row) else row
+                for old, row in zip([*self.rows, *[None] * len(rows)], rows, strict=False)
+            ],
+        )
+        if list(map(id, before)) != list(map(id, self.rows)):
+            self.changed()
 
     def lay_out(self, width: int) -> Iterable[Content]:
         return [line for row in self.rows for line in row.lines(width)]
-
-    def compose(self) -> ComposeResult:
-        yield from ()
 
 
 class ListBlock(Growing, MarkdownBlock):
@@ -167,17 +166,16 @@ def _flat(block: ListBlock, indent: int) -> Iterator[Row | MarkdownBlock]:
         before = symbol.rjust(n_most)
         inner = indent + n_most
         for part in item._blocks or (None,):
-            if isinstance(part, ListBlock):
-                if before.strip():
-                    yield Row(indent, before, Content(""))
-                yield from _flat(part, inner)
-            elif part is None or isinstance(part, MarkdownParagraph):
+            if part is None or isinstance(part, MarkdownParagraph):
                 yield Row(indent, before, part._content if part is not None else Content(""))
             else:
                 if before.strip():
                     yield Row(indent, before, Content(""))
-                part.styles.margin = (0, 0, 1, inner)
-                yield part
+                if isinstance(part, ListBlock):
+                    yield from _flat(part, inner)
+                else:
+                    part.styles.margin = (0, 0, 1, inner)
+                    yield part
             before = " " * n_most
 
 
