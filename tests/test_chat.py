@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from triattn_local.tui.screens.sessions import SessionsScreen
 from triattn_local.tui.screens.settings import SettingsScreen
 from triattn_local.tui.theme import THEMES
 from triattn_local.tui.widgets.code_block import CodeBlock
-from triattn_local.tui.widgets.long_markdown import LongMarkdown, Section
+from triattn_local.tui.widgets.long_markdown import LongMarkdown, Section, Space
 from triattn_local.tui.widgets.messages import AnswerMessage, Notice, UserMessage
 from triattn_local.tui.widgets.text_blocks import Lines
 from triattn_local.tui.widgets.thinking import Thinking
@@ -1256,6 +1257,73 @@ async def test_a_long_answer_grows_while_its_beginning_is_read(open_chat: Open) 
         t.chat.transcript.scroll_end(animate=False)
         await t.until(lambda: "Paragraph 299." in t.screen_text())
         assert [s.source for s in words.query(Section)] == [part.text for part in words.shown]
+
+
+async def test_home_is_obeyed_before_what_was_just_written_has_its_place(open_chat: Open) -> None:
+    ScriptedRuntime.script = [paragraphs(300)]
+    async with open_chat(size=(80, 24), batch=512, ctx=32768) as t:
+        await t.ask("Go")
+        words = t.answers[0].body
+        sections = set(words.query(Section))
+        with t.app.batch_update():  # nothing is laid out meanwhile
+            await words.write("\n\n" + paragraphs(40))
+            assert next(s.size.height for s in words.query(Section) if s not in sections) == 0
+            t.chat.transcript.scroll_home(animate=False, immediate=True)
+        await t.until(lambda: "Paragraph 0." in t.screen_text())
+
+
+async def test_a_scroll_counts_when_the_layout_has_just_moved_what_is_read(open_chat: Open) -> None:
+    ScriptedRuntime.script = [paragraphs(300)]
+    async with open_chat(size=(80, 24), batch=512, ctx=32768) as t:
+        await t.ask("Go")
+        transcript = t.chat.transcript
+        transcript.scroll_to(y=700, animate=False)
+        await t.until(lambda: "Paragraph" in t.screen_text())
+        await t.pilot.pause(0.3)  # until it has looked what is in sight
+        seen = re.findall(r"Paragraph \d+", t.screen_text())
+        space = t.answers[0].body.query(Space).first()
+        was = transcript.scroll_y
+        with t.app.batch_update():
+            space.set_height(space.size.height + 5)
+        await t.until(lambda: transcript.scroll_y == was + 5)
+        assert re.findall(r"Paragraph \d+", t.screen_text()) == seen, "what is read is held"
+
+        # at once after the next layout, where the action of a key may run
+        scrolls = [partial(transcript.scroll_to, y=0, animate=False, immediate=True)]
+        signal = t.chat.screen_layout_refresh_signal
+        signal.subscribe(t.chat, lambda _: [scrolls.pop()() for _ in list(scrolls)], immediate=True)
+        with t.app.batch_update():
+            space.set_height(space.size.height + 5)
+        await t.until(lambda: not scrolls)
+        await t.until(lambda: "Paragraph 0." in t.screen_text())
+
+
+async def test_the_end_is_followed_again_after_page_down(open_chat: Open) -> None:
+    ScriptedRuntime.script = [paragraphs(300)]
+    ScriptedRuntime.tokens_per_s = 300
+    async with open_chat(size=(80, 24), batch=512, ctx=32768) as t:
+        await t.ask("Go", wait=False)
+        transcript = t.chat.transcript
+
+        async def written(n_chars: int) -> None:
+            before = len(t.answers[0].body.text) if t.answers else 0
+            await t.until(lambda: t.answers and len(t.answers[0].body.text) > before + n_chars)
+            assert t.chat.busy
+
+        await written(8000)
+        t.chat.action_scroll(1)  # it is there already; the pilot's keys wait for an idle moment, and there is none
+        await written(2000)
+        assert transcript.scroll_y == transcript.max_scroll_y
+        t.chat.action_scroll(-1)
+        t.chat.action_scroll(-1)
+        await written(2000)
+        assert transcript.scroll_y < transcript.max_scroll_y - 20, "it stays where it is"
+        while transcript.scroll_y < transcript.max_scroll_y:
+            t.chat.action_scroll(1)
+            await t.pilot.pause(0.1)
+        await written(2000)
+        assert transcript.scroll_y == transcript.max_scroll_y
+        await t.pilot.press("escape")
 
 
 async def test_long_thinking_unfolds_without_laying_out_all_of_it(open_chat: Open) -> None:

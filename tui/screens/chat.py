@@ -477,10 +477,7 @@ class ChatScreen(Screen[None]):
             await self.show_session()
 
     def action_scroll(self, direction: int) -> None:
-        if direction < 0:
-            self.transcript.scroll_page_up(animate=False)
-        else:
-            self.transcript.scroll_page_down(animate=False)
+        self.transcript.scroll_page(direction)
 
     @on(Prompt.EditLast)
     def _edit_last(self) -> None:

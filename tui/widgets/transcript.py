@@ -73,7 +73,7 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
 
     def on_mount(self) -> None:
         self.anchor()
-        self.screen.screen_layout_refresh_signal.subscribe(self, lambda _: self._hold())
+        self.screen.screen_layout_refresh_signal.subscribe(self, lambda _: self._hold(), immediate=True)
 
     async def show(
         self,
@@ -134,6 +134,12 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
             self._looks_soon = True
             self.set_timer(0.1, self.look)
 
+    def scroll_page(self, direction: int) -> None:
+        """One view up (-1) or down (1); who is at the end then follows it."""
+        self.scroll_relative(y=direction * self.scrollable_content_region.height, animate=False, immediate=True)
+        if direction > 0 and self.scroll_y >= self.max_scroll_y:
+            self.anchor()
+
     async def look(self) -> None:
         """What came into sight is laid out, what went far out of it is given up."""
         self._looks_soon = False
@@ -163,7 +169,8 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
             return
         for section in self.query(Section):
             place = self._place(section)
-            if place < self.scroll_y + self.size.height and place + section.size.height > self.scroll_y:
+            n_lines = section.size.height  # 0: not laid out, so that its place means nothing
+            if n_lines and place < self.scroll_y + self.size.height and place + n_lines > self.scroll_y:
                 self._reading = Reading(section, place, place - round(self.scroll_y))
                 break
 
@@ -174,8 +181,10 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
 
     def _hold(self) -> None:
         """What is read stays where it is, also when something above takes more or fewer lines than was guessed."""
-        if self._reading is not None and self._moved():
-            reading = self._reading
+        reading = self._reading
+        if reading is None:
+            self._note_reading()  # it may have come after the scroll
+        elif self._moved():
             place = self._place(reading.section)
             self._reading = replace(reading, place=place)
             self.scroll_to(y=place - reading.row, animate=False, immediate=True)
