@@ -1278,10 +1278,12 @@ async def test_a_scroll_counts_when_the_layout_has_just_moved_what_is_read(open_
         await t.ask("Go")
         transcript = t.chat.transcript
         transcript.scroll_to(y=700, animate=False)
+        words = t.answers[0].body
         await t.until(lambda: "Paragraph" in t.screen_text())
-        await t.pilot.pause(0.3)  # until it has looked what is in sight
+        await t.until(lambda: not transcript._looks_soon and not words.lock.is_locked)
+        await t.until(lambda: all(section.size.height for section in words.query(Section)))
         seen = re.findall(r"Paragraph \d+", t.screen_text())
-        space = t.answers[0].body.query(Space).first()
+        space = words.query(Space).first()
         was = transcript.scroll_y
         with t.app.batch_update():
             space.set_height(space.size.height + 5)
@@ -1296,6 +1298,19 @@ async def test_a_scroll_counts_when_the_layout_has_just_moved_what_is_read(open_
             space.set_height(space.size.height + 5)
         await t.until(lambda: not scrolls)
         await t.until(lambda: "Paragraph 0." in t.screen_text())
+
+
+async def test_what_a_scroll_brings_into_sight_is_laid_out_before_the_scroll_is_drawn(open_chat: Open) -> None:
+    ScriptedRuntime.script = [paragraphs(300)]
+    async with open_chat(size=(80, 24), batch=512, ctx=32768) as t:
+        await t.ask("Go")
+        words = t.answers[0].body
+        transcript = t.chat.transcript
+        await t.until(lambda: not transcript._looks_soon and not words.lock.is_locked)
+        with t.app.batch_update():  # nothing is drawn meanwhile
+            transcript.scroll_home(animate=False, immediate=True)
+            await transcript.look()
+        assert words.shown[0].text.startswith("Paragraph 0.")
 
 
 async def test_the_end_is_followed_again_after_page_down(open_chat: Open) -> None:

@@ -143,11 +143,11 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
     async def look(self) -> None:
         """What came into sight is laid out, what went far out of it is given up."""
         self._looks_soon = False
-        view = self.region
         came = False
         for words in self.query(LongMarkdown):
-            top = view.y - words.region.y
-            came = await words.look(top, top + view.height) or came
+            # where it is scrolled to, and not where it was drawn last
+            top = round(self.scroll_y) - self._place(words)
+            came = await words.look(top, top + self.size.height) or came
         if came:
             # it may be shorter than was guessed, so that there is room for more
             self.look_soon()
