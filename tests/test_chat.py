@@ -1313,6 +1313,24 @@ async def test_what_a_scroll_brings_into_sight_is_laid_out_before_the_scroll_is_
         assert words.shown[0].text.startswith("Paragraph 0.")
 
 
+async def test_a_tall_window_is_full_of_what_was_opened(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["\n\n".join(f"Paragraph {i}." for i in range(2000))]
+    async with open_chat(size=(80, 300), batch=512, ctx=32768) as t:
+        await t.ask("Go")
+        transcript = t.chat.transcript
+
+        def seen() -> int:
+            return len(re.findall(r"Paragraph \d+", t.screen_text()))
+
+        await t.until(lambda: seen() > 140)
+        for when_s in (0.0, 0.02, 0.05, 0.1):
+            with t.app.batch_update():  # a slow terminal: nothing is laid out yet when it looks
+                await transcript.show(t.app.session.path, t.app.session.siblings)
+                await t.pilot.pause(when_s)
+                await transcript.look()
+            await t.until(lambda: seen() > 140)
+
+
 async def test_the_end_is_followed_again_after_page_down(open_chat: Open) -> None:
     ScriptedRuntime.script = [paragraphs(300)]
     ScriptedRuntime.tokens_per_s = 300

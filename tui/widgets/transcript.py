@@ -73,7 +73,7 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
 
     def on_mount(self) -> None:
         self.anchor()
-        self.screen.screen_layout_refresh_signal.subscribe(self, lambda _: self._hold(), immediate=True)
+        self.screen.screen_layout_refresh_signal.subscribe(self, lambda _: self._laid_out(), immediate=True)
 
     async def show(
         self,
@@ -99,7 +99,6 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
             if empty and not path:
                 await self.mount(Static(empty, classes="empty", markup=False))
         self.anchor()
-        self.look_soon()
 
     def _earlier_text(self) -> str:
         n = self._n_hidden
@@ -126,10 +125,10 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
         super().watch_scroll_y(old_value, new_value)
         if not self._moved():
             self._note_reading()
-        self.look_soon()
 
-    def look_soon(self) -> None:
-        """Something moved: look when it has come to rest."""
+    def _laid_out(self) -> None:
+        """Something moved, or was scrolled to: look when it has come to rest."""
+        self._hold()
         if not self._looks_soon and self.is_mounted:
             self._looks_soon = True
             self.set_timer(0.1, self.look)
@@ -148,11 +147,8 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
             # where it is scrolled to, and not where it was drawn last
             top = round(self.scroll_y) - self._place(words)
             came = await words.look(top, top + self.size.height) or came
-        if came:
-            # it may be shorter than was guessed, so that there is room for more
-            self.look_soon()
-            if self._retained is not None:
-                self.mark_forgotten(self._retained)
+        if came and self._retained is not None:
+            self.mark_forgotten(self._retained)
 
     def _place(self, widget: Widget) -> int:
         """The line of the whole conversation where a widget begins, wherever it is scrolled to."""
