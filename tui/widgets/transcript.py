@@ -123,7 +123,8 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
-        if not self._moved():
+        is_cut = self.max_scroll_y <= new_value < old_value
+        if not is_cut:  # by Textual, since there is less text than before: what is read comes back with it
             self._note_reading()
 
     def _laid_out(self) -> None:
@@ -170,18 +171,12 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
                 self._reading = Reading(section, place, place - round(self.scroll_y))
                 break
 
-    def _moved(self) -> bool:
-        """Whether what is read is not at the line any more where it was."""
-        reading = self._reading
-        return reading is not None and reading.section.is_attached and self._place(reading.section) != reading.place
-
     def _hold(self) -> None:
         """What is read stays where it is, also when something above takes more or fewer lines than was guessed."""
         reading = self._reading
         if reading is None:
             self._note_reading()  # it may have come after the scroll
-        elif self._moved():
-            place = self._place(reading.section)
+        elif reading.section.is_attached and (place := self._place(reading.section)) != reading.place:
             self._reading = replace(reading, place=place)
             self.scroll_to(y=place - reading.row, animate=False, immediate=True)
 
