@@ -17,6 +17,7 @@ from fake_plan import as_written
 from gguf_files import write_model
 from scripted_runtime import ScriptedRuntime
 from textual.pilot import Pilot
+from textual.widgets import Input, TextArea
 
 from triattn_local import planning, runtime
 from triattn_local.conversation import Retained
@@ -74,6 +75,9 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ChatAp
     monkeypatch.setattr(planning, "plan_run", as_written)
     monkeypatch.setattr("textual.constants.COLOR_SYSTEM", "truecolor")  # whatever terminal the tests run in
     monkeypatch.setattr(ScriptedRuntime, "loads", [])
+    # never drawn without its cursor: Textual would keep that line for the cursor that does not blink, too
+    monkeypatch.setattr(Input, "_toggle_cursor", lambda self: None)
+    monkeypatch.setattr(TextArea, "_toggle_cursor_blink_visible", lambda self: None)
     monkeypatch.setattr(text, "ago", lambda then: "yesterday")
     monkeypatch.setattr("secrets.token_hex", lambda n: "0123abcd"[: 2 * n])
     models = tmp_path / "models"
