@@ -86,6 +86,13 @@ class Driver:
         self.app.engine._submit(idle.set)
         await self.until(idle.is_set)
 
+    async def looked(self) -> None:
+        """What is in sight is laid out, and nothing more comes or goes."""
+        await self.until(lambda: not self.chat.transcript._looks_soon)
+        for words in self.chat.query(LongMarkdown):
+            await self.until(lambda words=words: not words.lock.is_locked)
+            await self.until(lambda words=words: all(s.size.height for s in words.query(Section)))
+
     @property
     def rt(self) -> ScriptedRuntime:
         return ScriptedRuntime.loads[-1]
@@ -1279,8 +1286,7 @@ async def test_a_scroll_counts_when_the_layout_has_just_moved_what_is_read(open_
         transcript.scroll_to(y=700, animate=False)
         words = t.answers[0].body
         await t.until(lambda: "Paragraph" in t.screen_text())
-        await t.until(lambda: not transcript._looks_soon and not words.lock.is_locked)
-        await t.until(lambda: all(section.size.height for section in words.query(Section)))
+        await t.looked()
         seen = re.findall(r"Paragraph \d+", t.screen_text())
         space = words.query(Space).first()
         was = transcript.scroll_y
@@ -1305,7 +1311,7 @@ async def test_what_a_scroll_brings_into_sight_is_laid_out_before_the_scroll_is_
         await t.ask("Go")
         words = t.answers[0].body
         transcript = t.chat.transcript
-        await t.until(lambda: not transcript._looks_soon and not words.lock.is_locked)
+        await t.looked()
         with t.app.batch_update():  # nothing is drawn meanwhile
             transcript.scroll_home(animate=False, immediate=True)
             await transcript.look()

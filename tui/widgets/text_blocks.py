@@ -90,13 +90,11 @@ class Rows(Lines):
 
     def change(self, rows: Sequence[Row]) -> None:
         """Take other rows; those that stay as they were are not wrapped again."""
-        before, self.rows = (
-            self.rows,
-            [
-                old if old is not None and old.is_same(row) else row
-                for old, row in zip([*self.rows, *[None] * len(rows)], rows, strict=False)
-            ],
-        )
+        before = self.rows
+        self.rows = [
+            old if old is not None and old.is_same(row) else row
+            for old, row in zip([*before, *[None] * len(rows)], rows, strict=False)
+        ]
         if list(map(id, before)) != list(map(id, self.rows)):
             self.changed()
 
