@@ -68,4 +68,5 @@ class CalibrationError(TriattnError):
 
 
 class StateError(TriattnError):
-    """A saved session cannot be restored, or a sequence cannot be rewound that far."""
+    """A saved session cannot be restored, a sequence cannot be rewound that far, or what it belongs to is closed or
+    taken by somebody else."""

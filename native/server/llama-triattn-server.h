@@ -77,6 +77,12 @@ public:
     void        describe(int32_t id_slot, json & slot) const; // for /slots: adds "triattention"
     std::string metrics() const;                              // for /metrics: Prometheus text, "" if nothing evicts
 
+    // Figures of a model that leaves the memory: noted before it goes, told to those who ask while it is away, whom upstream
+    // would load it again for (slots), or told less (metrics).
+    void               doze(int32_t id_slot, json slot) const;
+    static json        slots_asleep();
+    static std::string metrics_asleep();
+
 private:
     struct state {
         llama_tokens         tokens;
