@@ -39,7 +39,7 @@ _UNKNOWN = "triattn-unknown"
 
 
 def _unknown(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What a stream cannot show becomes a question mark, but the bytes of a file name that is no text stay as they are."""
+    """A question mark for what a stream cannot show; but the bytes of a file name that is no text stay as they are."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     bad = error.object[error.start : error.end]
@@ -180,9 +180,10 @@ def write_bars(bars: Sequence[tuple[str, Sequence[tuple[str, int]], int, int, st
 
     Bars are told apart without colour too. One that holds more than it has room for is drawn to a smaller scale.
     """
-    glyphs, free = _GLYPHS, _FREE
+    glyphs: Sequence[tuple[str, str]] = _GLYPHS
+    free = _FREE
     if not _can_show("".join(glyph for glyph, _ in _GLYPHS)):
-        glyphs, free = tuple((own, style) for own, (_, style) in zip(_ASCII, _GLYPHS, strict=True)), "."
+        glyphs, free = [(own, style) for own, (_, style) in zip(_ASCII, _GLYPHS, strict=True)], "."
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     legend = Text("  ".join(f"{glyph} {part}" for (part, _), (glyph, _) in zip(bars[0][1], glyphs, strict=False)))
     legend.append(f"  {free} free  {_LEFT_ALONE} left alone")

@@ -16,6 +16,7 @@ from textual.screen import Screen
 from triattn_local.config import SamplingConfig
 from triattn_local.conversation import Retained
 from triattn_local.errors import TriattnError, UsageError
+from triattn_local.paths import is_file
 from triattn_local.runtime import RuntimeStats
 from triattn_local.sessions import Message, Session, SessionStore, Shelf
 from triattn_local.settings import Settings
@@ -143,7 +144,7 @@ class ChatApp(App[None]):
         """The model that was asked for, else the session's, else the last one; else a choice."""
         named = [self.start.model, self.session.session.model if self.session.session else None]
         for candidate in [*named, self.store.preference("model")]:
-            if candidate and Path(candidate).is_file():
+            if candidate and is_file(Path(candidate)):
                 self.load_model(Path(candidate))
                 return
         self.action_models()

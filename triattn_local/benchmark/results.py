@@ -26,7 +26,9 @@ def write_results(folder: Path, reports: Sequence[Report], command: str) -> list
         raise UsageError(f"is no folder: {error.strerror}", where=f"--out {folder}") from None
     files = {
         "bench.json": (json.dumps({"command": command, **summary(reports)}, indent=1) + "\n").encode(),
-        "bench.md": (f"    {command}\n\n" + "\n".join(markdown(report) for report in reports)).encode(),
+        "bench.md": (f"    {command}\n\n" + "\n".join(markdown(report) for report in reports)).encode(
+            "utf-8", "replace"
+        ),
     }
     if importlib.util.find_spec("matplotlib") is not None:
         from .plots import picture

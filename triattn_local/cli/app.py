@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__, console
-from ..errors import TriattnError, from_system
+from ..errors import from_system
 from .flags import switch
 
 EXIT_INTERRUPTED = 130

@@ -34,6 +34,7 @@ from .flags import (
     Window,
     flag,
     switch,
+    text_argument,
 )
 
 CHAT_SETTINGS: Mapping[str, object] = {"temp": 0.7, "repeat_penalty": 1.1}
@@ -82,6 +83,7 @@ def chat(
         raise UsageError("needs a terminal", where="chat", fix="for pipes and scripts there is: triattn-local run")
     if go_on and resume is not None:
         raise UsageError("--continue and --resume name two sessions", where="chat", fix="leave one of the two out")
+    system = None if system is None else text_argument(system, "--system")
     settings = Settings.load(context.params, defaults=_chat_defaults())
     from .. import store
 

@@ -147,7 +147,7 @@ def _draw(report: Any, info: Any, statistics: Any, evidence: Any, html: Path | N
 
     drawn = list(pictures(info, statistics, evidence))
     if html is not None:
-        write_whole(html, page(report, evidence, drawn).encode("utf-8"))
+        write_whole(html, page(report, evidence, drawn).encode("utf-8", "replace"))
         console.say(f"wrote {html}")
     if png is not None:
         try:
