@@ -60,12 +60,10 @@ def prepare() -> None:
         stream = getattr(sys, name)
         if stream is None:
             opened = os.open(os.devnull, os.O_RDWR)
-            if opened != number:  # somebody has taken the number meanwhile
-                os.close(opened)
-                opened = os.open(os.devnull, os.O_RDWR)
-            else:
+            if opened == number:  # else somebody has taken it meanwhile
                 os.set_inheritable(number, True)
-            setattr(sys, name, os.fdopen(opened, mode, encoding="utf-8", errors=_UNKNOWN if mode == "w" else None))
+            if mode == "w":  # a stdin that is None says that there is none
+                setattr(sys, name, os.fdopen(opened, mode, encoding="utf-8", errors=_UNKNOWN))
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_UNKNOWN)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from rich.console import RenderableType
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
@@ -277,6 +278,11 @@ class ChatApp(App[None]):
 
         if isinstance(self.screen, MapScreen):
             self.screen.show(retained, path)
+
+    def panic(self, *renderables: RenderableType) -> None:
+        """Textual, when a thread of its own fails, such as the one that reads keys: it ends without an exit code."""
+        super().panic(*renderables)
+        self._return_code = 1
 
     async def action_quit(self) -> None:
         self.engine.stop()

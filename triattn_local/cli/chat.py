@@ -79,7 +79,7 @@ def chat(
 
     Sessions are stored as they come; F1 shows all keys. Without a model on this machine it offers to fetch one.
     """
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("needs a terminal", where="chat", fix="for pipes and scripts there is: triattn-local run")
     if go_on and resume is not None:
         raise UsageError("--continue and --resume name two sessions", where="chat", fix="leave one of the two out")
