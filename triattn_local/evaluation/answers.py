@@ -65,6 +65,16 @@ def has_number(text: str, expected: str, forbidden: Sequence[str] = ()) -> bool:
     return expected in numbers and not numbers.intersection(forbidden)
 
 
+def check_reader() -> None:
+    """Raise BackendMissingError unless the library that reads answers is there: before hours of answers."""
+    try:
+        import math_verify  # noqa: F401
+    except ImportError as err:
+        raise BackendMissingError(
+            "answers are read by math-verify, which is not installed", fix="pip install '.[eval]'"
+        ) from err
+
+
 def is_right(text: str, expected: str) -> bool:
     """The final answer of a worked solution is the expected one, as mathematics: 1/2 is 0.5 is \\frac{1}{2}.
 
@@ -75,12 +85,9 @@ def is_right(text: str, expected: str) -> bool:
     BackendMissingError
         The library that reads answers is not installed.
     """
-    try:
-        from math_verify import parse, verify
-    except ImportError as err:
-        raise BackendMissingError(
-            "answers are read by math-verify, which is not installed", fix="pip install '.[eval]'"
-        ) from err
+    check_reader()
+    from math_verify import parse, verify
+
     answer, boxed = final_answer(text), has_box(text)
     if boxed and same_text(answer, expected):
         return True

@@ -15,7 +15,7 @@ from triattn_local.contexts import Model
 from triattn_local.errors import UsageError
 from triattn_local.paths import decode
 
-from ..answers import generate, is_right
+from ..answers import check_reader, generate, is_right
 from ..problems import Problem, chain, column_sum
 from .base import Case, Metric, Metrics, Open, Size
 
@@ -35,6 +35,7 @@ class Reasoning:
     main = "right"
 
     def cases(self, model: Model, size: Size) -> list[Case]:
+        check_reader()
         n_tokens = size.n_tokens or DEFAULT_TOKENS
         if size.problems is not None:
             problems = read_problems(size.problems)[: size.n_cases]
