@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import __version__
-from .errors import TriattnError
+from .errors import TriattnError, UsageError, from_system
+from .paths import exists, is_dir, is_file
 from .settings import Settings, default_config_path, unknown_variables
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def check_all(settings: Settings, model: Path | None = None, server: str | None 
     """Check the program, the library and the models folder, and a model and a running server if they are given."""
     yield Check("triattn-local", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
     yield _variables()
-    yield _models(settings.models)
+    yield _guarded("models", functools.partial(_models, settings))
     library = _guarded("library", _library)
     yield library
     if library.status == "ok":
@@ -65,26 +66,34 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
         return check()
     except TriattnError as error:
         return Check(name, "fail", error.what, error.fix, error.exit_code)
+    except OSError as error:
+        told = from_system(error)
+        assert told is not None
+        return Check(name, "fail", f"{told.where}: {told.what}" if told.where else told.what, told.fix, told.exit_code)
     except Exception as error:  # whatever is wrong with an installation is what this program is asked about
         return Check(name, "fail", f"{type(error).__name__}: {error}", "pip install ./native", 5)
 
 
 def _variables() -> Check:
     unknown = unknown_variables()
-    path = os.environ.get("TRIATTN_CONFIG") or default_config_path()
-    there = "is there" if Path(path).is_file() else "is not there"
+    try:
+        path = os.environ.get("TRIATTN_CONFIG") or default_config_path()
+    except UsageError as error:
+        return Check("settings", "warn", error.what, error.fix)
+    there = "is there" if is_file(Path(path)) else "is not there"
     if unknown:
         return Check("settings", "warn", f"no setting is called {', '.join(unknown)}", "see docs/configuration.md")
     return Check("settings", "ok", f"{path} {there}")
 
 
-def _models(models: Path) -> Check:
+def _models(settings: Settings) -> Check:
     from . import store
 
+    models = settings.models
     folder = models
-    while not folder.exists():
+    while not exists(folder) and folder != folder.parent:
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    if not is_dir(folder) or not os.access(folder, os.W_OK):
         return Check("models", "fail", f"{models} cannot be written", "set TRIATTN_MODELS to a folder of yours", 1)
     n = len(store.entries(models))
     return Check("models", "ok", f"{n} in {models}", None if n else "triattn-local pull demo")

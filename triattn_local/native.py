@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,7 +243,7 @@ def set_params(model: int, config: EvictionConfig | None) -> None:
 
 # int32_t llama_triattn_load_stats(struct llama_model * model, const char * path);
 def load_stats(model: int, path: Path) -> None:
-    _check(library().llama_triattn_load_stats(model, str(path).encode()))
+    _check(library().llama_triattn_load_stats(model, os.fsencode(path)))
 
 
 # int32_t llama_triattn_check_stats(const struct llama_model * model);
