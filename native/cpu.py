@@ -30,7 +30,8 @@ def lacking(folder: Path) -> list[str]:
 def check(folder: Path) -> None:
     """Raise unless this processor runs the libraries in ``folder``."""
     if missing := lacking(folder):
+        named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise UnfitProcessorError(
-            f"the libraries in {folder} were compiled for another processor: this one lacks {', '.join(missing)}; "
+            f"the libraries in {folder} were compiled for another processor, this one lacks {named}; "
             "build them here: pip install --force-reinstall --no-deps ./native"
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import platform
 import signal
 import subprocess
 import sys
@@ -45,7 +44,7 @@ _OF_X86 = ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")
 def levels(macros: str) -> list[Level]:
     """What to compile for, in order: all that the processor announces, then less. ``macros``: what the compiler says."""
     result = [Level("all instructions of this processor")]
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if not toolchain.platform_is_x86():
         return [*result, Level("the common instructions of its kind", ("GGML_NATIVE=OFF",))]
 
     # of a level before, an option stays in CMake's cache: each one is said in both states

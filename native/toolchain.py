@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -83,6 +84,11 @@ def check_tools() -> None:
         raise BuildError(f"no CMake {wanted} or newer on PATH; install it (pip install cmake)")
     if find_ninja() is None:
         raise BuildError("no Ninja on PATH; install it (pip install ninja)")
+
+
+def platform_is_x86() -> bool:
+    """Whether this is a 64-bit x86 machine."""
+    return platform.machine() in ("x86_64", "AMD64")
 
 
 def native_macros() -> str:

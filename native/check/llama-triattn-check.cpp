@@ -157,8 +157,8 @@ int main() {
         for (const auto type : TYPES) {
             for (const int64_t n_batch : { 1, 33 }) {
                 const double e = error_of_product(backend.get(), buft, type, n_batch);
-                // inputs are rounded to 8 bits for most types
-                if (e > 0.05) {
+                // weights and inputs are rounded for most types; a wrong kernel is off by 1 and more
+                if (e > 0.2) {
                     printf("the product of %s with %d columns in %s memory is wrong by %.2g\n", ggml_type_name(type), (int) n_batch,
                             ggml_backend_buft_name(buft), e);
                     return 1;
