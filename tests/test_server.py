@@ -237,13 +237,6 @@ def test_what_cannot_be_served(smollm2: Path, smollm2_triattn: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_draft_model_without_statistics(smollm2: Path, smollm2_triattn: Path) -> None:
-    done = run(str(smollm2_triattn), "--port", "0", "--ctx", "512", "--", "--model-draft", str(smollm2))
-    assert done.returncode == 6
-    assert "the draft model has no statistics to evict by; triattn-local convert it" in done.stderr.splitlines()[-1]
-
-
-@pytest.mark.slow
 def test_a_flag_that_llama_server_does_not_know(smollm2_triattn: Path) -> None:
     done = run(str(smollm2_triattn), "--port", "0", "--", "--no-such-flag")
     assert done.returncode == 1

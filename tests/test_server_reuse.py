@@ -77,6 +77,17 @@ def test_a_draft_model_goes_the_same_way(smollm2_triattn: Path, tmp_path: Path) 
         assert server.metric("triattn_rounds_total") > 0
 
 
+def test_a_draft_model_without_statistics_keeps_its_first_and_last_tokens(
+    smollm2: Path, smollm2_triattn: Path, tmp_path: Path
+) -> None:
+    draft = ["--", "--model-draft", str(smollm2), "--spec-type", "draft-simple"]
+    with Served(smollm2_triattn, tmp_path / "log", *FLAGS, "--ctx", "4096", *draft) as server:
+        reply = server.chat([{"role": "user", "content": prose(400)}], 60, ignore_eos=True)
+        assert reply["timings"]["draft_n_accepted"] > 0
+        assert server.metric("triattn_rounds_total") > 0
+        assert "policy streaming" in server.text()
+
+
 def test_no_rewind_to_where_the_draft_model_cannot_go(smollm2_triattn: Path, tmp_path: Path) -> None:
     """Drafts fill its cache sooner, so that its rounds come first: in between, the model alone can still be rewound."""
     flags = ["--budget", "128", "--window", "32", "--batch", "128", "--ctx", "2048", "--cache-ram", "0"]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Literal
 
-from ..errors import DoesNotFitError, StatsError, TriattnError, UsageError
+from ..errors import DoesNotFitError, TriattnError, UsageError
 
 GRACE_S = 10.0
 """from the first request to stop until it is killed"""
@@ -213,10 +213,6 @@ def why_it_ended(child: Child, code: int) -> TriattnError:
     said = " ".join(line.text for line in child.lines)
     if "bind" in said and "HTTP server" in said:
         return UsageError("cannot be listened on: another program may have it", where="--port", fix="give --port 0")
-    if "carries no TriAttention statistics" in said:  # those of the model itself were looked for before
-        return StatsError(
-            "the draft model has no statistics to evict by", where="--model-draft", fix="triattn-local convert it, too"
-        )
     if any(words in said for words in ("out of memory", "failed to allocate", "unable to allocate")):
         return DoesNotFitError(
             "the model or its cache does not fit the memory",
