@@ -23,10 +23,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("stats",),
     ("metadata", "scoring"),
     ("evidence", "native"),
-    ("cache_rows", "devices", "geometry", "sampling", "snapshot", "thinking", "tool_calls"),
+    ("cache_rows", "context_options", "devices", "geometry", "sampling", "snapshot", "thinking", "tool_calls"),
     ("vocabulary",),
-    ("runtime",),
     ("contexts",),
+    ("runtime",),
     (
         "benchmark",
         "calib_tools",

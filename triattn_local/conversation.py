@@ -1,9 +1,9 @@
 """One turn after another through a cache that forgets: what is read, what is restored, what is said about it.
 
 A prompt is always the whole conversation in the model's template; what of it is read again depends on what the cache
-holds. What was evicted cannot be rewound, so that going back (to drop the thinking of an answer, to answer anew, to
-edit, to resume) restores a snapshot of the cache: the last point of the branch that has one. What no snapshot covers
-is read again, and counted.
+holds. What was evicted cannot be rewound, nor can a sliding window or a recurrent state that has gone on, so that going
+back (to drop the thinking of an answer, to answer anew, to edit, to resume) restores a snapshot of the cache: the last
+point of the branch that has one. What no snapshot covers is read again, and counted.
 
 Knows nothing of terminals and databases: messages in, events out.
 """
@@ -214,7 +214,7 @@ class Conversation:
             if isinstance(event, Prefill):
                 yield event
                 first_s = time.perf_counter()
-                if event.n_done == event.n_total and self.rt.eviction is not None:
+                if event.n_done == event.n_total and self.rt.forgets:
                     to_disk = event.n_total - WORTH_A_FILE >= 0
                     snapshot_bytes = self._take(session, path[-1].id, in_memory=True, on_disk=to_disk)
                     first_s = time.perf_counter()
@@ -276,8 +276,7 @@ class Conversation:
                     if event.reason == "cancelled":
                         return
                     n_read = event.n_prompt - event.n_cached
-        evicts = self.rt.eviction is not None
-        size = self._take(session, path[-1].id, in_memory=evicts, on_disk=True)
+        size = self._take(session, path[-1].id, in_memory=self.rt.forgets, on_disk=True)
         yield Settled(n_read=n_read, n_dropped=max(0, before - self.rt.stats().n_past), snapshot_bytes=size)
 
     # ------------------------------------------------------------------ look
@@ -349,7 +348,7 @@ class Conversation:
 
     @staticmethod
     def _reusable(have: Sequence[int], pos_whole: int, want: Sequence[int]) -> int:
-        """How many tokens of `want` need not be read, if `have` is in the cache and whole from `pos_whole` on."""
+        """How many tokens of `want` need not be read, if `have` is in the cache and can be cut from `pos_whole` on."""
         n = _n_shared(have, want[:-1])  # the last one is read in any case, for its logits
         return n if n == len(have) or n >= pos_whole else 0
 

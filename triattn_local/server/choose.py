@@ -10,11 +10,12 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..contexts import physical_cores
 from ..devices import free_memory
 from ..errors import UsageError
 from ..model_info import read_model_info
 from ..planning import plan_run
-from ..runtime import has_gpu, physical_cores
+from ..runtime import has_gpu
 from ..settings import Settings
 from .command import ServerConfig
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import EvictionConfig, RuntimeConfig, kv_overrides
+from ..context_options import ContextOptions
 from ..errors import BackendMissingError, UsageError
 
 
@@ -109,19 +110,14 @@ PING_S = 5
 def command(config: ServerConfig, program: Path) -> list[str]:
     """The command line. The API key is not on it, for all users of a machine can read command lines."""
     runtime = config.runtime
+    # each slot has cells of its own: a budget each
+    options = ContextOptions.of(runtime, n_seq=config.n_slots)
     words: dict[str, object] = {
         "--model": config.model,
         "--alias": config.name,
         "--host": config.host,
         "--port": config.port,
-        # the context is shared out among the slots, and each has cells of its own: a budget each
-        "--ctx-size": runtime.n_ctx * config.n_slots,
-        "--parallel": config.n_slots,
-        "--batch-size": runtime.n_batch,
-        "--ubatch-size": min(runtime.n_ubatch, runtime.n_batch),
-        "--cache-type-k": runtime.cache_type_k,
-        "--cache-type-v": runtime.cache_type_v,
-        "--flash-attn": "on" if runtime.flash_attn else "off",
+        **options.server_flags(),
         "--gpu-layers": "all" if runtime.n_gpu_layers < 0 else runtime.n_gpu_layers,
         "--cache-ram": config.cache_ram_mib,
         # a client that sends its request slowly holds one; the pool that grows as needed may let others wait behind it
@@ -139,8 +135,9 @@ def command(config: ServerConfig, program: Path) -> list[str]:
         words["--threads"] = words["--threads-batch"] = runtime.n_threads
     if config.idle_unload_s is not None:
         words["--sleep-idle-seconds"] = config.idle_unload_s
-    flags = ["--no-kv-unified", "--jinja", "--metrics", "--slots", "--log-jsonl"]
-    return [str(program), *(str(part) for pair in words.items() for part in pair), *flags, *config.extra]
+    words |= dict.fromkeys(("--jinja", "--metrics", "--slots", "--log-jsonl"))
+    parts = (str(part) for pair in words.items() for part in pair if part is not None)
+    return [str(program), *parts, *config.extra]
 
 
 def environment(config: ServerConfig, inherited: Mapping[str, str]) -> dict[str, str]:
