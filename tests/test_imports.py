@@ -15,7 +15,7 @@ import triattn_local
 PACKAGE = Path(triattn_local.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "stop"),
+    ("errors", "ggml_types", "stop"),
     ("aio", "config", "architectures", "atomic", "gguf_file", "interrupts", "plotting", "text_stream"),
     ("model_info",),
     ("stats",),
@@ -56,6 +56,7 @@ ALLOWED = {
         "contexts",
         "doctor",
         "evaluation",
+        "ggml_types",
         "native",
         "planning",
         "runtime",

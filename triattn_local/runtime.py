@@ -33,7 +33,7 @@ from .stop import Stop
 from .text_stream import TextStream
 from .thinking import Kind, ThinkingSplitter, marks_of
 from .tool_calls import MARKS, ToolCall, ToolCallSplitter
-from .vocabulary import Vocabulary
+from .vocabulary import Vocabulary, template_syntax_fault
 
 _SEQ = 0  # the one sequence that a Runtime drives
 
@@ -118,6 +118,23 @@ class Cancel(Protocol):
     def is_set(self) -> bool: ...
 
 
+class _Llama(llama_cpp.Llama):
+    """The binding compiles each chat template as it loads, and a broken one would keep the model from loading."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """As the file has it, without chat templates that are no Jinja."""
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, pairs: dict[str, str]) -> None:
+        self._metadata = {
+            key: value
+            for key, value in pairs.items()
+            if not (key.startswith("tokenizer.chat_template") and (not value.strip() or template_syntax_fault(value)))
+        }
+
+
 class Runtime:
     """One model with one sequence. Not for several threads at once."""
 
@@ -182,7 +199,7 @@ class Runtime:
         n_threads = config.n_threads or physical_cores()
         try:
             with _stats_from(stats_path):
-                llama = llama_cpp.Llama(
+                llama = _Llama(
                     model_path=str(path),
                     n_gpu_layers=config.n_gpu_layers,
                     tensor_split=None if config.tensor_split is None else list(config.tensor_split),

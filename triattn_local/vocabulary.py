@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from .errors import TriattnError, UsageError
+from .errors import ModelNotFoundError, TriattnError, UsageError
 from .tool_calls import for_template
+
+TEMPLATE_FIX = "use `run --raw` or another file of this model"
+
+_ASKED = "Question 3917"
+
+
+def template_syntax_fault(template: str) -> str | None:
+    """What is wrong with a chat template as a Jinja program; None: it is one."""
+    try:
+        Jinja2ChatFormatter(template, "", "")
+    except Exception as error:  # no Jinja, or whatever else a compiler trips over
+        line = getattr(error, "lineno", None)
+        return f"the model's chat template is broken{f' in its line {line}' if line else ''}: {error}"
+    return None
 
 
 class Vocabulary:
@@ -56,11 +71,11 @@ class Vocabulary:
     def ends_turn(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
-    @property
+    @functools.cached_property
     def chat_template(self) -> str | None:
-        """Jinja source, None if the model has none."""
+        """Jinja source, None if the model has none: a blank one is none."""
         text = llama_cpp.llama_model_chat_template(self._model, None)
-        return None if text is None else bytes(text).decode("utf-8", "replace")
+        return None if text is None or not bytes(text).strip() else bytes(text).decode("utf-8", "replace")
 
     def apply_chat_template(
         self,
@@ -73,20 +88,47 @@ class Vocabulary:
 
         A template that knows no tools gets them, and calls of them, as text. The result starts with what the template
         starts with: tokenize it with parse_special.
+
+        Raises
+        ------
+        UsageError
+            The template refuses the conversation.
+        ModelNotFoundError
+            The template is broken.
         """
         template = self.chat_template
         turns = for_template(template, messages, tools)
         if template is None:
             return "\n\n".join(str(turn["content"]) for turn in turns)
-        bos, eos = (self._special_text(f(self._vocab)) for f in (llama_cpp.llama_vocab_bos, llama_cpp.llama_vocab_eos))
-        formatter = Jinja2ChatFormatter(template, eos, bos, add_generation_prompt=add_generation_prompt)
+        if self._template_fault is not None:
+            raise ModelNotFoundError(self._template_fault, fix=TEMPLATE_FIX)
         try:
-            prompt = formatter(messages=turns, **({"tools": list(tools)} if tools else {})).prompt
+            prompt = self._render(turns, tools, add_generation_prompt)
         except Exception as err:  # the template is a program of the model's maker: it may raise anything
             raise UsageError(f"the model's chat template refuses the conversation: {err}") from err
         # tokenize() puts BOS in front where the model wants one: not twice
+        bos = self._special_text(llama_cpp.llama_vocab_bos(self._vocab))
         adds_bos = bool(bos) and llama_cpp.llama_vocab_get_add_bos(self._vocab)
-        return str(prompt.removeprefix(bos) if adds_bos else prompt)
+        return prompt.removeprefix(bos) if adds_bos else prompt
+
+    def _render(
+        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool
+    ) -> str:
+        bos, eos = (self._special_text(f(self._vocab)) for f in (llama_cpp.llama_vocab_bos, llama_cpp.llama_vocab_eos))
+        formatter = Jinja2ChatFormatter(self.chat_template or "", eos, bos, add_generation_prompt=add_generation_prompt)
+        return str(formatter(messages=list(turns), **({"tools": list(tools)} if tools else {})).prompt)
+
+    @functools.cached_property
+    def _template_fault(self) -> str | None:
+        """Why no conversation can go through the template: it is no Jinja, or leaves out what is asked."""
+        template = self.chat_template or ""
+        if (fault := template_syntax_fault(template)) is not None:
+            return fault
+        try:
+            prompt = self._render([{"role": "user", "content": _ASKED}], (), True)
+        except Exception:  # it may want other messages, and says so when it gets the real ones
+            return None
+        return None if _ASKED in prompt else "the model's chat template leaves out what the user says"
 
     def _special_text(self, token: int) -> str:
         return self.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""

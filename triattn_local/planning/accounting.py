@@ -185,9 +185,9 @@ def _weights(info: ModelInfo) -> Weights:
             name = tensor.name.decode("utf-8", "replace")
             if tensor.n_bytes is None:
                 raise ModelNotFoundError(
-                    f"tensor {name} has type {tensor.ggml_type}, which gguf does not know",
+                    f"tensor {name} has type {tensor.ggml_type}, which this llama.cpp does not know",
                     where=str(shard),
-                    fix="pip install -U gguf",
+                    fix="take another quantisation of this model, or update triattn-local",
                 )
             layer = _LAYER.match(tensor.name)
             has_output = has_output or tensor.name == b"output.weight"
