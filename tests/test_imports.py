@@ -16,7 +16,7 @@ PACKAGE = Path(triattn_local.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "ggml_types", "stop"),
-    ("aio", "config", "architectures", "atomic", "gguf_file", "interrupts", "plotting", "text_stream"),
+    ("aio", "config", "architectures", "atomic", "deep_stack", "gguf_file", "interrupts", "plotting", "text_stream"),
     ("model_info",),
     ("stats",),
     ("metadata", "scoring"),

@@ -209,19 +209,19 @@ def shard_paths(path: Path, split: Split | None) -> tuple[Path, ...]:
 
 
 def _model_info(file: GgufFile) -> ModelInfo:
+    split = _split(file)
+    if split is not None and split.index > 0:  # such a file has no keys but these
+        raise ModelNotFoundError(
+            f"is file {split.index + 1} of {split.count} of a split model",
+            where=str(file.path),
+            fix=f"give the first, {shard_paths(file.path, split)[0].name}",
+        )
     arch = file.text("general.architecture")
     if not arch:
         raise file.broken("has no general.architecture")
     kind = file.text("general.type", "model")
     if kind != "model":
         raise ModelNotFoundError(f"holds a {kind}, not a model", where=str(file.path), fix="give the model's own GGUF")
-    split = _split(file)
-    if split is not None and split.index > 0:
-        raise ModelNotFoundError(
-            f"is file {split.index + 1} of {split.count} of a split model",
-            where=str(file.path),
-            fix=f"give the first, {shard_paths(file.path, split)[0].name}",
-        )
 
     def required(key: str, most: int) -> int:
         value = file.integer(f"{arch}.{key}")

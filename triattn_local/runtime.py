@@ -118,7 +118,7 @@ class Cancel(Protocol):
     def is_set(self) -> bool: ...
 
 
-class _Llama(llama_cpp.Llama):
+class _Llama(llama_cpp.Llama):  # type: ignore[misc]  # the binding has no types
     """The binding compiles each chat template as it loads, and a broken one would keep the model from loading."""
 
     @property

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from .deep_stack import with_stack
 from .errors import ModelNotFoundError, TriattnError, UsageError
 from .tool_calls import for_template
+
+SHORT_RUN = 256
+"""bytes of one run of white space or of anything else that every thread's stack has room for"""
+STACK_PER_BYTE = 1024
+"""libstdc++'s regular expressions, by which some tokenizers cut, were seen to take 330 for each character of a match"""
+STACK_FLOOR = 8 << 20
+LONGEST_RUN = 1 << 20
+_RUN = re.compile(rb"\S+|\s+")
 
 TEMPLATE_FIX = "use `run --raw` or another file of this model"
 
@@ -38,8 +48,26 @@ class Vocabulary:
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids. add_special puts the model's BOS in front; parse_special reads `<|im_start|>` as one token."""
+        """Token ids. add_special puts the model's BOS in front; parse_special reads `<|im_start|>` as one token.
+
+        Raises
+        ------
+        UsageError
+            The text has a word that is longer than any tokenizer can be given.
+        """
         data = text.encode()
+        longest = max((len(run) for run in _RUN.findall(data)), default=0)
+        if longest <= SHORT_RUN:
+            return self._tokenize(data, add_special, parse_special)
+        if longest > LONGEST_RUN:
+            raise UsageError(
+                f"the text has {longest:,} bytes in a row without white space, or of it; {LONGEST_RUN:,} can be read",
+                fix="break it into words or lines",
+            )
+        n_stack = STACK_FLOOR + longest * STACK_PER_BYTE
+        return with_stack(n_stack, lambda: self._tokenize(data, add_special, parse_special))
+
+    def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
         n_max = len(data) + 16
         # byte tokens can outnumber the bytes, since a space may become a character of three; then -n are needed
         for _ in range(2):
