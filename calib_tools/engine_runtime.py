@@ -28,6 +28,7 @@ import numpy.typing as npt
 from triattn_local import native
 from triattn_local.errors import CalibrationError
 from triattn_local.scoring import RopeParams
+from triattn_local.trial import check_survives
 from triattn_local.vocabulary import Vocabulary
 
 from .ggml_tensor import GGML_TYPE_F32, Node
@@ -105,6 +106,8 @@ class RuntimeEngine:
     ------
     BackendMissingError
         There is no llama.cpp, or not the one that this program knows.
+    ModelNotFoundError
+        The file would end the process.
     CalibrationError
         llama.cpp cannot load the model.
     """
@@ -138,6 +141,7 @@ class RuntimeEngine:
         self._model: Any = None
         self._context: Any = None
         native.library()
+        check_survives(model)
         import llama_cpp
 
         self._llama = llama_cpp

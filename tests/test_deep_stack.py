@@ -44,7 +44,7 @@ def test_a_long_word_is_tokenized(recursive: Path, text: str) -> None:
     assert vocabulary.detokenize(tokens) == text
     short = text[: SHORT_RUN // 4] + " "
     assert vocabulary.tokenize(short, add_special=False) == vocabulary._tokenize(short.encode(), False, False)
-    with pytest.raises(UsageError, match="in a row"):
+    with pytest.raises(UsageError, match="in one line"):
         vocabulary.tokenize("a" * (LONGEST_RUN + 1))
     llama_cpp.llama_model_free(model)
 

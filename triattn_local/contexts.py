@@ -23,6 +23,7 @@ from .devices import Device
 from .errors import DoesNotFitError, StateError, TriattnError
 from .model_info import read_model_info
 from .runtime import ggml_type, physical_cores
+from .trial import check_survives
 from .vocabulary import Vocabulary
 
 _CELLS = 256
@@ -60,6 +61,7 @@ class Model:
         """query heads of a layer"""
         self.head_dim: int = info.head_dim
         native.library()
+        check_survives(path)
         set_verbose(config.verbose)
         self.path, self.config = path, config
         params = llama_cpp.llama_model_default_params()

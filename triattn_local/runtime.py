@@ -33,6 +33,7 @@ from .stop import Stop
 from .text_stream import TextStream
 from .thinking import Kind, ThinkingSplitter, marks_of
 from .tool_calls import MARKS, ToolCall, ToolCallSplitter
+from .trial import check_survives
 from .vocabulary import Vocabulary, template_syntax_fault
 
 _SEQ = 0  # the one sequence that a Runtime drives
@@ -195,6 +196,7 @@ class Runtime:
         read_model_info(path)
         if eviction is not None and eviction.policy == "triattention":
             check_stats(path, Path(stats_path) if stats_path else None)
+        check_survives(path)
 
         n_threads = config.n_threads or physical_cores()
         try:

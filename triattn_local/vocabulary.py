@@ -16,12 +16,12 @@ from .errors import ModelNotFoundError, TriattnError, UsageError
 from .tool_calls import for_template
 
 SHORT_RUN = 256
-"""bytes of one run of white space or of anything else that every thread's stack has room for"""
+"""bytes of a line, or of white space, that every thread's stack has room for"""
 STACK_PER_BYTE = 1024
 """libstdc++'s regular expressions, by which some tokenizers cut, were seen to take 330 for each character of a match"""
 STACK_FLOOR = 8 << 20
-LONGEST_RUN = 1 << 20
-_RUN = re.compile(rb"\S+|\s+")
+LONGEST_RUN = 3 << 20
+_RUN = re.compile(rb"\s*[^\n]*")
 
 TEMPLATE_FIX = "use `run --raw` or another file of this model"
 
@@ -53,7 +53,7 @@ class Vocabulary:
         Raises
         ------
         UsageError
-            The text has a word that is longer than any tokenizer can be given.
+            The text has a line that is longer than any tokenizer can be given.
         """
         data = text.encode()
         longest = max((len(run) for run in _RUN.findall(data)), default=0)
@@ -61,8 +61,8 @@ class Vocabulary:
             return self._tokenize(data, add_special, parse_special)
         if longest > LONGEST_RUN:
             raise UsageError(
-                f"the text has {longest:,} bytes in a row without white space, or of it; {LONGEST_RUN:,} can be read",
-                fix="break it into words or lines",
+                f"the text has {longest:,} bytes in one line, or of white space; {LONGEST_RUN:,} can be read",
+                fix="break it into lines",
             )
         n_stack = STACK_FLOOR + longest * STACK_PER_BYTE
         return with_stack(n_stack, lambda: self._tokenize(data, add_special, parse_special))

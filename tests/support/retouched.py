@@ -11,8 +11,13 @@ from triattn_local.gguf_file import ValueType, read_gguf
 Value = str | int | float | bool | None
 
 
-def retouched(source: Path, target: Path, changes: Mapping[str, tuple[ValueType, Value] | str | None]) -> Path:
-    """Copy a GGUF with these keys set, as (type, value) or as text, or taken out (None)."""
+def retouched(
+    source: Path,
+    target: Path,
+    changes: Mapping[str, tuple[ValueType, Value] | str | None],
+    raw: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Copy a GGUF with these keys set, as (type, value) or as text, or taken out (None); or as bytes of whole pairs."""
     file = read_gguf(source)
     pairs = {pair.key: file.head[pair.start : pair.end] for pair in file.pairs.values()}
     for key, change in changes.items():
@@ -21,6 +26,7 @@ def retouched(source: Path, target: Path, changes: Mapping[str, tuple[ValueType,
         else:
             kind, value = (ValueType.STRING, change) if isinstance(change, str) else change
             pairs[key] = _string(key) + struct.pack("<I", kind) + _raw(kind, value)
+    pairs.update(raw or {})
     head = struct.pack("<4sIQQ", b"GGUF", file.version, len(file.tensors), len(pairs))
     head += b"".join(pairs.values()) + file.head[file.infos_start : file.infos_end]
     head += bytes(-len(head) % file.alignment)

@@ -28,6 +28,7 @@ from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
 from ..gguf_file import read_gguf
 from ..model_info import ModelInfo, read_model_info
 from ..runtime import ggml_type
+from ..trial import check_survives
 
 HOST = "host"
 """memory that is no card's"""
@@ -103,6 +104,7 @@ class Accountant:
         self.info: ModelInfo = read_model_info(path)
         self.weights = _weights(self.info)
         native.library()
+        check_survives(path)
         params = llama_cpp.llama_model_default_params()
         params.no_alloc = True
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
