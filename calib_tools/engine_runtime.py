@@ -106,6 +106,8 @@ class RuntimeEngine:
     ------
     BackendMissingError
         There is no llama.cpp, or not the one that this program knows.
+    ModelNotFoundError
+        The file would end the process.
     CalibrationError
         llama.cpp cannot load the model.
     """

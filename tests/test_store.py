@@ -608,3 +608,26 @@ def test_a_split_model_without_all_its_files_is_refused(models: Path) -> None:
 
 def test_a_token_is_never_shown() -> None:
     assert hub.variables({"HF_TOKEN": "secret", "HF_HOME": "/h", "HOME": "/"}) == {"HF_HOME": "/h", "HF_TOKEN": "set"}
+
+
+def test_linked_folders_are_entered_once(tmp_path: Path) -> None:
+    models, disk = tmp_path / "models", tmp_path / "disk"
+    (models / "own").mkdir(parents=True)
+    (disk / "deep").mkdir(parents=True)
+    for path in (models / "own" / "a.gguf", disk / "b.gguf", disk / "deep" / "c.GGUF", models / "Upper.GGUF"):
+        path.write_bytes(b"GGUF")
+    (models / "a-link").symlink_to("own")
+    (models / "more").symlink_to(disk)
+    (models / "more-again").symlink_to(disk)
+    (disk / "round").symlink_to(disk)
+    (disk / "back").symlink_to(models)
+    (disk / "up").symlink_to(tmp_path)
+    (models / "gone").symlink_to(tmp_path / "nowhere")
+    assert [entry.name for entry in store.entries(models)] == ["Upper", "more/b", "more/deep/c", "own/a"]
+    for name in ("upper", "UPPER.GGUF", "more/deep/c", "c", "c.gguf"):
+        assert store.resolve(name, models).is_file()
+
+
+def test_large_letters_of_a_file_name() -> None:
+    assert quant_label("Model-Q4_K_M.GGUF") == "Q4_K_M"
+    assert quant_label("MODEL.GGUF") == "MODEL"

@@ -26,6 +26,7 @@ from .context_options import ContextOptions
 from .devices import Device
 from .errors import DoesNotFitError, StateError, TriattnError
 from .model_info import read_model_info
+from .trial import check_survives
 from .vocabulary import Vocabulary
 
 _CELLS = 256
@@ -88,7 +89,7 @@ class Model:
         Raises
         ------
         ModelNotFoundError
-            The file is not there, or not a GGUF.
+            The file is not there, not a GGUF, or would end the process.
         StatsError
             The sidecar cannot be taken.
         TriattnError
@@ -97,6 +98,7 @@ class Model:
         config = config or RuntimeConfig()
         self.info = read_model_info(path)
         native.library()
+        check_survives(path)
         set_verbose(config.verbose)
         llama_cpp.llama_backend_init()
         self.path, self.config = path, config

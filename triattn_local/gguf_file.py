@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from .errors import ModelNotFoundError
+from .ggml_types import block_of
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -106,7 +106,7 @@ class TensorInfo:
     offset: int
     """bytes from the start of the tensor data"""
     n_bytes: int | None
-    """None for a tensor type that this version of gguf-py does not know"""
+    """None for a tensor type that neither gguf-py nor the library knows"""
 
 
 @dataclass(frozen=True)
@@ -386,11 +386,8 @@ def _read_tensor_info(path: Path, cursor: _Cursor) -> TensorInfo:
 
 
 def _tensor_bytes(shape: tuple[int, ...], ggml_type: int) -> int | None:
-    try:
-        n_block, n_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)]
-    except (ValueError, KeyError):
-        return None
-    return math.prod(shape) // int(n_block) * int(n_bytes)
+    block = block_of(ggml_type)
+    return None if block is None else math.prod(shape) // block[0] * block[1]
 
 
 def _check_tensors(

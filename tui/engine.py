@@ -7,6 +7,7 @@ instead, which the interface empties at its own pace; it is stored before it is 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -59,6 +60,8 @@ class Engine:
         self._shelf = shelf
         self._thread = ThreadPoolExecutor(1, "engine")
         self._conversation: Conversation | None = None
+        self._vocabulary_in_use = threading.Lock()
+        """held while another thread counts tokens, and while the model they are counted with is freed"""
         self._stop = Stop()
         self._settling = Stop()
         self.pieces: deque[tuple[Kind, str, int]] = deque()
@@ -99,9 +102,10 @@ class Engine:
         self._thread.shutdown()
 
     def count_tokens(self, text: str) -> int | None:
-        """Tokens of a text; None without a model. May be called from any thread: the vocabulary never changes."""
-        conversation = self._conversation
-        return None if conversation is None else len(conversation.rt.tokenize(text, add_special=False))
+        """Tokens of a text; None without a model. May be called from any thread: the model stays meanwhile."""
+        with self._vocabulary_in_use:
+            conversation = self._conversation
+            return None if conversation is None else len(conversation.rt.tokenize(text, add_special=False))
 
     # ----------------------------------------------------------- in the thread
 
@@ -116,9 +120,10 @@ class Engine:
         return self._thread.submit(run)
 
     def _unload(self) -> None:
-        if self._conversation is not None:
-            self._conversation.rt.close()
-            self._conversation = None
+        with self._vocabulary_in_use:
+            conversation, self._conversation = self._conversation, None
+            if conversation is not None:
+                conversation.rt.close()
 
     def _load(self, path: Path, settings: Settings, evict: bool, verbose: bool) -> None:
         self._unload()

@@ -26,7 +26,7 @@ from ..context_options import ContextOptions
 from ..contexts import Context, Model
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
 from ..gguf_file import read_gguf
-from ..model_info import ModelInfo
+from ..model_info import ModelInfo, read_model_info
 
 HOST = "host"
 """memory that is no card's"""
@@ -91,6 +91,8 @@ class Accountant:
             Not a model that llama.cpp can load.
         """
         self.path = path
+        self.info: ModelInfo = read_model_info(path)
+        self.weights = _weights(self.info)
         config = RuntimeConfig(n_gpu_layers=n_gpu_layers, tensor_split=tensor_split)
         with _log() as lines:
             try:
@@ -101,8 +103,6 @@ class Accountant:
                 raise ModelNotFoundError(
                     _reason(lines), where=str(path), fix="take another file of this model"
                 ) from error
-        self.info: ModelInfo = self.model.info
-        self.weights = _weights(self.info)
         self._known: dict[Shape, ContextBytes] = {}
 
     def context(self, shape: Shape) -> ContextBytes:
@@ -164,9 +164,9 @@ def _weights(info: ModelInfo) -> Weights:
             name = tensor.name.decode("utf-8", "replace")
             if tensor.n_bytes is None:
                 raise ModelNotFoundError(
-                    f"tensor {name} has type {tensor.ggml_type}, which gguf does not know",
+                    f"tensor {name} has type {tensor.ggml_type}, which this llama.cpp does not know",
                     where=str(shard),
-                    fix="pip install -U gguf",
+                    fix="take another quantisation of this model, or update triattn-local",
                 )
             layer = _LAYER.match(tensor.name)
             has_output = has_output or tensor.name == b"output.weight"

@@ -18,7 +18,7 @@ from ..errors import ModelNotFoundError, TriattnError, UsageError
 from ..gguf_file import GgufFile, HeadCutError, parse_head
 from ..paths import is_file
 from .folder import Progress, entries, folder_errors, is_gguf, lock, need_disk, place, scratch_folder, sha256_of
-from .naming import DEFAULT_QUANT, is_first, quant_label, quant_names, shards, without_shard
+from .naming import DEFAULT_QUANT, is_first, is_gguf_name, quant_label, quant_names, shards, without_shard
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -127,7 +127,7 @@ def _hub_files(hub: HubClient, repo: str) -> dict[str, tuple[int | None, str | N
     return {
         file.rfilename: (file.size, file.lfs.sha256 if file.lfs else None)
         for file in info.siblings or []
-        if file.rfilename.lower().endswith(".gguf")
+        if is_gguf_name(file.rfilename)
     }
 
 
@@ -142,8 +142,8 @@ def _hub_cached(repo: str) -> dict[str, tuple[int | None, str | None]]:
     return {
         path.relative_to(snapshot).as_posix(): (path.stat().st_size, None)
         for snapshot in (snapshots.iterdir() if snapshots.is_dir() else ())
-        for path in snapshot.rglob("*.gguf")
-        if path.is_file()
+        for path in snapshot.rglob("*")
+        if is_gguf_name(path.name) and path.is_file()
     }
 
 
