@@ -26,6 +26,7 @@ from .jobs import Job, JobDone, JobProgress
 from .keys import check_keys
 from .screens.chat import ChatScreen
 from .session import OpenSession
+from .terminal_keys import ChatDriver
 from .theme import DEFAULT, THEMES
 
 PURGE_S = 7 * 24 * 3600
@@ -69,7 +70,7 @@ class ChatApp(App[None]):
         UsageError, StateError
             The store cannot be opened, there is no such session, or a setting cannot be taken.
         """
-        super().__init__()
+        super().__init__(driver_class=ChatDriver)
         self.settings = settings
         self.start = start or Start()
         self.sampling: SamplingConfig = settings.sampling()

@@ -39,7 +39,12 @@ class Prompt(TextArea):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", "Send", id="send"),
-        Binding("ctrl+j,shift+enter,alt+enter", "newline", "New line", id="newline"),
+        Binding(
+            "ctrl+j,alt+enter,shift+enter",
+            "newline",
+            "New line; Shift+Enter where the terminal tells it from Enter",
+            id="newline",
+        ),
         Binding("up", "edit_last", "Edit your last message (in an empty prompt)", id="edit_last"),
     ]
 
