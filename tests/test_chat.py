@@ -1382,3 +1382,104 @@ async def test_widgets_say_what_they_are(open_chat: Open) -> None:
         await t.ask("Go")
         assert t.chat.query_one(UserMessage).message.content == "Go"
         assert t.chat.query_one(Thinking).thinking == LONG
+
+
+# what must not be lost
+
+
+@asynccontextmanager
+async def full_disk(t: Driver) -> AsyncIterator[None]:
+    """SQLite's own limit: it says that the disk is full."""
+    t.app.store._db.execute("PRAGMA max_page_count=1")  # it takes the number of pages that there are
+    try:
+        yield
+    finally:
+        t.app.store._db.execute("PRAGMA max_page_count=1000000")
+
+
+async def test_a_disk_that_fills_ends_the_answer_and_not_the_chat(open_chat: Open) -> None:
+    ScriptedRuntime.script = [f"{LONG} " * 300, "There is room."]
+    ScriptedRuntime.tokens_per_s = 3000
+    async with open_chat(ctx=65536) as t:
+        await t.ask("Go", wait=False)
+        await t.until(lambda: t.answers and "word9 " in t.answers[0].body.text)
+        async with full_disk(t):
+            await t.until(lambda: not t.chat.busy)
+            assert "make room on this disk" in t.notices
+            assert "failed" in t.screen_text()
+            shown = t.answers[0].body.text
+            await t.ask("Again, with so many words that a page more is needed: " + LONG * 20)
+            assert "your words are still in the prompt" in t.notices
+            await t.press("escape")
+        await t.press("enter")
+        await t.settled()
+        assert t.contents[-1] == "There is room."
+        assert t.contents[1].startswith(shown.rstrip()), "what was on the screen is stored"
+        states = [m.state for m in t.app.store.messages(t.app.session.id or "")]
+        assert states == ["complete", "failed", "complete", "complete"]
+
+
+@pytest.mark.parametrize("error", [TriattnError("boom"), MemoryError(), ValueError("odd"), OSError(5, "I/O error")])
+async def test_whatever_ends_a_turn_or_a_load_ends_the_waiting(
+    open_chat: Open, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    async with open_chat() as t:
+        monkeypatch.setattr(ScriptedRuntime, "generate", fails)
+        await t.ask("Go")
+        assert t.app.session.path[-1].state == "failed"
+        monkeypatch.setattr(planning, "plan_run", fails)
+        t.app.load_model(t.app.model or Path())
+        await t.until(lambda: not t.app.loading)
+        assert not t.chat.status.busy
+
+
+async def test_a_full_disk_is_told_by_every_key_that_writes(open_chat: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise TriattnError("cannot be written: database or disk is full", fix="make room on this disk")
+
+    async with open_chat(notifications=True) as t:
+        await t.ask("One")
+        await t.press("ctrl+r")
+        await t.settled()
+        monkeypatch.setattr(SessionStore, "_writing", full)
+        for key in ("f5", "f5", "f9", "alt+left", "ctrl+r"):
+            t.app.clear_notifications()
+            await t.press(key)
+            await t.until(lambda: "make room" in t.toasts)
+        assert not t.chat.busy
+        await t.press("f2")
+        await t.until(lambda: isinstance(t.app.screen, SessionsScreen))
+        for keys in (["d"], ["r", "x", "enter"]):
+            await t.press(*keys)
+            await t.until(
+                lambda: "make room" in str(t.app.screen.query_one(".problem", Static).render()),
+            )
+        await t.press("escape")
+        await t.press("f4")
+        await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+        t.app.screen.query_one("#seed", Input).value = "7"
+        await t.press("ctrl+s")
+        await t.until(lambda: "make room" in str(t.app.screen.query_one(".problem", Static).render()))
+        await t.press("escape")
+        monkeypatch.undo()
+        assert t.app.is_running
+
+
+async def test_a_session_that_another_chat_has_open_is_not_deleted(open_chat: Open, tmp_path: Path) -> None:
+    other = SessionStore(tmp_path / "sessions")
+    theirs = other.create(title="Theirs")
+    other.add(theirs.id, None, "user", "Hello")
+    async with open_chat() as t:
+        await t.press("f2")
+        await t.until(lambda: isinstance(t.app.screen, SessionsScreen))
+        await t.press("d")
+        assert "is open in another triattn-local; close it there first" in t.screen_text()
+        assert [s.id for s in other.sessions()] == [theirs.id]
+        other.release(theirs.id)
+        await t.press("d")
+        await t.until(lambda: other.sessions() == [])
+        assert "is open in another" not in t.screen_text()
+    other.close()

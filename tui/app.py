@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -88,6 +88,8 @@ class ChatApp(App[None]):
         )
         for gone in self.store.purge(PURGE_S):
             self.shelf.forget(gone)
+        self._remembered: dict[str, Any] = {}
+        """preferences as they are, also those that could not be stored"""
         theme = settings.theme or self.store.preference("theme", DEFAULT)
         if theme not in self.available_themes:
             if settings.theme:
@@ -133,17 +135,35 @@ class ChatApp(App[None]):
     def model_name(self) -> str:
         return self.model.name.removesuffix(".gguf") if self.model else ""
 
+    def preference(self, name: str, default: Any = None) -> Any:
+        """What was remembered."""
+        return self._remembered.get(name, self.store.preference(name, default))
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a preference, for this time at least."""
+        self._remembered[name] = value
+        with self.telling():
+            self.store.remember(name, value)
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """What goes wrong inside is told, and ends what is inside and nothing else: a full disk, a session that is gone."""
+        try:
+            yield
+        except TriattnError as error:
+            self.notify(str(error), severity="error", timeout=15)
+
     def get_default_screen(self) -> Screen[None]:
         return self.chat
 
     def on_mount(self) -> None:
-        self.theme_changed_signal.subscribe(self, lambda theme: self.store.remember("theme", theme.name))
+        self.theme_changed_signal.subscribe(self, lambda theme: self.remember("theme", theme.name))
         self.call_after_refresh(self._first_model)
 
     def _first_model(self) -> None:
         """The model that was asked for, else the session's, else the last one; else a choice."""
         named = [self.start.model, self.session.session.model if self.session.session else None]
-        for candidate in [*named, self.store.preference("model")]:
+        for candidate in [*named, self.preference("model")]:
             if candidate and Path(candidate).is_file():
                 self.load_model(Path(candidate))
                 return
@@ -162,7 +182,7 @@ class ChatApp(App[None]):
         self.loading, self.loaded = False, stats
         if why:
             self.notify(why, title=self.model_name)
-        self.store.remember("model", str(path))
+        self.remember("model", str(path))
 
     def model_failed(self, path: Path) -> None:
         self.model, self.failed, self.loading, self.loaded = None, path, False, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,12 +111,8 @@ class Engine:
                 job(*args)
             except TriattnError as error:
                 self._post(events.Failed(error))
-            except MemoryError:
-                self._post(
-                    events.Failed(TriattnError("out of memory", fix="give a smaller --ctx, --budget or --batch"))
-                )
             except Exception as error:
-                self._post(events.Failed(TriattnError(f"{type(error).__name__}: {error}", fix="this is a bug")))
+                self._post(events.Failed(_found(error)))
 
         return self._thread.submit(run)
 
@@ -132,8 +128,8 @@ class Engine:
                 path, settings, evict=evict, checkpoint_bytes=settings.snapshot_memory << 20, verbose=verbose
             )
             rt = runtime_module.Runtime.load(path, plan.config, plan.eviction, stats_path=settings.stats)
-        except TriattnError as error:
-            self._post(events.LoadFailed(path, error))
+        except BaseException as error:  # the interface waits for one of the two
+            self._post(events.LoadFailed(path, _found(error)))
             return
         self._conversation = Conversation(rt, self._shelf)
         self._mapped_rounds = -1
@@ -172,15 +168,12 @@ class Engine:
                 elif isinstance(event, Answered):
                     state = _STATES[event.reason]
                     report = self._report(event, time.perf_counter() - start_s, ready)
-                    answer = self._store.finish(turn.answer, state, report)
+                    answer = self._finish(turn, state, report)
                     self._look(True, [*turn.path, answer])
                     self._post(events.TurnEnded(answer))
-        except TriattnError as error:
-            self._fail(turn, error)
-            return
         except BaseException as error:
-            self._fail(turn, TriattnError(f"{type(error).__name__}: {error}"))
-            raise
+            self._fail(turn, _found(error))
+            return
         if state == "stopped" and not (answer.content or answer.thinking):
             return  # stopped in the prompt: reading on is what was not wanted
         for event in conversation.settle(turn.session, turn.system, [*turn.path, answer], cancel=settling):
@@ -189,8 +182,17 @@ class Engine:
                 self._post(events.TurnSettled(turn.answer, event))
 
     def _fail(self, turn: Turn, error: TriattnError) -> None:
-        answer = self._store.finish(turn.answer, "failed", {"error": str(error)})
+        answer = self._finish(turn, "failed", {"error": str(error)})
         self._post(events.TurnEnded(answer, error))
+
+    def _finish(self, turn: Turn, state: State, report: Mapping[str, object]) -> Message:
+        """Whatever the disk says, the turn ends: nobody could speak any more if it did not."""
+        try:
+            return self._store.finish(turn.answer, state, report)
+        except TriattnError as error:
+            if state != "failed":  # else it is being told already
+                self._post(events.Failed(error))
+            return self._store.message(turn.answer)
 
     def _report(self, done: Answered, decode_s: float, ready: Ready) -> dict[str, object]:
         conversation = self._conversation
@@ -221,3 +223,14 @@ class Engine:
             retained = conversation.retained(path)
             self._mapped_s = time.monotonic()
         self._post(events.Looked(stats, retained, self._shelf.memory_bytes))
+
+
+def _found(error: BaseException) -> TriattnError:
+    """What is no error of ours, told."""
+    if isinstance(error, TriattnError):
+        return error
+    if isinstance(error, MemoryError):
+        return TriattnError("out of memory", fix="F4 sets a smaller context or budget")
+    if isinstance(error, OSError):
+        return TriattnError(str(error.strerror or error), where=error.filename and str(error.filename))
+    return TriattnError(f"{type(error).__name__}: {error}", fix="this is a bug")

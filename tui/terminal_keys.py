@@ -2,7 +2,8 @@
 
 Alt+Enter is ESC CR wherever no protocol says more, xterm and tmux write modified keys as
 ``CSI 27 ; modifiers ; code ~`` (modifyOtherKeys), rxvt and PuTTY write Alt+arrow with two ESC. Textual reads the first
-as Enter, which sends half a message, and the last as Esc, which stops an answer. What is no UTF-8 becomes U+FFFD, and does not end the chat.
+as Enter, which sends half a message, and the last as Esc, which stops an answer. What is no UTF-8 becomes U+FFFD, and
+does not end the chat.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +67,8 @@ class SessionStore:
         self.path = folder / "sessions.db"
         self._lock = threading.RLock()
         self._open: dict[str, FileLock] = {}
+        self._owed: dict[int, tuple[State, Mapping[str, Any]]] = {}
+        """message -> how it ended, where the disk was too full to say so; written as soon as something can be"""
         self._synced = 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,9 @@ class SessionStore:
 
     def close(self) -> None:
         with self._lock:
+            with suppress(TriattnError):  # then it is known as interrupted, with all its words
+                self._pay()
+            self._owed.clear()
             for lock in self._open.values():
                 lock.release()
             self._open.clear()
@@ -116,6 +121,7 @@ class SessionStore:
     def _writing(self) -> Iterator[Database]:
         """One transaction, on the disk when the outermost block ends."""
         with self._lock:
+            self._pay()
             outermost = not self._db.conn.in_transaction
             try:
                 if outermost:  # the level cannot be changed inside a transaction
@@ -129,6 +135,16 @@ class SessionStore:
             finally:
                 if outermost:
                     self._db.execute("PRAGMA synchronous=NORMAL")
+
+    def _pay(self) -> None:
+        """End the messages that could not be ended when they came to their end."""
+        while self._owed:
+            message, ending = self._owed.popitem()
+            try:
+                self._fold(message, *ending)
+            except TriattnError:
+                self._owed[message] = ending
+                raise
 
     def _rows(self, sql: str, *parameters: object) -> list[dict[str, Any]]:
         with self._lock:
@@ -177,18 +193,39 @@ class SessionStore:
         found = self._find(session)
         with self._lock:
             if found.id not in self._open:
-                lock = FileLock(self.folder / "locks" / f"{found.id}.lock")
-                (self.folder / "locks").mkdir(exist_ok=True)
+                lock = self._take(found.id)
                 try:
-                    lock.acquire(timeout=0)
-                except Timeout:
-                    raise UsageError(
-                        "is open in another triattn-local", where=f"session {found.id}", fix="close it there first"
-                    ) from None
+                    self._find(found.id)  # nobody deleted it meanwhile
+                except UsageError:
+                    lock.release()
+                    raise
                 self._open[found.id] = lock
                 for row in self._rows("SELECT id FROM messages WHERE session=? AND state='streaming'", found.id):
                     self.finish(row["id"], "interrupted", {})
         return self.get(found.id)
+
+    def _take(self, session: str) -> FileLock:
+        """The lock of a session that is not open here."""
+        (self.folder / "locks").mkdir(exist_ok=True)
+        lock = FileLock(self.folder / "locks" / f"{session}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                "is open in another triattn-local", where=f"session {session}", fix="close it there first"
+            ) from None
+        return lock
+
+    @contextmanager
+    def _to_ourselves(self, session: str) -> Iterator[None]:
+        """No other process has the session meanwhile. Raises UsageError if one does."""
+        with self._lock:
+            lock = None if session in self._open else self._take(session)
+            try:
+                yield
+            finally:
+                if lock is not None:
+                    lock.release()
 
     def release(self, session: str) -> None:
         """Let other processes have it."""
@@ -264,8 +301,14 @@ class SessionStore:
         return self.get(session)
 
     def delete(self, session: str) -> None:
-        """Put it out of sight; ``undelete`` brings it back until ``purge``."""
-        with self._writing() as db:
+        """Put it out of sight; ``undelete`` brings it back until ``purge``.
+
+        Raises
+        ------
+        UsageError
+            Another process has it open, and would go on writing into it.
+        """
+        with self._to_ourselves(session), self._writing() as db:
             db.execute("UPDATE sessions SET deleted=? WHERE id=?", (time.time(), session))
 
     def undelete(self, session: str) -> None:
@@ -275,18 +318,19 @@ class SessionStore:
     def purge(self, older_than_s: float) -> list[str]:
         """Really remove what was deleted that long ago, and sessions of that age that never got a message."""
         before = time.time() - older_than_s
+        gone: list[str] = []
         with self._writing() as db:
-            gone = [
-                row["id"]
-                for row in self._rows(
-                    "SELECT id FROM sessions WHERE deleted < ? OR (leaf IS NULL AND updated < ?)", before, before
-                )
-                if row["id"] not in self._open
-            ]
-            for session in gone:
-                db.execute("UPDATE messages SET parent=NULL WHERE session=?", (session,))
-                db.execute("DELETE FROM messages WHERE session=?", (session,))
-                db.execute("DELETE FROM sessions WHERE id=?", (session,))
+            for row in self._rows(
+                "SELECT id FROM sessions WHERE deleted < ? OR (leaf IS NULL AND updated < ?)", before, before
+            ):
+                session = row["id"]
+                if session in self._open:
+                    continue
+                with suppress(UsageError), self._to_ourselves(session):  # open elsewhere: next time
+                    db.execute("UPDATE messages SET parent=NULL WHERE session=?", (session,))
+                    db.execute("DELETE FROM messages WHERE session=?", (session,))
+                    db.execute("DELETE FROM sessions WHERE id=?", (session,))
+                    gone.append(session)
         return gone
 
     # ---------------------------------------------------------------- messages
@@ -303,6 +347,7 @@ class SessionStore:
 
     def _message(self, row: Mapping[str, Any]) -> Message:
         parts = {"content": row["content"], "thinking": row["thinking"]}
+        state, report = self._owed.get(row["id"], (row["state"], json.loads(row["report"])))
         if row["state"] == "streaming":
             for kind in parts:
                 parts[kind] += self._streamed(row["id"], kind)
@@ -314,8 +359,8 @@ class SessionStore:
             content=parts["content"],
             thinking=parts["thinking"],
             attachments=tuple(Attachment(**file) for file in json.loads(row["attachments"])),
-            state=row["state"],
-            report=json.loads(row["report"]),
+            state=state,
+            report=report,
             created=row["created"],
         )
 
@@ -352,7 +397,8 @@ class SessionStore:
                 }
             )
             id_ = int(new.last_pk)  # type: ignore[arg-type]  # one integer key
-            db.execute("UPDATE sessions SET leaf=?, updated=? WHERE id=?", (id_, now, session))
+            # what is written into is wanted, whoever deleted it
+            db.execute("UPDATE sessions SET leaf=?, updated=?, deleted=NULL WHERE id=?", (id_, now, session))
         return self.message(id_)
 
     def append(self, message: int, kind: Kind, text: str) -> None:
@@ -373,7 +419,21 @@ class SessionStore:
                 ) from error
 
     def finish(self, message: int, state: State, report: Mapping[str, Any]) -> Message:
-        """Fold the pieces into the message."""
+        """Fold the pieces into the message.
+
+        Raises
+        ------
+        TriattnError
+            The disk is full. The message has ended all the same: it is written with what is written next.
+        """
+        try:
+            self._fold(message, state, report)
+        except TriattnError:
+            self._owed[message] = (state, report)
+            raise
+        return self.message(message)
+
+    def _fold(self, message: int, state: State, report: Mapping[str, Any]) -> None:
         with self._writing() as db:
             db.execute(
                 "UPDATE messages SET content = content || ?, thinking = thinking || ?, state=?, report=? WHERE id=?",
@@ -390,7 +450,6 @@ class SessionStore:
                 "UPDATE sessions SET updated=? WHERE id=(SELECT session FROM messages WHERE id=?)",
                 (time.time(), message),
             )
-        return self.message(message)
 
     def add_draft(self, draft: Draft) -> Session:
         """Store an imported conversation as a new session."""

@@ -178,12 +178,12 @@ class ChatScreen(Screen[None]):
     def lay_out(self) -> None:
         """Show what there is room for, and look no closer than somebody sees."""
         width = self.app.size.width
-        self.panel.display = width >= WIDE and bool(self.app.store.preference("memory", True))
+        self.panel.display = width >= WIDE and bool(self.app.preference("memory", True))
         self._want_map()
 
     def _want_map(self) -> None:
         self.app.engine.map_wanted = (
-            self.panel.display or bool(self.app.store.preference("dim", False)) or self.app.map_open
+            self.panel.display or bool(self.app.preference("dim", False)) or self.app.map_open
         )
 
     # -------------------------------------------------------------- say, answer
@@ -227,9 +227,13 @@ class ChatScreen(Screen[None]):
         try:
             sampling = self.session.sampling(self.app.sampling, n_siblings)
             max_tokens = self.session.max_tokens(self.app.max_tokens)
-            answer = self.session.answer_to(message)
         except TriattnError as error:
             await self.transcript.say(Notice.of(error, "F4 opens the settings"))
+            return
+        try:
+            answer = self.session.answer_to(message)
+        except TriattnError as error:
+            await self.transcript.say(Notice.of(error, "Ctrl+R tries again"))
             return
         path = self.session.path[:-1]
         widget = await self.transcript.add(answer)
@@ -355,7 +359,7 @@ class ChatScreen(Screen[None]):
             self._retained = event.retained
             self.panel.show_retained(event.retained)
             self.app.show_map(event.retained, self.session.path)
-            if self.app.store.preference("dim", False):
+            if self.app.preference("dim", False):
                 self.transcript.mark_forgotten(event.retained)
 
     def _tick(self) -> None:
@@ -408,13 +412,13 @@ class ChatScreen(Screen[None]):
         if self.app.size.width < WIDE:
             self.app.action_map()
             return
-        self.app.store.remember("memory", not self.panel.display)
+        self.app.remember("memory", not self.panel.display)
         self.lay_out()
         self.app.engine.look(self.session.path)
 
     def action_dim(self) -> None:
-        dim = not self.app.store.preference("dim", False)
-        self.app.store.remember("dim", dim)
+        dim = not self.app.preference("dim", False)
+        self.app.remember("dim", dim)
         self._want_map()
         self.transcript.mark_forgotten(self._retained if dim else None)
         self.app.engine.look(self.session.path)
@@ -442,9 +446,10 @@ class ChatScreen(Screen[None]):
         if self.app.model is None:
             self.app.action_models()
             return
-        self.session.select(message.id)
-        await self.transcript.show(self.session.path, self.session.siblings)
-        await self._ask(message)
+        with self.app.telling():
+            self.session.select(message.id)
+            await self.transcript.show(self.session.path, self.session.siblings)
+            await self._ask(message)
 
     def action_fold(self) -> None:
         for widget in reversed(self.transcript.message_widgets()):
@@ -473,8 +478,9 @@ class ChatScreen(Screen[None]):
             await self._turn(branching[-1], step)
 
     async def _turn(self, message: Message, step: int) -> None:
-        if not self._refuse_while_busy() and self.session.switch(message, step):
-            await self.show_session()
+        with self.app.telling():
+            if not self._refuse_while_busy() and self.session.switch(message, step):
+                await self.show_session()
 
     def action_scroll(self, direction: int) -> None:
         self.transcript.scroll_page(direction)

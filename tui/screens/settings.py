@@ -99,13 +99,13 @@ class SettingsScreen(Dialog[None]):
             options = self._read_sampling()
             SamplingConfig(**{name: value for name, value in options.items() if name != "max_tokens"})
             settings, evict = self._read_memory()
+            base = self._base()
+            options = {name: value for name, value in options.items() if value != base[name]}
+            self.app.session.change(system=self.query_one("#system", TextArea).text.strip(), options=options)
         except (TriattnError, ValueError) as error:
             problem.update(str(error))
             self.call_after_refresh(problem.scroll_visible, animate=False)
             return
-        base = self._base()
-        options = {name: value for name, value in options.items() if value != base[name]}
-        self.app.session.change(system=self.query_one("#system", TextArea).text.strip(), options=options)
         self.app.change_settings(settings, evict=evict)
         self.dismiss(None)
 
