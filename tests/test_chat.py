@@ -28,6 +28,7 @@ from triattn_local import planning, runtime, store
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError, UsageError
 from triattn_local.sessions import SessionStore
 from triattn_local.settings import Settings
+from triattn_local.tui import events
 from triattn_local.tui.app import ChatApp, Start
 from triattn_local.tui.cutting import pieces
 from triattn_local.tui.screens.attach import AttachScreen
@@ -668,7 +669,7 @@ async def test_the_status_line_of_80_columns_has_all_numbers(open_chat: Open) ->
             kv_bytes=394 << 20,
             kv_bytes_full=18 << 30,
         )
-        t.app.engine.look = lambda path=(): None  # type: ignore[method-assign]
+        t.app.engine.look = lambda session=None, path=(): None  # type: ignore[method-assign]
         t.chat.status.stats = stats
         for state, last in (("133.1 tok/s", "−116k"), ("ready", "1,270 rounds −116k")):
             t.chat.status.state = state
@@ -1483,3 +1484,51 @@ async def test_a_session_that_another_chat_has_open_is_not_deleted(open_chat: Op
         await t.until(lambda: other.sessions() == [])
         assert "is open in another" not in t.screen_text()
     other.close()
+
+
+# numbers
+
+
+async def test_a_new_conversation_has_its_own_numbers(open_chat: Open) -> None:
+    ScriptedRuntime.script = [LONG, "Short."]
+    async with open_chat(size=(140, 40)) as t:
+        empty = t.screen_text()
+        for line in ("context   0 of", "rounds    0", "evicted   0 tokens"):
+            assert line in empty
+        await t.ask("Go")
+        first = t.rt.stats()
+        assert first.n_evictions > 1
+        assert f"rounds    {first.n_evictions}" in t.screen_text()
+        first_session = t.app.session.id
+        await t.press("ctrl+n")
+        for line in ("context   0 of", "cells     0 of", "rounds    0", "evicted   0 tokens"):
+            assert line in t.screen_text(), "at once, and not when the engine has looked"
+        await t.settled()
+        await t.press("f8")
+        assert "Nothing is in the cache yet." in t.screen_text()
+        await t.press("escape")
+        for line in ("context   0 of", "cells     0 of", "rounds    0", "evicted   0 tokens"):
+            assert line in t.screen_text()
+        assert t.chat.panel.heatmap.share is None or not t.chat.panel.heatmap.share.any()
+        await t.ask("Go")
+        assert t.chat.status.stats is not None
+        assert t.chat.status.stats.n_past == t.rt.stats().n_past
+        assert t.chat.status.stats.n_evictions == t.rt.stats().n_evictions - first.n_evictions == 0
+        await t.app.open_session(t.app.store.get(first_session or ""))
+        await t.settled()
+        assert f"rounds    {first.n_evictions}" in t.screen_text()
+        assert "context   0 of" in t.screen_text(), "its rounds are its own; the cache holds another one"
+
+
+async def test_what_the_engine_says_of_a_conversation_that_was_left_is_not_shown(open_chat: Open) -> None:
+    async with open_chat(size=(140, 40)) as t:
+        await t.ask("Go")
+        stats = t.chat.status.stats
+        assert stats is not None
+        left = t.app.session.id
+        await t.press("ctrl+n")
+        await t.settled()
+        t.chat.post_message(events.Looked(left, stats, None, 0))
+        await t.pilot.pause(0.1)
+        assert t.chat.status.stats is not None
+        assert t.chat.status.stats.n_past == 0

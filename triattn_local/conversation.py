@@ -303,6 +303,10 @@ class Conversation:
             spans[message.id] = Span(first, ends[first : last + 1] - begin + lead)
         return Retained((heads / most).astype(np.float32), spans, text, ends)
 
+    def nothing_retained(self) -> Retained:
+        """Of a conversation that the cache does not hold."""
+        return Retained(np.zeros((self.rt.heads_holding().shape[0], 0), np.float32), {}, b"", np.zeros(0, np.int64))
+
     def _bytes(self, token: int) -> bytes:
         if token not in self._pieces_of:
             self._pieces_of[token] = self.rt.token_bytes(token, special=True)

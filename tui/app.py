@@ -204,6 +204,7 @@ class ChatApp(App[None]):
             session = self.store.open(session.id)
         if session is None or session.id != self.session.id:
             self.session.close()
+            self.chat.forget_numbers()
         self.session = OpenSession(self.store, session, system=self.start.system)
         await self.chat.show_session()
 
@@ -290,7 +291,7 @@ class ChatApp(App[None]):
         self.map_open = True
         self.engine.map_wanted = True
         self._push(MapScreen())
-        self.engine.look(self.session.path)
+        self.engine.look(self.session.id, self.session.path)
 
     def show_map(self, retained: Retained, path: Sequence[Message]) -> None:
         from .screens.map import MapScreen

@@ -56,10 +56,13 @@ class Reading(EngineEvent):
 
 
 class Looked(EngineEvent):
-    """How the cache is; what every head holds only if somebody wants to know."""
+    """What the cache holds of a session; what every head holds only if somebody wants to know."""
 
-    def __init__(self, stats: RuntimeStats, retained: Retained | None, snapshot_bytes: int) -> None:
+    def __init__(
+        self, session: str | None, stats: RuntimeStats, retained: Retained | None, snapshot_bytes: int
+    ) -> None:
         super().__init__()
+        self.session = session
         self.stats, self.retained, self.snapshot_bytes = stats, retained, snapshot_bytes
 
 

@@ -20,6 +20,7 @@ from triattn_local.sessions import Attachment, Message
 
 from .. import events, garbage, pacing, text
 from ..engine import Turn
+from ..numbers import of_nothing
 from ..session import OpenSession
 from ..widgets.code_block import CodeBlock
 from ..widgets.memory_panel import MemoryPanel
@@ -156,7 +157,13 @@ class ChatScreen(Screen[None]):
                     )
                 )
         self.refresh_title()
-        self.app.engine.look(self.session.path)
+        self.app.engine.look(self.session.id, self.session.path)
+
+    def forget_numbers(self) -> None:
+        """Those on the screen belong to a conversation that is left; the engine may be busy with it for some time."""
+        if self.status.stats is not None:
+            self.status.stats = of_nothing(self.status.stats)
+        self.panel.forget(self.status.stats)
 
     def refresh_title(self) -> None:
         """Session, model, and what the prompt is for."""
@@ -182,9 +189,7 @@ class ChatScreen(Screen[None]):
         self._want_map()
 
     def _want_map(self) -> None:
-        self.app.engine.map_wanted = (
-            self.panel.display or bool(self.app.preference("dim", False)) or self.app.map_open
-        )
+        self.app.engine.map_wanted = self.panel.display or bool(self.app.preference("dim", False)) or self.app.map_open
 
     # -------------------------------------------------------------- say, answer
 
@@ -352,6 +357,8 @@ class ChatScreen(Screen[None]):
 
     @on(events.Looked)
     def _looked(self, event: events.Looked) -> None:
+        if event.session != self.session.id:
+            return  # of a conversation that was left meanwhile
         self.status.stats = event.stats
         self.panel.show_stats(event.stats)
         self.panel.show_snapshots(event.snapshot_bytes, self.app.shelf.memory_limit)
@@ -414,14 +421,14 @@ class ChatScreen(Screen[None]):
             return
         self.app.remember("memory", not self.panel.display)
         self.lay_out()
-        self.app.engine.look(self.session.path)
+        self.app.engine.look(self.session.id, self.session.path)
 
     def action_dim(self) -> None:
         dim = not self.app.preference("dim", False)
         self.app.remember("dim", dim)
         self._want_map()
         self.transcript.mark_forgotten(self._retained if dim else None)
-        self.app.engine.look(self.session.path)
+        self.app.engine.look(self.session.id, self.session.path)
         self.notify("What no head holds any more is dimmed." if dim else "All text is shown plainly.")
 
     async def action_new(self) -> None:
