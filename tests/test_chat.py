@@ -32,6 +32,7 @@ from triattn_local.tui import events
 from triattn_local.tui.app import ChatApp, Start
 from triattn_local.tui.cutting import pieces
 from triattn_local.tui.screens.attach import AttachScreen
+from triattn_local.tui.screens.full import FullScreen
 from triattn_local.tui.screens.help import HelpScreen
 from triattn_local.tui.screens.map import MapScreen
 from triattn_local.tui.screens.models import ModelsScreen
@@ -996,15 +997,125 @@ async def test_other_settings_leave_full_attention_as_it_was_chosen(open_chat: O
             assert (t.rt.eviction and t.rt.eviction.budget_tokens) == budget
 
 
-async def test_a_conversation_beyond_the_context_says_what_to_do(open_chat: Open) -> None:
+async def test_a_message_beyond_the_context_is_no_dead_end(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["Sure."]
     async with open_chat(ctx=128) as t:
-        await t.ask(LONG)
-        assert "exceeds the context of 128" in t.notices
-        assert "--ctx" in t.notices
-        assert t.app.session.path[-1].state == "failed"
-        assert not t.chat.busy
+        await t.ask("Hello")
+        await t.ask(f"{LONG} {LONG}")
+        assert re.search(r"This message was not sent: with \d+ tokens it exceeds the context of 128", t.notices)
+        assert "F4 raises the context" in t.notices
+        assert "--ctx" not in t.screen_text()
+        assert "read again" not in t.screen_text(), "nothing was read"
+        assert t.rt.n_answers == 1
+        assert t.contents[-1] == f"{LONG} {LONG}", "nothing is lost"
+        assert "left out" in t.screen_text()
+        await t.ask("Say hi")
+        assert t.app.session.path[-1].state == "complete"
+        assert LONG not in t.rt.prompts[-1]
+        assert "Hello" in t.rt.prompts[-1]
+        n = len(t.contents)
         await t.press("up")
-        assert t.chat.prompt.text == LONG
+        assert t.chat.prompt.text == "Say hi"
+        await t.press("escape")
+        await t.app.open_session(t.app.store.get(t.app.session.id or ""))
+        assert len(t.contents) == n, "and the session holds it all"
+
+
+async def full(t: Driver, words: str) -> None:
+    """Ask beyond the context, and wait for the question what to do."""
+    await t.ask(words, wait=False)
+    await t.until(lambda: isinstance(t.app.screen, FullScreen) or not t.chat.busy)
+    assert isinstance(t.app.screen, FullScreen)
+
+
+async def test_a_full_conversation_goes_on_ten_times(open_chat: Open) -> None:
+    ScriptedRuntime.script = lambda prompt, n: f"Answer {n}: " + "so " * 20
+    async with open_chat(ctx=256) as t:
+        n_full = n = 0
+        while n_full < 10:
+            n += 1
+            await t.ask(f"Question {n}: " + "why " * 20, wait=False)
+            await t.until(lambda: not t.chat.busy)
+            if isinstance(t.app.screen, FullScreen):
+                n_full += 1
+                assert "Nothing was sent yet" in t.screen_text()
+                await t.press("enter")
+                await t.settled()
+            assert t.app.session.path[-1].state == "complete"
+            assert f"Question {n}:" in t.rt.prompts[-1]
+        told = [m.content for m in t.app.session.path]
+        assert [line.split(":")[0] for line in told[::2]] == [f"Question {i + 1}" for i in range(n)]
+        assert all(answer.startswith("Answer") for answer in told[1::2]), "nothing is lost from the transcript"
+        assert "--ctx" not in t.notices
+
+
+async def test_a_full_conversation_can_be_shortened_raised_or_left(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["so " * 100]
+    async with open_chat(ctx=160) as t:
+        await t.ask("One")
+        n_read = t.rt.n_read
+        await full(t, "Two " * 40)
+        assert t.rt.n_read == n_read, "said before anything is read"
+        await t.press("down", "down", "enter")
+        await t.until(lambda: t.chat.prompt.text.startswith("Two Two"))
+        assert "edits an earlier message" in str(t.chat.prompt.border_title)
+        t.chat.prompt.text = "Two"
+        await t.press("enter")
+        await t.until(lambda: isinstance(t.app.screen, FullScreen) or not t.chat.busy)
+        await t.settled()
+        assert t.contents[2] == "Two"
+
+        await full(t, "Three " * 40)
+        await t.press("escape")
+        assert "was not sent" in t.notices
+        assert t.contents[-1].startswith("Three")
+        await t.press("ctrl+r")
+        await t.until(lambda: isinstance(t.app.screen, FullScreen))
+        await t.press("down", "enter")
+        await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+        ctx = int(t.app.screen.query_one("#ctx", Input).value)
+        assert ctx > 160
+        await t.press("ctrl+s")
+        await t.until(lambda: t.rt.config.n_ctx == ctx and not t.app.loading)
+        await t.press("ctrl+r")
+        await t.settled()
+        assert t.contents[-1].startswith("so so")
+        assert "Three Three" in t.rt.prompts[-1]
+
+
+async def test_the_context_ends_amid_an_answer_and_the_chat_goes_on(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["so " * 200, "Short."]
+    async with open_chat(ctx=128) as t:
+        await t.ask("Go")
+        assert t.app.session.path[-1].state == "context"
+        assert t.notices == "", "the answer is there: no error"
+        assert "the context is full: F4 raises it" in t.screen_text()
+        await full(t, "And on?")
+        await t.press("enter")
+        await t.settled()
+        assert t.contents[-1] == "Short."
+
+
+async def test_a_turn_is_left_out_and_taken_in_again(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["First.", "Second.", "Third.", "Fourth."]
+    async with open_chat() as t:
+        await t.ask("One")
+        await t.ask("Two")
+        await t.press("shift+tab", "shift+tab", "shift+tab", "d")
+        assert [m.left_out for m in t.app.session.path] == [True, True, False, False]
+        assert t.screen_text().count("left out") == 2
+        t.chat.prompt.focus()
+        await t.ask("Three")
+        assert "One" not in t.rt.prompts[-1]
+        assert "First." not in t.rt.prompts[-1]
+        assert "Two" in t.rt.prompts[-1]
+        assert t.contents[:2] == ["One", "First."]
+        t.answers[0].focus()
+        await t.press("d")
+        assert not any(m.left_out for m in t.app.session.path)
+        t.chat.prompt.focus()
+        await t.ask("Four")
+        assert "First." in t.rt.prompts[-1]
 
 
 async def test_an_error_amid_an_answer_keeps_what_came(open_chat: Open, monkeypatch: pytest.MonkeyPatch) -> None:

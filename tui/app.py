@@ -280,10 +280,11 @@ class ChatApp(App[None]):
 
         self._push(ModelsScreen())
 
-    def action_settings(self) -> None:
+    def action_settings(self, ctx: int | None = None) -> None:
+        """F4; with a context that is proposed."""
         from .screens.settings import SettingsScreen
 
-        self._push(SettingsScreen())
+        self._push(SettingsScreen(ctx))
 
     def action_map(self) -> None:
         from .screens.map import MapScreen
@@ -291,7 +292,7 @@ class ChatApp(App[None]):
         self.map_open = True
         self.engine.map_wanted = True
         self._push(MapScreen())
-        self.engine.look(self.session.id, self.session.path)
+        self.engine.look(self.session.id, self.session.read)
 
     def show_map(self, retained: Retained, path: Sequence[Message]) -> None:
         from .screens.map import MapScreen

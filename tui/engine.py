@@ -19,7 +19,7 @@ from textual.message import Message as TextualMessage
 from triattn_local import planning
 from triattn_local import runtime as runtime_module
 from triattn_local.config import SamplingConfig
-from triattn_local.conversation import Answered, Conversation, Piece, Ready, Settled
+from triattn_local.conversation import Answered, Conversation, Piece, Ready, Settled, TooLongError
 from triattn_local.errors import TriattnError
 from triattn_local.runtime import Prefill
 from triattn_local.sessions import Message, SessionStore, Shelf, State
@@ -78,7 +78,7 @@ class Engine:
         self._submit(self._load, path, settings, evict, verbose)
 
     def answer(self, turn: Turn) -> None:
-        """``TurnReady``, ``Reading``, pieces, ``Looked``, ``TurnEnded``; then ``TurnSettled``."""
+        """``TurnReady``, ``Reading``, pieces, ``Looked``, ``TurnEnded``; then ``TurnSettled``. Or ``TooLong``."""
         self._settling.set()
         self._stop = Stop()
         self._settling = Stop()
@@ -174,6 +174,9 @@ class Engine:
                     answer = self._finish(turn, state, report)
                     self._look(True, turn.session, [*turn.path, answer])
                     self._post(events.TurnEnded(answer))
+        except TooLongError as error:
+            self._post(events.TooLong(turn.answer, error, *conversation.oldest_to_leave_out(turn.system, turn.path)))
+            return
         except BaseException as error:
             self._fail(turn, _found(error))
             return

@@ -13,7 +13,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -400,6 +400,20 @@ class SessionStore:
             # what is written into is wanted, whoever deleted it
             db.execute("UPDATE sessions SET leaf=?, updated=?, deleted=NULL WHERE id=?", (id_, now, session))
         return self.message(id_)
+
+    def leave_out(self, messages: Iterable[int], out: bool) -> None:
+        """Keep the model from reading messages, or let it read them again; they stay where they are."""
+        with self._writing() as db:
+            for id_ in messages:
+                report = {name: value for name, value in self.message(id_).report.items() if name != "left_out"}
+                text = json.dumps({**report, "left_out": True} if out else report)
+                db.execute("UPDATE messages SET report=? WHERE id=?", (text, id_))
+
+    def withdraw(self, answer: Message) -> None:
+        """Take away an answer of which nothing came; the message that it follows is the leaf again."""
+        with self._writing() as db:
+            db.execute("UPDATE sessions SET leaf=? WHERE id=?", (answer.parent, answer.session))
+            db.execute("DELETE FROM messages WHERE id=?", (answer.id,))
 
     def append(self, message: int, kind: Kind, text: str) -> None:
         """One more piece of a streaming message: committed at once, and on the disk within half a second."""

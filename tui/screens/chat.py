@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on, work
@@ -14,7 +14,7 @@ from textual.containers import Center, Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Markdown, Static
 
-from triattn_local.conversation import Retained
+from triattn_local.conversation import Retained, context_for, room_for_answer
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError
 from triattn_local.sessions import Attachment, Message
 
@@ -28,6 +28,7 @@ from ..widgets.messages import AnswerMessage, MessageWidget, Notice
 from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine
 from ..widgets.transcript import Earlier, Transcript
+from .full import FullScreen, Way
 
 if TYPE_CHECKING:
     from ..app import ChatApp
@@ -157,7 +158,7 @@ class ChatScreen(Screen[None]):
                     )
                 )
         self.refresh_title()
-        self.app.engine.look(self.session.id, self.session.path)
+        self.app.engine.look(self.session.id, self.session.read)
 
     def forget_numbers(self) -> None:
         """Those on the screen belong to a conversation that is left; the engine may be busy with it for some time."""
@@ -230,6 +231,8 @@ class ChatScreen(Screen[None]):
         """Have the engine answer a message of the user, the last of the branch."""
         n_siblings = sum(1 for m in self.session.messages if m.parent == message.id)
         try:
+            if message.left_out:
+                self._leave_out([message], False)
             sampling = self.session.sampling(self.app.sampling, n_siblings)
             max_tokens = self.session.max_tokens(self.app.max_tokens)
         except TriattnError as error:
@@ -240,7 +243,7 @@ class ChatScreen(Screen[None]):
         except TriattnError as error:
             await self.transcript.say(Notice.of(error, "Ctrl+R tries again"))
             return
-        path = self.session.path[:-1]
+        path = self.session.read[:-1]
         widget = await self.transcript.add(answer)
         assert isinstance(widget, AnswerMessage)
         self._answer, self._ended = widget, None
@@ -302,6 +305,57 @@ class ChatScreen(Screen[None]):
         """What was drained is on the screen."""
         self._pace.shown(time.monotonic())
         self.set_timer(0.001, self._garbage.updated)
+
+    @on(events.TooLong)
+    async def _too_long(self, event: events.TooLong) -> None:
+        """Nothing was read: the question stands alone, and the user says how to go on."""
+        answer, self._answer = self._answer, None
+        self._say_state("ready")
+        with self.app.telling():
+            if answer is not None:
+                self.session.withdraw(answer.message)
+                await answer.remove()
+            self.refresh_title()
+            question = self.session.path[-1]
+            self._leave_out([question])  # until it is asked again: or each message after it would be too long, too
+            room = room_for_answer(event.error.n_ctx)
+            if event.oldest and event.n_after + room <= event.error.n_ctx:
+                self.app.push_screen(FullScreen(event), lambda way: self._go_on(way, event, question))
+            else:
+                await self._say_too_long(event)
+
+    async def _say_too_long(self, event: events.TooLong) -> None:
+        n = min(event.n_after, event.error.n_tokens)
+        await self.transcript.say(
+            Notice(
+                f"This message was not sent: with {n:,} tokens it exceeds the context of {event.error.n_ctx:,}.",
+                fix=f"↑ takes it back into the prompt, to shorten it\n→ F4 raises the context, to {context_for(n):,} for this, "
+                "and Ctrl+R asks again\n→ or go on with another message: the model does not read this one",
+                error=True,
+            )
+        )
+
+    async def _go_on(self, way: Way | None, event: events.TooLong, question: Message) -> None:
+        with self.app.telling():
+            if way == "oldest":
+                self._leave_out(event.oldest)
+                await self._ask(self.session.path[-1])
+            elif way == "raise":
+                self.app.call_later(self.app.action_settings, context_for(event.error.n_tokens))
+            elif way == "shorten":
+                self._edit(question)
+        if way is None:
+            await self.transcript.say(
+                Notice("This message was not sent.", fix="Ctrl+R asks it again; ↑ edits it; or go on with another one")
+            )
+
+    def _leave_out(self, messages: Sequence[Message], out: bool = True) -> None:
+        """Keep the model from reading messages, or let it read them again; and show that."""
+        self.session.leave_out(messages, out)
+        for message in messages:
+            widget = self.transcript.find(message.id)
+            if widget is not None:
+                widget.change(self.app.store.message(message.id))
 
     @on(events.TurnEnded)
     async def _turn_ended(self, event: events.TurnEnded) -> None:
@@ -421,14 +475,14 @@ class ChatScreen(Screen[None]):
             return
         self.app.remember("memory", not self.panel.display)
         self.lay_out()
-        self.app.engine.look(self.session.id, self.session.path)
+        self.app.engine.look(self.session.id, self.session.read)
 
     def action_dim(self) -> None:
         dim = not self.app.preference("dim", False)
         self.app.remember("dim", dim)
         self._want_map()
         self.transcript.mark_forgotten(self._retained if dim else None)
-        self.app.engine.look(self.session.id, self.session.path)
+        self.app.engine.look(self.session.id, self.session.read)
         self.notify("What no head holds any more is dimmed." if dim else "All text is shown plainly.")
 
     async def action_new(self) -> None:
@@ -518,6 +572,10 @@ class ChatScreen(Screen[None]):
             widget = self.transcript.find(message.id)
             if isinstance(widget, AnswerMessage):
                 widget.thinking.toggle()
+        elif event.what == "leave_out":
+            with self.app.telling():
+                if not self._refuse_while_busy():
+                    self._leave_out(self.session.turn_of(message), not message.left_out)
         elif question is not None and not self._refuse_while_busy():
             if event.what == "again":
                 await self._again(question)
@@ -564,11 +622,14 @@ class ChatScreen(Screen[None]):
     @work(thread=True, exclusive=True, group="count")
     def _show_attached(self, files: tuple[Attachment, ...]) -> None:
         """Count the tokens before anything is sent; the tokenizer takes its time for a long text."""
-        parts = []
+        parts, stats = [], self.status.stats
         for file in files:
             n_tokens = self.app.engine.count_tokens(file.as_prompt())
             size = text.plural(file.text.count("\n") + 1, "line")
-            parts.append(f"▤ {file.name} · {size}" + ("" if n_tokens is None else f" · {n_tokens:,} tokens"))
+            about = "" if n_tokens is None else f" · {n_tokens:,} tokens"
+            if n_tokens and stats is not None and n_tokens > stats.n_ctx:
+                about += f", more than the context of {stats.n_ctx:,} holds"
+            parts.append(f"▤ {file.name} · {size}{about}")
         self.app.call_from_thread(self._files_line.update, "\n".join([*parts, "  Ctrl+X removes the last"]))
 
     def on_key(self, event: Any) -> None:

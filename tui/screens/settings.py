@@ -58,6 +58,17 @@ class SettingsScreen(Dialog[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+s", "save", "Save", priority=True, show=False)]
 
+    def __init__(self, ctx: int | None = None) -> None:
+        """Show the form; ``ctx`` is proposed as the context, and is not set before it is saved."""
+        super().__init__()
+        self._ctx = ctx
+
+    def on_mount(self) -> None:
+        if self._ctx is not None:
+            context = self.query_one("#ctx", Input)
+            context.value = str(self._ctx)
+            context.focus()
+
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="box", can_focus=False) as box:
             box.border_title = "Settings"
