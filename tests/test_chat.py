@@ -26,7 +26,7 @@ from textual.widgets import Input, Markdown, OptionList, Static, TextArea
 
 from triattn_local import planning, runtime, store
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError, UsageError
-from triattn_local.sessions import SessionStore
+from triattn_local.sessions import SessionStore, from_json, from_markdown, to_json, to_markdown
 from triattn_local.settings import Settings
 from triattn_local.tui import events
 from triattn_local.tui.app import ChatApp, Start
@@ -1643,3 +1643,44 @@ async def test_what_the_engine_says_of_a_conversation_that_was_left_is_not_shown
         await t.pilot.pause(0.1)
         assert t.chat.status.stats is not None
         assert t.chat.status.stats.n_past == 0
+
+
+async def test_an_answer_that_ends_amid_an_update_is_shown_to_its_end(
+    open_chat: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = AnswerMessage.write
+
+    async def slow(self: AnswerMessage, *args: Any) -> None:
+        await write(self, *args)
+        await asyncio.sleep(0.5)  # the answer ends in that time
+
+    monkeypatch.setattr(AnswerMessage, "write", slow)
+    ScriptedRuntime.script = [LONG]
+    ScriptedRuntime.tokens_per_s = 500
+    async with open_chat() as t:
+        await t.ask("Go")
+        assert t.answers[0].body.text == LONG
+
+
+MATHS = "Inline \\( \\alpha \\) here.\n\n\\[\nx = 1 \\\\\ny = \\frac{1}{2}\n\\]\n\nRoses\nare red. \u202ederaeppasid\n"
+
+
+async def test_maths_can_be_read_and_is_copied_and_exported_as_it_was_written(
+    open_chat: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copied: list[str] = []
+    monkeypatch.setattr(ChatApp, "copy_to_clipboard", lambda self, text: copied.append(text))
+    ScriptedRuntime.script = [MATHS]
+    ScriptedRuntime.tokens_per_s = 100
+    async with open_chat() as t:
+        await t.ask("Go")
+        shown = t.screen_text()
+        for words in ("Inline α here.", "x = 1 ", "y = 1/2", "Roses ", "are red."):
+            assert words in shown
+        t.answers[0].focus()
+        await t.press("c")
+        assert copied == [MATHS]
+        session = t.app.store.get(t.app.session.id or "")
+        messages = t.app.store.messages(session.id)
+        for written, read in ((to_json, from_json), (to_markdown, from_markdown)):
+            assert read(written(session, messages)).messages[1].content.rstrip("\n") == MATHS.rstrip("\n")

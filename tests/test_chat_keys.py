@@ -111,3 +111,18 @@ def test_a_byte_that_is_no_utf8_is_a_character_and_ends_nothing(tmp_path: Path) 
         assert chat.process.wait(15) == 0
     finally:
         chat.close()
+
+
+def test_nothing_turns_the_direction_of_the_terminal(tmp_path: Path) -> None:
+    turns = "\u202e\u202a\u2066\u2069\u200f\u061c"
+    chat = ChatProcess(tmp_path, script=[f"{turns}It is fine.{turns}"])
+    try:
+        chat.wait_for("Ask anything")
+        chat.write(f"a{turns}b\r")
+        chat.wait_for("It is fine.")
+        chat.drain(0.5)
+        shown = chat.seen.decode("utf-8", "replace")
+        assert not set(turns) & set(shown)
+        assert "ab" in shown
+    finally:
+        chat.close()

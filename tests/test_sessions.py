@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -350,10 +352,10 @@ def test_an_answer_that_ended_on_a_full_disk_is_ended_when_there_is_room(store: 
     answer = store.add(session, question.id, "assistant", state="streaming")
     store.append(answer.id, "content", "Because")
     fill_disk(store)
+    append = partial(store.append, answer.id, "content", " so" * 100)
     with pytest.raises(TriattnError, match="disk is full"):
-        for _ in range(10_000):
-            store.append(answer.id, "content", " so" * 100)
-    with pytest.raises(TriattnError, match="disk is full.*make room"):
+        deque((append() for _ in range(10_000)), maxlen=0)
+    with pytest.raises(TriattnError, match=r"disk is full.*make room"):
         store.finish(answer.id, "stopped", {"why": "x" * 100_000})
     seen = store.messages(session)[-1]
     assert seen.state == "stopped", "it has ended"

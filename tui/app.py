@@ -147,7 +147,7 @@ class ChatApp(App[None]):
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
-        """What goes wrong inside is told, and ends what is inside and nothing else: a full disk, a session that is gone."""
+        """What goes wrong inside is told, and ends what is inside only: a full disk, a session that is gone."""
         try:
             yield
         except TriattnError as error:

@@ -3,7 +3,7 @@
 Alt+Enter is ESC CR wherever no protocol says more, xterm and tmux write modified keys as
 ``CSI 27 ; modifiers ; code ~`` (modifyOtherKeys), rxvt and PuTTY write Alt+arrow with two ESC. Textual reads the first
 as Enter, which sends half a message, and the last as Esc, which stops an answer. What is no UTF-8 becomes U+FFFD, and
-does not end the chat.
+does not end the chat. What goes to the terminal has no characters that turn its direction.
 """
 
 from __future__ import annotations
@@ -64,8 +64,15 @@ class KeyParser(XTermParser):
         return [events.Key(_SAME.get(key.key, key.key), key.character) for key in found]
 
 
+_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""turn the direction of what follows, other people's words and the frame of the screen too; no cell is theirs"""
+
+
 class ChatDriver(linux_driver.LinuxDriver):
     """Asks terminals without the kitty protocol to tell Shift+Enter from Enter; who does not know that ignores it."""
+
+    def write(self, data: str) -> None:
+        super().write(data if data.isascii() else _BIDI.sub("", data))
 
     def start_application_mode(self) -> None:
         super().start_application_mode()  # type: ignore[no-untyped-call]

@@ -296,7 +296,8 @@ class ChatScreen(Screen[None]):
                     await answer.write(kind, "".join(parts), n_tokens)
                 await self.transcript.look()
             self.call_after_refresh(self._shown)
-            if self._ended is not None:
+            # it may have ended meanwhile, in another task, with pieces that this update had no room for
+            if self._ended is not None and not pieces:
                 await self._end(answer, self._ended)
         finally:
             self._draining = False
@@ -329,8 +330,8 @@ class ChatScreen(Screen[None]):
         await self.transcript.say(
             Notice(
                 f"This message was not sent: with {n:,} tokens it exceeds the context of {event.error.n_ctx:,}.",
-                fix=f"↑ takes it back into the prompt, to shorten it\n→ F4 raises the context, to {context_for(n):,} for this, "
-                "and Ctrl+R asks again\n→ or go on with another message: the model does not read this one",
+                fix=f"↑ takes it back into the prompt, to shorten it\n→ F4 raises the context, to {context_for(n):,} "
+                "for this, and Ctrl+R asks again\n→ or go on with another message: the model does not read this one",
                 error=True,
             )
         )
