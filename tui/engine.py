@@ -20,7 +20,7 @@ from triattn_local import planning
 from triattn_local import runtime as runtime_module
 from triattn_local.config import SamplingConfig
 from triattn_local.conversation import Answered, Conversation, Piece, Ready, Settled, TooLongError
-from triattn_local.errors import TriattnError
+from triattn_local.errors import TriattnError, from_system
 from triattn_local.runtime import Prefill
 from triattn_local.sessions import Message, SessionStore, Shelf, State
 from triattn_local.settings import Settings
@@ -110,8 +110,6 @@ class Engine:
         def run() -> None:
             try:
                 job(*args)
-            except TriattnError as error:
-                self._post(events.Failed(error))
             except Exception as error:
                 self._post(events.Failed(_found(error)))
 
@@ -233,10 +231,4 @@ class Engine:
 
 def _found(error: BaseException) -> TriattnError:
     """What is no error of ours, told."""
-    if isinstance(error, TriattnError):
-        return error
-    if isinstance(error, MemoryError):
-        return TriattnError("out of memory", fix="F4 sets a smaller context or budget")
-    if isinstance(error, OSError):
-        return TriattnError(str(error.strerror or error), where=error.filename and str(error.filename))
-    return TriattnError(f"{type(error).__name__}: {error}", fix="this is a bug")
+    return from_system(error) or TriattnError(f"{type(error).__name__}: {error}", fix="this is a bug")
