@@ -26,11 +26,13 @@ from textual.widgets import Input, Markdown, OptionList, Static, TextArea
 
 from triattn_local import planning, runtime, store
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError, UsageError
-from triattn_local.sessions import SessionStore, from_json, from_markdown, to_json, to_markdown
+from triattn_local.sessions import Attachment, SessionStore, from_json, from_markdown, to_json, to_markdown
 from triattn_local.settings import Settings
 from triattn_local.tui import events
 from triattn_local.tui.app import ChatApp, Start
 from triattn_local.tui.cutting import pieces
+from triattn_local.tui.jobs import JobDone
+from triattn_local.tui.screens.ask import AskScreen
 from triattn_local.tui.screens.attach import AttachScreen
 from triattn_local.tui.screens.full import FullScreen
 from triattn_local.tui.screens.help import HelpScreen
@@ -1684,3 +1686,77 @@ async def test_maths_can_be_read_and_is_copied_and_exported_as_it_was_written(
         messages = t.app.store.messages(session.id)
         for written, read in ((to_json, from_json), (to_markdown, from_markdown)):
             assert read(written(session, messages)).messages[1].content.rstrip("\n") == MATHS.rstrip("\n")
+
+
+# small things that cost much
+
+
+async def test_ctrl_x_takes_the_last_attachment_and_never_the_words(open_chat: Open, tmp_path: Path) -> None:
+    async with open_chat() as t:
+        await t.write("one line\nand another")
+        await t.press("ctrl+x")
+        assert t.chat.prompt.text == "one line\nand another"
+        t.chat._set_files([Attachment("a.txt", "a"), Attachment("b.txt", "b")])
+        await t.press("ctrl+x")
+        assert [file.name for file in t.chat._files] == ["a.txt"]
+        assert t.chat.prompt.text == "one line\nand another"
+        t.chat.prompt.select_all()
+        await t.press("ctrl+x")
+        assert t.chat.prompt.text == "", "what is selected is cut"
+        assert [file.name for file in t.chat._files] == ["a.txt"]
+        await t.press("ctrl+x")
+        assert t.chat._files == []
+
+
+async def open_file(t: Driver, key: str, path: str) -> None:
+    await t.press("f3")
+    await t.until(lambda: isinstance(t.app.screen, ModelsScreen))
+    await t.press(key)
+    await t.until(lambda: isinstance(t.app.screen, AskScreen))
+    t.app.screen.query_one(Input).value = path
+    await t.press("enter")
+    await t.until(lambda: not isinstance(t.app.screen, AskScreen))
+
+
+@pytest.mark.parametrize("key", ["o", "p"])
+async def test_f3_opens_a_file_by_its_path(
+    open_chat: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    mine = write_model(tmp_path / "elsewhere.gguf")
+    monkeypatch.chdir(tmp_path)
+    async with open_chat() as t:
+        await open_file(t, key, "elsewhere.gguf")
+        assert "no statistics yet" in t.screen_text()
+        assert str(mine)[:20] in t.screen_text()
+        await t.press("f")
+        await t.until(lambda: t.app.model == mine and not t.app.loading)
+        assert t.rt.eviction is None
+        monkeypatch.setattr("triattn_local.tui.screens.models.glance", lambda path: ("llama", True))
+        await open_file(t, key, str(mine))
+        await t.until(lambda: len(ScriptedRuntime.loads) == 3 and not t.app.loading)
+
+
+@pytest.mark.parametrize(("path", "words"), [("/none/x.gguf", "no such file"), ("text.txt", "is not a GGUF")])
+async def test_f3_says_what_is_wrong_with_a_path(
+    open_chat: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, words: str
+) -> None:
+    (tmp_path / "text.txt").write_text("hello")
+    monkeypatch.chdir(tmp_path)
+    async with open_chat() as t:
+        await open_file(t, "o", path)
+        assert words in str(t.app.screen.query_one(".problem", Static).render())
+
+
+async def test_a_model_that_was_made_in_the_background_is_opened_if_there_is_none(
+    open_chat: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "tiny.gguf").unlink()
+    made = write_model(tmp_path / "models" / "made.gguf")
+    monkeypatch.setattr("triattn_local.tui.app.glance", lambda path: ("llama", True))
+    async with open_chat(model=None) as t:
+        await t.until(lambda: isinstance(t.app.screen, ModelsScreen))
+        await t.press("escape")
+        t.app.post_message(JobDone(made, None))
+        await t.until(lambda: t.app.model == made and not t.app.loading)
+        await t.ask("Hello")
+        assert len(t.contents) == 2

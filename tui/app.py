@@ -17,6 +17,7 @@ from textual.screen import Screen
 from triattn_local.config import SamplingConfig
 from triattn_local.conversation import Retained
 from triattn_local.errors import TriattnError, UsageError
+from triattn_local.inspection import glance
 from triattn_local.paths import is_file
 from triattn_local.runtime import RuntimeStats
 from triattn_local.sessions import Message, Session, SessionStore, Shelf
@@ -108,6 +109,8 @@ class ChatApp(App[None]):
         if self.start.system and self.session.session is not None:
             self.session.change(system=self.start.system)
         self.model: Path | None = None
+        self.other_models: list[Path] = []
+        """named by path, and not in the models folder"""
         self.failed: Path | None = None
         """what could not be loaded with the settings as they are"""
         self.evict = self.start.evict
@@ -228,6 +231,9 @@ class ChatApp(App[None]):
             self.chat.status.state, self.chat.status.busy = "ready" if self.model else "no model", False
         if isinstance(self.screen, ModelsScreen):
             self.screen.show_done(event)
+        elif event.path is not None and self.model is None and not self.chat.busy and glance(event.path)[1]:
+            self.notify(f"{event.path.name} is ready.")
+            self.load_model(event.path)
         elif event.path is not None:
             self.notify(f"{event.path.name} is ready; F3 opens it.")
         elif event.error is not None:

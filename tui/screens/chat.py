@@ -633,10 +633,9 @@ class ChatScreen(Screen[None]):
             parts.append(f"▤ {file.name} · {size}{about}")
         self.app.call_from_thread(self._files_line.update, "\n".join([*parts, "  Ctrl+X removes the last"]))
 
-    def on_key(self, event: Any) -> None:
-        if event.key == "ctrl+x" and self._files and not self.prompt.selected_text:
-            event.stop()
-            self._set_files(self._files[:-1])
+    @on(Prompt.DropAttachment)
+    def _drop_attachment(self) -> None:
+        self._set_files(self._files[:-1])
 
     async def on_click(self, event: Any) -> None:
         if isinstance(event.widget, Earlier):

@@ -45,6 +45,9 @@ class Prompt(TextArea):
             "New line; Shift+Enter where the terminal tells it from Enter",
             id="newline",
         ),
+        Binding(
+            "ctrl+x,super+x", "cut", "Take the last attachment away; or cut what is selected", id="drop_attachment"
+        ),
         Binding("up", "edit_last", "Edit your last message (in an empty prompt)", id="edit_last"),
     ]
 
@@ -59,6 +62,9 @@ class Prompt(TextArea):
             self.text = text
 
     class EditLast(Message):
+        pass
+
+    class DropAttachment(Message):
         pass
 
     def __init__(self, keys: Mapping[str, str], **options: str) -> None:
@@ -92,6 +98,13 @@ class Prompt(TextArea):
 
     def action_newline(self) -> None:
         self.insert("\n")
+
+    def action_cut(self) -> None:
+        """Textual would cut the whole line where nothing is selected."""
+        if self.selected_text:
+            super().action_cut()
+        else:
+            self.post_message(self.DropAttachment())
 
     def action_edit_last(self) -> None:
         self.post_message(self.EditLast())
