@@ -1520,6 +1520,7 @@ async def test_a_disk_that_fills_ends_the_answer_and_not_the_chat(open_chat: Ope
         async with full_disk(t):
             await t.until(lambda: not t.chat.busy)
             assert "make room on this disk" in t.notices
+            assert "F4" not in t.notices, "no smaller context makes room on a disk"
             assert "failed" in t.screen_text()
             shown = t.answers[0].body.text
             await t.ask("Again, with so many words that a page more is needed: " + LONG * 20)
@@ -1760,3 +1761,22 @@ async def test_a_model_that_was_made_in_the_background_is_opened_if_there_is_non
         await t.until(lambda: t.app.model == made and not t.app.loading)
         await t.ask("Hello")
         assert len(t.contents) == 2
+
+
+async def test_lines_formulas_and_columns_are_where_they_were_written(open_chat: Open) -> None:
+    ScriptedRuntime.script = [
+        "- one\n  two\n  \\[ a = 1 \\\\ b = 2 \\]\n- three\n\n"
+        "| a | amount | mid |\n|---|--:|:-:|\n| x | 12 | z |\n\n> quoted\n> lines\n\n123 Main St\nSpringfield"
+    ]
+    async with open_chat(size=(90, 50)) as t:
+        await t.ask("Go")
+        await t.looked()
+        shown = [line.rstrip() for line in t.screen_text().splitlines()]
+        at = next(i for i, line in enumerate(shown) if line.endswith("• one"))
+        indent = len(shown[at]) - len("one")
+        texts = [line[indent:] for line in shown[at : at + 5]]
+        assert texts == ["one", "two", "  a = 1", "  b = 2", "three"]
+        assert any(line.endswith(" x │     12 │  z") for line in shown)
+        for first, second in (("quoted", "lines"), ("123 Main St", "Springfield")):
+            at = next(i for i, line in enumerate(shown) if line.endswith(first))
+            assert shown[at + 1].endswith(second)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -373,7 +374,8 @@ class ChatScreen(Screen[None]):
         self.refresh_title()
 
     def _next_step(self, error: TriattnError) -> str:
-        return _SMALLER if isinstance(error, DoesNotFitError) else "Ctrl+R tries again"
+        on_disk = isinstance(error.__cause__, sqlite3.Error)
+        return _SMALLER if isinstance(error, DoesNotFitError) and not on_disk else "Ctrl+R tries again"
 
     @on(events.TurnSettled)
     def _settled(self, event: events.TurnSettled) -> None:

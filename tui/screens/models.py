@@ -104,7 +104,7 @@ class ModelsScreen(Dialog[None]):
             "Enter fetches a small real one to try everything with. For a model of your own press o, and name its GGUF "
             "file, or p, and name one of the Hugging Face hub: org/repo:quant."
         )
-        keys = "Enter opens · c convert · f full attention · o open a file · p fetch from the hub"
+        keys = "Enter opens · c convert · f full attention · o a file · p the hub"
         self.query_one("#keys", Static).update(f"{keys} · s stop · Esc" if self.app.job.running else f"{keys} · Esc")
         wanted = select or self.app.model
         places = [i for i, (path, _) in enumerate(self._models) if path == wanted]
