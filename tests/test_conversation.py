@@ -10,7 +10,7 @@ import pytest
 from scripted_runtime import ScriptedRuntime
 
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
-from triattn_local.conversation import Answered, Conversation, Event, Piece, Ready, Settled
+from triattn_local.conversation import Answered, Conversation, Event, Piece, Ready, Settled, TooLongError
 from triattn_local.errors import UsageError
 from triattn_local.runtime import Prefill, Runtime
 from triattn_local.sessions import Message, Shelf
@@ -272,8 +272,33 @@ def test_a_template_without_system_role_gets_it_before_the_first_message(script)
 def test_a_conversation_beyond_the_context_is_refused(script) -> None:
     script(["Yes."])
     talk = Talk(runtime(n_ctx=100))
-    with pytest.raises(UsageError, match="--ctx"):
+    with pytest.raises(TooLongError, match="exceeds the context of 100; a context of 256 has room for it"):
         talk.ask(LONG)
+    assert talk.conversation.rt.n_read == 0
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_unless_less_is_wanted(script) -> None:
+    script(["Yes."])
+    talk = Talk(runtime(n_ctx=160))
+    with pytest.raises(TooLongError, match="leaves no room for an answer in the context of 160"):
+        talk.ask(" ".join(["so"] * 140))
+    talk.answer(max_tokens=1)
+
+
+def test_the_oldest_turns_to_leave_out(script) -> None:
+    script(["Yes."])
+    talk = Talk(runtime(n_ctx=200))
+    for word in "abcde":
+        talk.ask(" ".join([word] * 20))
+    path = [*talk.path, talk.message("user", " ".join(["f"] * 20))]
+    oldest, n_tokens = talk.conversation.oldest_to_leave_out(talk.system, path)
+    assert oldest == path[: len(oldest)]
+    assert len(oldest) % 2 == 0, "whole turns"
+    assert n_tokens == len(talk.conversation.prompt(talk.system, path[len(oldest) :])) <= 150
+    assert len(talk.conversation.prompt(talk.system, path[len(oldest) - 2 :])) > 150, "and no more than need be"
+    alone, n_tokens = talk.conversation.oldest_to_leave_out(talk.system, [*path[:-1], talk.message("user", LONG * 2)])
+    assert len(alone) == len(path) - 1
+    assert n_tokens > 200
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ ALLOWED = {
         "vocabulary",
     },
     "matplotlib": {"benchmark", "evaluation", "plotting", "report"},
+    "pylatexenc": {"tui"},
     "pynvml": {"devices"},
     "transformers": set(),
 }

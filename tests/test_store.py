@@ -470,6 +470,7 @@ def test_a_damaged_download_is_not_placed(models: Path, tiny: Hub, arrives: byte
         store.pull(f"{REPO}:Q8_0", models, hub=tiny.api)
     assert "remove" in str(caught.value.fix)
     assert leftovers(models) == []
+    assert list(models.iterdir()) == [], "no empty folder"
 
 
 def test_something_that_is_no_gguf_is_not_placed(models: Path, cache: Path) -> None:
@@ -631,3 +632,27 @@ def test_linked_folders_are_entered_once(tmp_path: Path) -> None:
 def test_large_letters_of_a_file_name() -> None:
     assert quant_label("Model-Q4_K_M.GGUF") == "Q4_K_M"
     assert quant_label("MODEL.GGUF") == "MODEL"
+
+
+def test_a_pull_that_brings_nothing_leaves_no_folder(models: Path, tiny: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    models.mkdir(exist_ok=True)
+    with pytest.raises(ModelNotFoundError):
+        store.pull(f"{REPO}:Q3_K_S", models, hub=tiny.api)
+    tiny.api.hf_hub_download.side_effect = refused
+    with pytest.raises(KeyboardInterrupt):
+        store.pull(REPO, models, hub=tiny.api)
+    tiny.api.model_info.side_effect = refused
+    with pytest.raises(KeyboardInterrupt):
+        store.pull(REPO, models, hub=tiny.api)
+    assert list(models.iterdir()) == []
+
+
+def test_a_pull_that_fails_leaves_what_was_there(models: Path, tiny: Hub) -> None:
+    here = store.pull(REPO, models, hub=tiny.api)
+    tiny.files = {**FILES, "Tiny-Q8_0.gguf": b"GGUF"}
+    with pytest.raises(ModelNotFoundError):
+        store.pull(f"{REPO}:Q8_0", models, hub=tiny.api)
+    assert here.is_file()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -126,6 +127,27 @@ class Span:
 Event = Ready | Prefill | Piece | Answered | Settled
 
 
+class TooLongError(UsageError):
+    """What is to be read leaves no room for an answer. Nothing was read, and nothing in the cache has changed."""
+
+    def __init__(self, n_tokens: int, n_ctx: int) -> None:
+        self.n_tokens, self.n_ctx = n_tokens, n_ctx
+        what = f"a conversation of {n_tokens:,} tokens exceeds the context of {n_ctx:,}"
+        if n_tokens <= n_ctx:
+            what = f"a conversation of {n_tokens:,} tokens leaves no room for an answer in the context of {n_ctx:,}"
+        super().__init__(what, fix=f"a context of {context_for(n_tokens):,} has room for it")
+
+
+def context_for(n_tokens: int) -> int:
+    """A context for a prompt of so many tokens, an answer, and some more turns: a multiple of 256."""
+    return -(-n_tokens * 5 // 4 // 256) * 256
+
+
+def room_for_answer(n_ctx: int) -> int:
+    """Tokens of a context that a prompt has to leave: an answer of a few words helps nobody."""
+    return min(256, n_ctx // 16)
+
+
 class Conversation:
     """The turns of one session after another, in one Runtime. Not for several threads at once.
 
@@ -167,6 +189,24 @@ class Conversation:
     def _tokens(self, text: str) -> list[int]:
         return self.rt.tokenize(text, add_special=True, parse_special=True)
 
+    def oldest_to_leave_out(self, system: str, path: Sequence[Message]) -> tuple[list[Message], int]:
+        """The oldest turns of a branch without which a quarter of the context is free, if that is possible.
+
+        Returns
+        -------
+        list of Message, int
+            The messages to leave out, and the tokens of the rest. Of the last turn nothing is left out: the rest may
+            still be too long.
+        """
+        starts = [i for i, message in enumerate(path) if message.role == "user"]
+        wanted = self.rt.stats().n_ctx * 3 // 4
+
+        def n_tokens(start: int) -> int:
+            return len(self.prompt(system, path[start:]))
+
+        start = starts[min(bisect_left(starts, True, key=lambda i: n_tokens(i) <= wanted), len(starts) - 1)]
+        return list(path[:start]), n_tokens(start)
+
     def lasting(self, system: str, path: Sequence[Message]) -> list[int]:
         """Tokens that every continuation of the conversation begins with, whatever is said next."""
         nothing = Message(id=-1, session="", parent=None, role="user", content="")
@@ -198,11 +238,17 @@ class Conversation:
 
         Raises
         ------
+        TooLongError
+            The conversation does not fit the context, with an answer.
         UsageError
-            The conversation does not fit the context, or the template refuses it.
+            The template refuses it.
         """
         text = self.prompt_text(system, path)
         tokens = self._tokens(text)
+        n_ctx = self.rt.stats().n_ctx
+        room = room_for_answer(n_ctx)
+        if len(tokens) + (room if max_tokens is None else min(room, max_tokens)) > n_ctx:
+            raise TooLongError(len(tokens), n_ctx)
         earlier = self.lasting(system, path) if len(path) > 1 else []
         yield self._go_back(session, path, tokens, earlier)
 
@@ -262,10 +308,13 @@ class Conversation:
 
         Yields
         ------
-        Prefill while the answer is read, then Settled; nothing more once `cancel` is set.
+        Prefill while the answer is read, then Settled; nothing more once `cancel` is set, and nothing at all where the
+        conversation fills the context.
         """
         tokens = self.lasting(system, path)
         before = self.rt.stats().n_past
+        if len(tokens) > self.rt.stats().n_ctx:
+            return  # the answer ended with the context: the next turn cannot begin with all of it anyway
         n_read = 0
         if self._in_cache(tokens) < len(tokens) - 1:
             self._go_back(session, path, tokens, tokens)
@@ -301,6 +350,10 @@ class Conversation:
             last = int(np.searchsorted(ends, cursor - 1, side="right"))
             spans[message.id] = Span(first, ends[first : last + 1] - begin + lead)
         return Retained((heads / most).astype(np.float32), spans, text, ends)
+
+    def nothing_retained(self) -> Retained:
+        """Of a conversation that the cache does not hold."""
+        return Retained(np.zeros((self.rt.heads_holding().shape[0], 0), np.float32), {}, b"", np.zeros(0, np.int64))
 
     def _bytes(self, token: int) -> bytes:
         if token not in self._pieces_of:

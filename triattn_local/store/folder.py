@@ -212,6 +212,24 @@ def folder_errors(folder: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def no_trace(folder: Path, models: Path) -> Iterator[None]:
+    """Whoever brings nothing leaves no empty folder behind, below the models folder."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C too
+        with contextlib.suppress(OSError):
+            partial = folder / ".partial"
+            if list(folder.iterdir()) == [partial] and all(path.suffix == ".lock" for path in partial.iterdir()):
+                for path in partial.iterdir():
+                    path.unlink()
+                partial.rmdir()
+            while folder != models:
+                folder.rmdir()
+                folder = folder.parent
+        raise
+
+
 def _partial(folder: Path) -> Path:
     path = folder / ".partial"
     path.mkdir(exist_ok=True)
