@@ -46,6 +46,7 @@ def serve(
     slots: Annotated[int | None, flag("slots", "N", SERVER)] = None,
     cache_ram: Annotated[int | None, flag("cache_ram", "MIB", SERVER)] = None,
     idle_unload: Annotated[int | None, flag("idle_unload", "SECONDS", SERVER)] = None,
+    start_timeout: Annotated[int | None, flag("start_timeout", "SECONDS", SERVER)] = None,
     restarts: Annotated[int | None, flag("restarts", "N", SERVER)] = None,
     ctx: PlannedCtx = None,
     budget: PlannedBudget = None,
@@ -67,7 +68,8 @@ def serve(
     """Serve a model to agents, over OpenAI's protocol, until Ctrl-C.
 
     The base URL is on stdout once requests are answered; the log is on stderr. What is not given, such as context
-    and budget, is chosen for this machine, as `plan` shows. What follows ` -- ` are flags for llama-server itself.
+    and budget, is chosen for this machine, as `plan` shows. What follows ` -- ` are flags for llama-server itself,
+    but for those that set what is set here.
     """
     from .. import store
     from ..server.choose import choose

@@ -17,6 +17,7 @@ from ..planning import plan_run
 from ..runtime import has_gpu, physical_cores
 from ..settings import Settings
 from .command import ServerConfig
+from .handed_on import check_flags
 
 CPU_BATCH = 128
 """tokens: on a CPU a batch of this size is through within the second in which a client's leaving is to be noticed"""
@@ -34,6 +35,7 @@ def choose(settings: Settings, path: Path, *, evict: bool = True, extra: Sequenc
     UsageError
         A setting that cannot be taken.
     """
+    check_flags(extra)  # before the plan, which takes seconds
     n_ctx_train = read_model_info(path).n_ctx_train
     if n_ctx_train and settings.is_given("ctx") and settings.ctx > n_ctx_train:
         raise UsageError(
@@ -61,6 +63,7 @@ def choose(settings: Settings, path: Path, *, evict: bool = True, extra: Sequenc
         n_slots=settings.slots,
         cache_ram_mib=settings.cache_ram,
         idle_unload_s=settings.idle_unload,
+        start_timeout_s=settings.start_timeout,
         extra=tuple(extra),
         why=plan.why,
     )
