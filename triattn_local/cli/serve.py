@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import console
+from ..errors import UsageError
 from ..settings import Settings
 from .app import EXIT_INTERRUPTED, app
 from .flags import (
@@ -122,14 +124,33 @@ def openclaw_config(
             "--launch", metavar="MODEL", help="Let OpenClaw start the server with this model.", show_default=False
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write it there, whole or not at all.", show_default=False),
+    ] = None,
+    force: Annotated[bool, switch("--force", "Write over a file that is there.")] = False,
 ) -> None:
     """Print the part of openclaw.json that makes a running server a provider of OpenClaw.
 
     The model's name and context are what the server itself says.
     """
+    from ..atomic import write_whole
     from ..server.api import Api
-    from ..server.openclaw import provider_block
+    from ..server.openclaw import provider_block, remark
 
     settings = Settings.load(context.params)
-    block = provider_block(Api(url, settings.api_key), provider, launch=launch)
-    print(json.dumps(block, indent=2, ensure_ascii=False))
+    if output is not None and output.exists() and not force:
+        raise UsageError(
+            "is there already", where=str(output), fix="put the block into it, or give --force to write over it"
+        )
+    api = Api(url, settings.api_key)
+    served = api.model()
+    block = provider_block(api, provider, launch=launch, served=served)
+    text = json.dumps(block, indent=2, ensure_ascii=False)
+    said = remark(served)
+    if said is not None:
+        console.log("warn", said)
+    if output is None:
+        print(text)
+    else:
+        write_whole(output, f"{text}\n".encode(), mode=0o600)  # it may hold the key
