@@ -7,6 +7,7 @@ ways to forget get a context each, so that they meet the same tokens in the same
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -69,7 +70,7 @@ class Model:
             only = (ctypes.c_void_p * 2)(device.handle if device.is_gpu else None, None)
             params.devices = ctypes.addressof(only)
             params.n_gpu_layers = 0x7FFFFFFF if device.is_gpu else 0
-        self.handle: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        self.handle: Any = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
             raise TriattnError(native.last_error() or "llama.cpp cannot load it", where=str(path))
         self.vocabulary = Vocabulary(self.handle)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import AGGREGATES, MODES, OFFSETS, POLICIES, TERMS, EvictionConfig
-from .errors import BackendMissingError, StateError, StatsError, TriattnError, UsageError
+from .errors import BackendMissingError, StateError, StatsError, TriattnError, UsageError, from_system
 from .stop import Stop
 
 OK, OFF, BAD_PARAM, NO_STATS, BAD_STATS, UNSUPPORTED, FAILED = 0, -1, -2, -3, -4, -5, -6
@@ -199,6 +200,8 @@ def library() -> ctypes.CDLL:
     try:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as err:
+        if (told := from_system(err)) and isinstance(told, BackendMissingError):
+            raise told from err
         raise BackendMissingError(f"llama_cpp cannot be loaded: {err}", fix="pip install ./native") from err
 
     lib: ctypes.CDLL = llama_cpp.llama_cpp._lib
@@ -242,7 +245,7 @@ def set_params(model: int, config: EvictionConfig | None) -> None:
 
 # int32_t llama_triattn_load_stats(struct llama_model * model, const char * path);
 def load_stats(model: int, path: Path) -> None:
-    _check(library().llama_triattn_load_stats(model, str(path).encode()))
+    _check(library().llama_triattn_load_stats(model, os.fsencode(path)))
 
 
 # int32_t llama_triattn_check_stats(const struct llama_model * model);

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from . import native
 from .config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig, kv_overrides
-from .errors import DoesNotFitError, StateError, StatsError, TriattnError, UsageError
+from .errors import DoesNotFitError, ModelNotFoundError, StateError, StatsError, TriattnError, UsageError
 from .metadata import read_stats
 from .model_info import fingerprint, read_model_info
 from .sampling import Sampler
@@ -210,6 +210,8 @@ class Runtime:
                     type_v=ggml_type(config.cache_type_v),
                     verbose=config.verbose,
                 )
+        except UnicodeEncodeError:
+            raise ModelNotFoundError("has a name that is not UTF-8", where=str(path), fix="rename it") from None
         except (ValueError, RuntimeError) as err:
             why = native.last_error()
             if why:

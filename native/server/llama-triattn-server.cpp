@@ -1,10 +1,12 @@
 #include "llama-triattn-server.h"
 
 #include "common.h"
+#include "gguf.h"
 #include "log.h"
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
@@ -70,17 +72,32 @@ bool llama_triattn_server::attach(llama_context * lctx, common_params & cparams,
     return is_keeping;
 }
 
+static bool has_statistics(const std::string & path) {
+    gguf_context * meta = path.empty() ? nullptr : gguf_init_from_file(path.c_str(), { /*.no_alloc =*/ true, /*.ctx =*/ nullptr });
+    const bool res = meta && gguf_find_key(meta, "triattention.version") >= 0;
+    gguf_free(meta);
+    return res;
+}
+
 void llama_triattn_server::fit_draft(const llama_context * ctx, common_params & params, common_params & params_draft) {
     llama_triattn_params settings;
     if (llama_triattn_get_params(ctx, &settings) != LLAMA_TRIATTN_OK) {
         return;
     }
-    llama_model_kv_override own = {};
-    own.tag = LLAMA_KV_OVERRIDE_TYPE_STR;
-    snprintf(own.key, sizeof(own.key), "triattention.stats"); // none: those inside the file, not the target's sidecar
-
     auto & overrides = params_draft.kv_overrides; // the last one has no key
-    overrides.insert(overrides.begin(), own);
+    const auto add = [&](const char * key, const char * value) {
+        overrides.erase(std::remove_if(overrides.begin(), overrides.end(), [&](const auto & o) { return strcmp(o.key, key) == 0; }), overrides.end());
+        llama_model_kv_override own = {};
+        own.tag = LLAMA_KV_OVERRIDE_TYPE_STR;
+        snprintf(own.key,     sizeof(own.key),     "%s", key);
+        snprintf(own.val_str, sizeof(own.val_str), "%s", value);
+        overrides.insert(overrides.begin(), own);
+    };
+    add("triattention.stats", ""); // none: those inside the file, not the target's sidecar
+    if (settings.policy == LLAMA_TRIATTN_POLICY_TRIATTENTION && !has_statistics(params_draft.model.path)) {
+        SRV_WRN("%s has no TriAttention statistics: drafts keep their first and last tokens (policy streaming)\n", params_draft.model.path.c_str());
+        add("triattention.policy", "streaming");
+    }
     if (overrides.back().key[0] != 0) {
         overrides.emplace_back();
         overrides.back().key[0] = 0;
@@ -333,7 +350,11 @@ int32_t llama_triattn_server::resume(
     }
 
     if (best != states.end()) {
-        n_past = restore(id_slot, prompt, best, n_best) ? n_best : 0;
+        if (restore(id_slot, prompt, best, n_best)) {
+            n_past = n_best;
+        } else {
+            n_past = std::min(n_past, prompt.n_tokens()); // what the slot held, if it still does
+        }
     }
 
     slot.n_prompt = task.n_tokens();
@@ -357,21 +378,35 @@ bool llama_triattn_server::restore(int32_t id_slot, server_prompt & prompt, std:
 
     const bool has_mtmd = prompt.tokens.has_mtmd;
 
-    prompt.clear();
+    const auto last_pos = [&] {
+        std::vector<llama_pos> res;
+        for (auto * c : contexts) {
+            res.push_back(llama_memory_seq_pos_max(llama_get_memory(c), id_slot));
+        }
+        return res;
+    };
+    const auto before = last_pos();
+
     bool is_back = true;
     for (size_t i = 0; i < contexts.size(); ++i) {
         const auto & data = it->data[i];
         is_back = is_back && llama_state_seq_set_data_ext(contexts[i], data.data(), data.size(), id_slot, 0) == data.size();
     }
     if (!is_back) {
+        // the state is as good as it was: the next request may find room for it
+        if (last_pos() == before) {
+            SRV_WRN("slot %d: there is no room now for the state of %zu tokens\n", id_slot, it->tokens.size());
+            return false;
+        }
         SRV_WRN("slot %d: the state of %zu tokens cannot be restored, the prompt is read from its beginning\n", id_slot, it->tokens.size());
         for (auto * c : contexts) {
             llama_memory_seq_rm(llama_get_memory(c), id_slot, -1, -1);
         }
+        prompt.clear();
         prompt.tokens = server_tokens(llama_tokens(), has_mtmd);
-        states.erase(it);
         return false;
     }
+    prompt.clear();
     prompt.tokens = server_tokens(llama_tokens(it->tokens.begin(), it->tokens.begin() + n_tokens), has_mtmd);
     states.splice(states.end(), states, it);
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -112,7 +113,7 @@ class Accountant:
             self._split = (ctypes.c_float * len(shares))(*shares)  # the library keeps the pointer
             params.tensor_split = self._split
         with _log() as lines:
-            self.handle: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+            self.handle: Any = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self.handle:
             raise ModelNotFoundError(_reason(lines), where=str(path), fix="take another file of this model")
         self._known: dict[Shape, ContextBytes] = {}
