@@ -65,6 +65,18 @@ def _real(config: Any, where: dict[str, str]) -> None:
             raise UsageError(f"must be finite, not {number}", where=called)
 
 
+def _shares(split: object) -> tuple[int, ...]:
+    try:
+        if isinstance(split, (str, bytes)):
+            raise TypeError
+        shares = tuple(operator.index(share) for share in split)  # type: ignore[attr-defined]  # that is the question
+    except TypeError:
+        raise UsageError(f"{split!r} are no whole numbers", where="tensor_split") from None
+    if any(not 0 <= share <= _INT32 for share in shares):
+        raise UsageError(f"{split!r} has numbers that are no numbers of layers", where="tensor_split")
+    return shares
+
+
 def _truth(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
@@ -186,6 +198,8 @@ class RuntimeConfig:
         _whole(self, {"n_gpu_layers": "--gpu-layers"})
         if self.n_threads is not None:
             _whole(self, {"n_threads": "--threads"})
+        if self.tensor_split is not None:
+            object.__setattr__(self, "tensor_split", _shares(self.tensor_split))
         _truth(self, "flash_attn", "use_mmap", "verbose")
         for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max"):
             if getattr(self, name) < 1:

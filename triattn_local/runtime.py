@@ -170,7 +170,7 @@ class Runtime:
             The model or context cannot evict, or llama.cpp cannot load it.
         """
         path = _path(path, "path")
-        stats_path = None if stats_path is None else _path(stats_path, "stats_path")
+        stats_path = None if stats_path in (None, "") else _path(stats_path, "stats_path")
         config = RuntimeConfig() if config is None else _of_type(config, RuntimeConfig, "config")
         if eviction is not None:
             _of_type(eviction, EvictionConfig, "eviction")
@@ -210,6 +210,7 @@ class Runtime:
         self._context.model.close()
 
     def __enter__(self) -> Runtime:
+        self._turns.check()
         return self
 
     def __exit__(

@@ -20,6 +20,7 @@ from ..runtime import has_gpu
 from ..settings import Settings
 from ..vocabulary import template_syntax_fault
 from .command import ServerConfig
+from .handed_on import check_flags
 
 CPU_BATCH = 128
 """tokens: on a CPU a batch of this size is through within the second in which a client's leaving is to be noticed"""
@@ -39,6 +40,7 @@ def choose(settings: Settings, path: Path, *, evict: bool = True, extra: Sequenc
     ModelNotFoundError
         The chat template is broken.
     """
+    check_flags(extra)  # before the plan, which takes seconds
     n_ctx_train = read_model_info(path).n_ctx_train
     if n_ctx_train and settings.is_given("ctx") and settings.ctx > n_ctx_train:
         raise UsageError(
@@ -66,6 +68,7 @@ def choose(settings: Settings, path: Path, *, evict: bool = True, extra: Sequenc
         n_slots=settings.slots,
         cache_ram_mib=settings.cache_ram,
         idle_unload_s=settings.idle_unload,
+        start_timeout_s=settings.start_timeout,
         extra=(*template_words(path, extra), *extra),
         why=plan.why,
     )
