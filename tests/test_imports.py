@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("stats",),
     ("metadata", "scoring"),
     ("evidence", "native"),
-    ("cache_rows", "devices", "geometry", "sampling", "snapshot", "thinking", "tool_calls"),
+    ("cache_layout", "cache_rows", "devices", "geometry", "sampling", "snapshot", "thinking", "tool_calls"),
     ("vocabulary",),
     ("runtime",),
     ("contexts",),

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import native
+from .cache_layout import cache_layout
 from .config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig, kv_overrides
 from .errors import DoesNotFitError, ModelNotFoundError, StateError, StatsError, TriattnError, UsageError
 from .metadata import read_stats
@@ -121,11 +122,18 @@ class Cancel(Protocol):
 class Runtime:
     """One model with one sequence. Not for several threads at once."""
 
-    def __init__(self, llama: llama_cpp.Llama, config: RuntimeConfig, eviction: EvictionConfig | None) -> None:
+    def __init__(
+        self,
+        llama: llama_cpp.Llama,
+        config: RuntimeConfig,
+        eviction: EvictionConfig | None,
+        layout: Mapping[str, str | int | bool],
+    ) -> None:
         self.llama = llama
         """the binding's own object, for everything that is not here"""
         self.config = config
         self.eviction = eviction
+        self._layout = layout
         self.vocabulary = Vocabulary(self._model)
         self._recurs = bool(
             llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
@@ -175,7 +183,7 @@ class Runtime:
                 where="n_batch",
                 fix=f"give n_batch {config.n_ctx} or less",
             )
-        read_model_info(path)
+        layout = cache_layout(read_model_info(path), config)
         if eviction is not None and eviction.policy == "triattention":
             check_stats(path, Path(stats_path) if stats_path else None)
 
@@ -207,7 +215,7 @@ class Runtime:
             raise DoesNotFitError(
                 f"llama.cpp cannot load it: {err}", where=str(path), fix="run with --verbose to see its log"
             ) from err
-        return cls(llama, config, eviction)
+        return cls(llama, config, eviction, layout)
 
     def close(self) -> None:
         self.llama.close()
@@ -517,12 +525,7 @@ class Runtime:
 
     def _context(self) -> dict[str, str | int | bool]:
         """What another context must share to read this one's state."""
-        shape: dict[str, str | int | bool] = {
-            "cache_type_k": self.config.cache_type_k,
-            "cache_type_v": self.config.cache_type_v,
-            "flash_attn": self.config.flash_attn,
-            "evicts": self.eviction is not None,
-        }
+        shape = {**self._layout, "evicts": self.eviction is not None}
         if self.eviction is not None:
             shape["mode"] = self.eviction.mode
         return shape
