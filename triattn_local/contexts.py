@@ -82,6 +82,7 @@ class Model:
         return Context(self, eviction, n_ctx, n_seq)
 
     def close(self) -> None:
+        self.vocabulary.close()
         llama_cpp.llama_model_free(self.handle)
 
     def __enter__(self) -> Model:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ Status = Literal["ok", "warn", "fail"]
 
 _GPU_BUILD = "CMAKE_ARGS=-DGGML_CUDA=on pip install ./native (docs/gpu.md has the others)"
 
-_TOOLS = ("llama-server", "llama-bench", "llama-perplexity", "llama-quantize")
+_TOOLS = ("llama-server", "llama-bench", "llama-perplexity", "llama-quantize", "ggml-rpc-server")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def check_all(settings: Settings, model: Path | None = None, server: str | None 
     library = _guarded("library", _library)
     yield library
     if library.status == "ok":
+        yield _guarded("build", _build)
         yield _guarded("backends", _backends)
         yield from _devices()
         yield _guarded("tools", _tools)
@@ -109,17 +111,33 @@ def _library() -> Check:
     return Check("library", "ok", f"llama-cpp-python {llama_cpp.__version__} with TriAttention, {features.strip(' |')}")
 
 
+def _build() -> Check:
+    """What the self-test said when the library was compiled, and what had to be left out for it."""
+    import llama_cpp
+
+    path = Path(llama_cpp.__file__).parent / "lib" / "triattn-build.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        told, dropped = f"{report['instructions']}: {report['self_test']}", report["dropped"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return Check("build", "warn", f"{path} does not tell how it was compiled", "pip install ./native")
+    if dropped:
+        fix = f"{'; '.join(dropped)}: another compiler may do better (CC, CXX), then pip install ./native"
+        return Check("build", "warn", told, fix)
+    return Check("build", "ok", told)
+
+
 def _backends() -> Check:
     from .devices import backends, devices
 
     built = backends()
     used = {device.backend for device in devices()}
     told = ", ".join(name if name in used else f"{name} (no device)" for name in built)
-    idle = [name for name in built if name not in used]
+    idle = [name for name in built if name not in used and name != "RPC"]  # its devices are named on a command line
     if idle:
         fix = f"{idle[0]} finds no device: is its driver installed, and may this user use it?"
         return Check("backends", "warn", told, fix)
-    if built == ["CPU"]:
+    if set(built) <= {"CPU", "RPC"}:
         return Check("backends", "ok", told, f"for a GPU, build with it: {_GPU_BUILD}")
     return Check("backends", "ok", told)
 

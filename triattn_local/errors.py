@@ -74,7 +74,8 @@ class CalibrationError(TriattnError):
 
 
 class StateError(TriattnError):
-    """A saved session cannot be restored, or a sequence cannot be rewound that far."""
+    """A saved session cannot be restored, a sequence cannot be rewound that far, or what it belongs to is closed or
+    taken by somebody else."""
 
 
 def from_system(error: BaseException) -> TriattnError | None:
@@ -94,6 +95,8 @@ def from_system(error: BaseException) -> TriattnError | None:
     if isinstance(error, UnicodeEncodeError):
         what = f"a text or a name holds U+{ord(error.object[error.start]):04X}, which {error.encoding.upper()} has not"
         return UsageError(what, fix="leave the character out, or rename the file")
+    if type(error).__name__ == "UnfitProcessorError":  # llama_cpp's, which cannot be imported to compare
+        return BackendMissingError(str(error))
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return DoesNotFitError("no more threads may be started", fix="raise the limit (ulimit -u)")
     return None
