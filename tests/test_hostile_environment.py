@@ -15,7 +15,7 @@ from pathlib import Path
 
 import hostile
 import pytest
-from hostile import Place, close, config, feed, first, forbid, gone, limit, onto, set_
+from hostile import Place, close, config, feed, forbid, gone, limit, onto, set_
 from packed import stats_for
 from tiny_models import write_tiny
 

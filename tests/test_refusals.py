@@ -14,7 +14,7 @@ import platformdirs
 import pytest
 
 from triattn_local import console, paths, store
-from triattn_local.atomic import check_writable, write_whole
+from triattn_local.atomic import atomic_write, check_writable, write_whole
 from triattn_local.calib_tools.corpus import read_corpus
 from triattn_local.cli import run_app
 from triattn_local.errors import DoesNotFitError, StateError, TriattnError, UsageError, from_system
@@ -88,6 +88,13 @@ def test_a_long_name_has_room_for_a_temporary_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(UsageError, match="File name too long; give a shorter name"):
         check_writable(tmp_path / LONG, 0)
+
+
+def test_what_is_read_while_a_file_is_written_is_not_called_unwritable(tmp_path: Path) -> None:
+    (tmp_path / "to").mkdir()
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "to" / "x", 1) as out:
+        out.write((tmp_path / "none").read_bytes())
+    assert list((tmp_path / "to").iterdir()) == []
 
 
 def test_a_user_without_a_home_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
