@@ -7,13 +7,14 @@ import io
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
 import platformdirs
 import pytest
 
-from triattn_local import console, paths, store
+from triattn_local import console, devices, paths, store
 from triattn_local.atomic import atomic_write, check_writable, write_whole
 from triattn_local.calib_tools.corpus import read_corpus
 from triattn_local.cli import run_app
@@ -114,6 +115,34 @@ def test_a_path_of_older_platformdirs_is_no_home(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(platformdirs, "user_data_path", lambda app: Path("~/.local/share") / app)
     with pytest.raises(UsageError, match="no home folder"):
         _ = Settings.load(environ={}).models
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def test_a_containers_limit_is_what_is_free(tmp_path: Path) -> None:
+    for folder, most in (("", "max"), ("outer", "1000000"), ("outer/inner", "5000000")):
+        group = tmp_path / "groups" / folder
+        group.mkdir(parents=True, exist_ok=True)
+        (group / "memory.max").write_text(f"{most}\n")
+        (group / "memory.current").write_text("400000\n")
+        (group / "memory.stat").write_text("anon 300000\ninactive_file 100000\n")
+    (tmp_path / "own").write_text("0::/outer/inner\n")
+    assert sorted(devices._left_by_groups(tmp_path / "groups", tmp_path / "own")) == [700_000, 4_700_000]
+    assert list(devices._left_by_groups(tmp_path / "none", tmp_path / "own")) == []
+    assert list(devices._left_by_groups(tmp_path / "groups", tmp_path / "none")) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux says how much a process has")
+def test_a_limit_of_the_process_is_what_is_free(tmp_path: Path) -> None:
+    script = (
+        "import resource\n"
+        "from triattn_local.devices import free_memory\n"
+        "before = free_memory()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))\n"
+        "assert free_memory() < min(before, 1 << 31)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
 
 
 # -------------------------------------------------------------------------------------------------------------- texts
