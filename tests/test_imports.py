@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("metadata", "scoring"),
     ("evidence", "native"),
     (
+        "cache_layout",
         "cache_rows",
         "context_options",
         "devices",

@@ -66,6 +66,8 @@ def atomic_write(dst: Path, n_bytes: int, *, fix: str = _MAKE_ROOM, mode: int = 
             raise
         sync_folder(dst.parent)
     except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)).parent != dst.parent:
+            raise  # of what is read meanwhile
         if error.errno in DISK_FULL:
             raise _disk_full(dst, n_bytes, None, fix) from None
         raise _not_writable(dst, error) from None

@@ -11,6 +11,7 @@ Knows nothing of what a key means, and never reads tensor data.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import mmap
 import struct
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ModelNotFoundError
+from .errors import DoesNotFitError, ModelNotFoundError
 from .ggml_types import block_of
 
 MAGIC = b"GGUF"
@@ -240,6 +241,10 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
     except IsADirectoryError:
         raise ModelNotFoundError("is a folder", where=str(path), fix="give the .gguf file in it") from None
     except OSError as error:
+        if error.errno == errno.ENOMEM:  # the file is there, and no room to look at it
+            raise DoesNotFitError(
+                "out of memory", where=str(path), fix="raise the limit of memory (ulimit -v)"
+            ) from None
         raise ModelNotFoundError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except ValueError as error:  # an empty file cannot be mapped
         raise not_gguf from error

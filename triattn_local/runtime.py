@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import native
+from .cache_layout import cache_layout
 from .config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig
 from .contexts import Context, Model
 from .errors import StateError, StatsError, UsageError
@@ -128,6 +129,7 @@ class Runtime:
 
     def __init__(self, context: Context, eviction: EvictionConfig | None) -> None:
         self._context = context
+        self._layout = cache_layout(context.model.info, context.model.config)
         self._turns = Turns("Runtime")
         self.config = context.model.config
         self.eviction = eviction
@@ -537,12 +539,7 @@ class Runtime:
 
     def _shape(self) -> dict[str, str | int | bool]:
         """What another context must share to read this one's state."""
-        shape: dict[str, str | int | bool] = {
-            "cache_type_k": self.config.cache_type_k,
-            "cache_type_v": self.config.cache_type_v,
-            "flash_attn": self.config.flash_attn,
-            "evicts": self.eviction is not None,
-        }
+        shape = {**self._layout, "evicts": self.eviction is not None}
         if self.eviction is not None:
             shape["mode"] = self.eviction.mode
         return shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,7 @@ class ChatApp(App[None]):
         self.loaded: RuntimeStats | None = None
         """what the model was loaded with"""
         self.map_open = False
+        self._leaves = False
         self.chat = ChatScreen(settings.keys)
         self.engine = Engine(self.chat.post_message, self.store, self.shelf)
         self.job = Job(self.post_message, settings.models)
@@ -313,7 +315,15 @@ class ChatApp(App[None]):
         super().panic(*renderables)
         self._return_code = 1
 
+    def _handle_exception(self, error: Exception) -> None:
+        """What fails because the screen goes while it is still being made is for the log alone."""
+        if self._leaves:
+            traceback.print_exception(error)
+        else:
+            super()._handle_exception(error)
+
     async def action_quit(self) -> None:
+        self._leaves = True
         self.engine.stop()
         self.exit()
 
