@@ -8,6 +8,7 @@ and calibration watches one. Knows no text and no sampling.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-from llama_cpp._logger import set_verbose
 from numpy.typing import NDArray
 
 from . import native
@@ -89,7 +89,8 @@ class Model:
         config = config or RuntimeConfig()
         self.info = read_model_info(path)
         native.library()
-        set_verbose(config.verbose)
+        # the binding takes warnings for errors and errors for debugging: all or nothing
+        logging.getLogger("llama-cpp-python").setLevel(logging.DEBUG if config.verbose else logging.CRITICAL)
         llama_cpp.llama_backend_init()
         self.path, self.config = path, config
         params = llama_cpp.llama_model_default_params()
