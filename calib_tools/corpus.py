@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 
 from triattn_local.errors import CalibrationError
+from triattn_local.paths import decode, shown
 
 BUNDLED_NAME = "triattn-local mix 1"
 HELDOUT_NAME = "triattn-local held-out 1"
@@ -83,7 +84,7 @@ def read_corpus(paths: Sequence[Path]) -> Corpus:
     documents = []
     for path in paths:
         try:
-            text = path.read_bytes().decode("utf-8")
+            text = decode(path.read_bytes())
         except OSError as error:
             raise CalibrationError(f"cannot be read: {error.strerror}", where=str(path)) from None
         except UnicodeDecodeError as error:
@@ -93,7 +94,7 @@ def read_corpus(paths: Sequence[Path]) -> Corpus:
                 fix="convert it, for example with: iconv -f latin1 -t utf-8",
             ) from None
         check_varied(text, path)
-        documents.append(Document(path.name, text))
+        documents.append(Document(shown(path.name), text))
     if not documents:
         raise CalibrationError("no calibration text", fix=_FIX)
     return Corpus(", ".join(document.name for document in documents), tuple(documents))

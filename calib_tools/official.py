@@ -26,6 +26,7 @@ import triattn_local
 from triattn_local.atomic import atomic_write
 from triattn_local.errors import StatsError
 from triattn_local.model_info import ModelInfo, fingerprint
+from triattn_local.paths import shown
 from triattn_local.stats import TriattnStats, bands
 
 _NAMES = ("q_mean_real", "q_mean_imag", "q_abs_mean")
@@ -75,7 +76,7 @@ def read_official(path: Path, info: ModelInfo) -> TriattnStats:
         q_abs=tuple(q_abs),
         k_mean=(),
         n_tokens=_count(metadata),
-        corpus=f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
+        corpus=f"{shown(path.name)} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
         tool=f"triattn-local {triattn_local.__version__}, imported",
         model=fingerprint(info.path),
     )

@@ -2,8 +2,8 @@
 
 Why it exists: TriAttention is a patch to llama.cpp, and what everybody imports is llama-cpp-python. So this folder
 builds a distribution of that name: upstream's pinned source, the patches of ../patches, the C++ files of include/,
-src/ and server/, and the tools of the same llama.cpp, in one wheel. It puts the three steps together (upstream.py lays
-down the tree, toolchain.py compiles it, scikit-build-core packs it) and turns every failure into one line.
+src/ and server/, and the tools of the same llama.cpp, in one wheel. It puts the steps together (upstream.py
+lays down the tree, toolchain.py compiles it, selfcheck.py tries it, scikit-build-core packs it) and turns every failure into one line.
 
 It does not know what the patches do.
 
@@ -23,6 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+import selfcheck
 import toolchain
 import upstream
 from patching import PatchError, apply_patches, read_patches
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 NATIVE = Path(__file__).resolve().parent
 PATCHES = NATIVE.parent / "patches"
-TOOLS = ("llama-server", "llama-bench", "llama-perplexity", "llama-quantize")
+TOOLS = ("llama-server", "llama-bench", "llama-perplexity", "llama-quantize", "ggml-rpc-server")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,11 +74,12 @@ def _our_files() -> dict[str, bytes]:
     """The files that lie over upstream's, by their path in the tree."""
     files = {
         "CMakeLists.txt": NATIVE / "CMakeLists.txt",
+        "llama_cpp/_cpu.py": NATIVE / "cpu.py",
         "llama_cpp/_tools.py": NATIVE / "tools.py",
     }
-    for folder in ("include", "server", "src"):
+    for folder in ("check", "include", "server", "src"):
         for path in (NATIVE / folder).rglob("*"):
-            if path.suffix in (".h", ".cpp"):
+            if path.suffix in (".h", ".c", ".cpp"):
                 files[f"triattn/{path.relative_to(NATIVE).as_posix()}"] = path
     return {name: path.read_bytes() for name, path in files.items()}
 
@@ -140,11 +142,12 @@ def build_wheel(
     with upstream.locked(cache):
         tree = _lay_patched(cache)
         build = _build(tree, triattn=True)
-        build.compile(["llama", "mtmd", *TOOLS])
+        selfcheck.compile_and_check(build, ["llama", "mtmd", *TOOLS])
         with tempfile.TemporaryDirectory(prefix="wheel-", dir=cache) as tmp:
             stage = Path(tmp)
             shutil.copytree(tree / "llama_cpp", stage / "llama_cpp", ignore=shutil.ignore_patterns("__pycache__"))
             build.install("llama_cpp", stage)
+            shutil.copy2(build.folder / selfcheck.REPORT, stage / "llama_cpp" / "lib")
             for name in ("pyproject.toml", "README.md"):
                 shutil.copy2(NATIVE / name, stage)
             shutil.copytree(NATIVE / "licenses", stage / "licenses")
@@ -181,7 +184,10 @@ def build_library(out: Path | None, *, patched: bool) -> Path:
     with upstream.locked(cache):
         tree = _lay_patched(cache) if patched else _lay_unpatched(cache)
         build = _build(tree, triattn=patched)
-        build.compile(["llama"])
+        if patched:
+            selfcheck.compile_and_check(build, ["llama"])
+        else:
+            build.compile(["llama"])
         target = (out or tree.parent / "lib").absolute()
         build.install("libllama", target)
     return target

@@ -9,9 +9,11 @@ It does not know what is compiled: the targets and the tree come from the caller
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -84,15 +86,26 @@ def check_tools() -> None:
         raise BuildError("no Ninja on PATH; install it (pip install ninja)")
 
 
+def platform_is_x86() -> bool:
+    """Whether this is a 64-bit x86 machine."""
+    return platform.machine() in ("x86_64", "AMD64")
+
+
+def native_macros() -> str:
+    """What the compilers say of themselves and of -march=native: their versions, and each set of instructions."""
+    told = []
+    for variable, default, language in (("CC", "cc", "c"), ("CXX", "c++", "c++")):
+        compiler = shlex.split(os.environ.get(variable, default))
+        command = [*compiler, "-march=native", "-dM", "-E", "-x", language, os.devnull]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            told.append(subprocess.run(command, capture_output=True, check=True, text=True, errors="replace").stdout)
+    return "".join(told)
+
+
 def _machine_key() -> str:
-    """What -march=native means here, so that another machine's objects are never taken for this one's."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    command = [*compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull]
-    try:
-        macros = subprocess.run(command, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        macros = b""
-    return hashlib.sha256(" ".join(os.uname()[i] for i in (0, 4)).encode() + macros).hexdigest()[:12]
+    """The compilers and what -march=native means here, so that another machine's objects are never taken for these."""
+    told = " ".join(os.uname()[i] for i in (0, 4)) + native_macros()
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 class Build:
@@ -113,6 +126,7 @@ class Build:
         self.tree = tree
         self.folder = tree.parent / f"build-{key}"
         self.log = tree.parent / f"build-{key}.log"
+        self._is_logged = False
         self._definitions = definitions
         self._env = {
             # upstream asks git for its commit: it must not find that of a repository around the cache
@@ -124,19 +138,26 @@ class Build:
             "CCACHE_NAMESPACE": f"triattn-{machine}",
         } | dict(os.environ)
 
-    def compile(self, targets: Sequence[str]) -> None:
-        """Configure and compile; on failure print the compiler's words and raise."""
+    def compile(self, targets: Sequence[str], definitions: Sequence[str] = ()) -> None:
+        """Configure and compile; on failure print the compiler's words and raise.
+
+        ``definitions`` are for this time: what they change is compiled again, and only that.
+        """
         cmake, ninja = find_cmake(), find_ninja()
         if cmake is None or ninja is None:
             raise BuildError("CMake or Ninja went away while building; run it again")
-        self.log.write_bytes(b"")
         configure = [cmake, "-S", str(self.tree), "-B", str(self.folder), "-G", "Ninja"]
         # found anew each time: these may have been in a build environment that is gone
         configure += ["-U", "GGML_CCACHE_FOUND", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-        configure += ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{definition}" for definition in self._definitions)]
+        configure += ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{definition}" for definition in (*self._definitions, *definitions))]
         configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         self._run("configuring", configure)
         self._run("compiling", [cmake, "--build", str(self.folder), "--target", *targets])
+
+    def note(self, line: str) -> None:
+        """Write a line into the build's log."""
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
 
     def install(self, component: str, prefix: Path) -> None:
         """Copy a component's files below `prefix`."""
@@ -146,7 +167,9 @@ class Build:
     def _run(self, doing: str, command: list[str]) -> None:
         began, shown = time.monotonic(), 0
         lines: list[str] = []
-        with self.log.open("a", encoding="utf-8") as log:
+        mode = "a" if self._is_logged else "w"
+        self._is_logged = True
+        with self.log.open(mode, encoding="utf-8") as log:
             log.write(f"$ {shlex.join(command)}\n")
             process = subprocess.Popen(
                 command,

@@ -1,4 +1,4 @@
-"""The commands llama-server, llama-bench, llama-perplexity and llama-quantize (llama_cpp/_tools.py in the wheel).
+"""The commands llama-server, llama-bench, llama-perplexity, llama-quantize, ggml-rpc-server (llama_cpp/_tools.py in the wheel).
 
 Why it exists: a wheel can put scripts on PATH but not programs that look for their libraries in site-packages. So the
 programs lie in llama_cpp/bin and these entry points become them. It does not know their options.
@@ -11,9 +11,15 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from ._cpu import UnfitProcessorError, check
+
 
 def _become(name: str) -> NoReturn:
     program = Path(__file__).parent / "bin" / name
+    try:
+        check(Path(__file__).parent / "lib")
+    except UnfitProcessorError as error:
+        raise SystemExit(f"{name}: {error}") from None
     try:
         os.execv(program, [str(program), *sys.argv[1:]])
     except OSError as error:
@@ -34,3 +40,7 @@ def perplexity() -> NoReturn:
 
 def quantize() -> NoReturn:
     _become("llama-quantize")
+
+
+def rpc_server() -> NoReturn:
+    _become("ggml-rpc-server")

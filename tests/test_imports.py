@@ -16,7 +16,9 @@ PACKAGE = Path(triattn_local.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "stop"),
-    ("aio", "config", "architectures", "atomic", "gguf_file", "interrupts", "plotting", "text_stream"),
+    ("aio", "config", "architectures", "gguf_file", "interrupts", "messages", "paths", "plotting"),
+    ("text_stream", "turns"),
+    ("atomic",),
     ("model_info",),
     ("stats",),
     ("metadata", "scoring"),

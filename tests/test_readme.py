@@ -49,6 +49,12 @@ def test_the_first_commands_are_the_two_of_the_readme() -> None:
     ]
 
 
+def test_its_install_brings_what_its_pictures_need() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert "--html" in README
+    assert any(requirement.startswith("matplotlib") for requirement in extras["calib"])
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_flag_exists(page: Path) -> None:
     commands = write_docs.commands()

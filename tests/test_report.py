@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import re
 import struct
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,13 +14,18 @@ import pytest
 from centres import observed
 from packed import Packed, stats_for
 
+import triattn_local.report
+from triattn_local.calib_tools import measure as calib_measure
 from triattn_local.cli import run_app
 from triattn_local.evidence import Evidence
 from triattn_local.inspection import inspect_model
 from triattn_local.metadata import write_with_stats
-from triattn_local.model_info import read_model_info
+from triattn_local.model_info import ModelInfo, read_model_info
 from triattn_local.report.figures import pictures
 from triattn_local.report.page import page
+
+# the package of commands has a command of the same name
+cli_inspect = importlib.import_module("triattn_local.cli.inspect")
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +116,55 @@ def test_inspect_writes_page_and_pictures(model: Path, tmp_path: Path, capsys: p
 def test_inspect_of_a_model_without_statistics(model: Path, tmp_path: Path) -> None:
     assert run_app(["inspect", str(model.with_name("m.gguf")), "--html", str(tmp_path / "r.html")]) == 6
     assert not (tmp_path / "r.html").exists()
+
+
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The models that were measured; each time at once."""
+    calls: list[Path] = []
+
+    def measure(info: ModelInfo, *args: object, **options: object) -> Evidence:
+        calls.append(info.path)
+        return EVIDENCE
+
+    monkeypatch.setattr(calib_measure, "measure", measure)
+    return calls
+
+
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("triattn_local.report.figures", "triattn_local.report.page", "triattn_local.plotting"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr(triattn_local.report, "figures", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # an import of it fails
+
+
+@pytest.mark.parametrize("flag", ["--html", "--png"])
+def test_what_pictures_lack_is_said_before_anything_is_measured(
+    flag: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = measured(monkeypatch)
+    command = ["inspect", str(model), "--measure", flag]
+    (tmp_path / "file").touch()
+    assert run_app([*command, str(tmp_path / "file" / "x")]) == 2
+    without_matplotlib(monkeypatch)
+    assert run_app([*command, str(tmp_path / "x")]) == 5
+    assert "matplotlib is not installed" in capsys.readouterr().err
+    assert calls == []
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_was_measured_is_told_whatever_comes_of_the_pictures(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = measured(monkeypatch)
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "x.html")
+
+    monkeypatch.setattr(cli_inspect, "write_whole", full)
+    assert run_app(["inspect", str(model), "--measure", "--html", str(tmp_path / "x.html")]) == 4
+    out, err = capsys.readouterr()
+    assert calls == [model]
+    assert all(value in out for _, value in EVIDENCE.lines())
+    assert err.splitlines()[-1].startswith("error: x.html: No space left on device")

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import hashlib
 import os
 import secrets
 import shutil
@@ -19,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import DoesNotFitError, UsageError
+from .errors import DISK_FULL, DoesNotFitError, UsageError
+from .paths import is_dir, is_file
 
 _MAKE_ROOM = "make room or write to another disk; statistics alone need little (convert --sidecar)"
 
@@ -47,7 +49,7 @@ def atomic_write(dst: Path, n_bytes: int, *, fix: str = _MAKE_ROOM) -> Iterator[
     """
     _clear_leftovers(dst)
     check_writable(dst, n_bytes, fix=fix)
-    temporary = dst.parent / f".{dst.name}.{secrets.token_hex(4)}.tmp"
+    temporary = dst.parent / f".{_short(dst.name)}.{secrets.token_hex(4)}.tmp"
     try:
         try:
             # not mkstemp: it ignores the umask, and a model is to be readable like any other file
@@ -62,7 +64,7 @@ def atomic_write(dst: Path, n_bytes: int, *, fix: str = _MAKE_ROOM) -> Iterator[
             raise
         sync_folder(dst.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in DISK_FULL:
             raise _disk_full(dst, n_bytes, None, fix) from None
         raise _not_writable(dst, error) from None
 
@@ -83,9 +85,12 @@ def check_writable(dst: Path, n_bytes: int, *, fix: str = _MAKE_ROOM) -> None:
     DoesNotFitError, UsageError
         As ``atomic_write``.
     """
-    if dst.is_dir():
+    if is_dir(dst):
         raise UsageError("is a folder", where=str(dst), fix="give the name of a file")
     try:
+        if not is_file(dst):
+            with contextlib.suppress(FileNotFoundError):
+                dst.lstat()  # a name that is too long, or behind a folder that may not be entered
         n_free = shutil.disk_usage(dst.parent).free
         if not os.access(dst.parent, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -104,9 +109,23 @@ def _lock(file: BinaryIO) -> bool:
     return True
 
 
+_LONGEST = 200
+"""bytes of a name that has room for more behind it: file systems end at 255"""
+
+
+def _short(name: str) -> str:
+    """The name, or what stands for one that is too long to be made longer."""
+    raw = os.fsencode(name)
+    return name if len(raw) <= _LONGEST else hashlib.sha256(raw).hexdigest()
+
+
 def _clear_leftovers(dst: Path) -> None:
     """Delete temporary files of this name whose writers are dead."""
-    for path in dst.parent.glob(f".{glob.escape(dst.name)}.*.tmp"):
+    try:
+        left = list(dst.parent.glob(f".{glob.escape(_short(dst.name))}.*.tmp"))
+    except OSError:  # what keeps us from looking will keep us from writing, with a better reason
+        return
+    for path in left:
         with contextlib.suppress(OSError), path.open("rb") as file:
             # one that is being created this moment is not locked yet
             if _lock(file) and time.time() - path.stat().st_mtime > _CREATING_S:
@@ -124,9 +143,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def _not_writable(dst: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"cannot be written: {error.strerror}", where=str(dst), fix="give a name in a folder that you may write to"
+    fix = (
+        "give a shorter name" if error.errno == errno.ENAMETOOLONG else "give a name in a folder that you may write to"
     )
+    return UsageError(f"cannot be written: {error.strerror}", where=str(dst), fix=fix)
 
 
 def _disk_full(dst: Path, n_bytes: int, n_free: int | None, fix: str) -> DoesNotFitError:

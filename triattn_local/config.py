@@ -6,8 +6,10 @@ environment, config file): see ``settings``.
 
 from __future__ import annotations
 
+import math
+import operator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import UsageError
 
@@ -25,9 +27,49 @@ AGGREGATES: tuple[Aggregate, ...] = ("mean", "max")
 CACHE_TYPES: tuple[str, ...] = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+_INT32 = 2**31 - 1
+"""what llama.cpp's fields hold: ctypes would cut off the rest without a word"""
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise UsageError(f"{value!r} is not one of {', '.join(choices)}", where=f"--{name}")
+
+
+def _whole(config: Any, where: dict[str, str], *, low: int = -_INT32, high: int = _INT32) -> None:
+    """Whole numbers in these fields, NumPy's too; `where` says what an error calls them."""
+    for name, called in where.items():
+        value = getattr(config, name)
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            number = operator.index(value)
+        except TypeError:
+            raise UsageError(f"{value!r} is not a whole number", where=called) from None
+        if not low <= number <= high:
+            raise UsageError(f"must be from {low:,} to {high:,}, not {number:,}", where=called)
+        object.__setattr__(config, name, number)
+
+
+def _real(config: Any, where: dict[str, str]) -> None:
+    """Finite numbers in these fields."""
+    for name, called in where.items():
+        value = getattr(config, name)
+        try:
+            if isinstance(value, (bool, str, bytes)):
+                raise TypeError
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise UsageError(f"{value!r} is not a number", where=called) from None
+        if not math.isfinite(number):
+            raise UsageError(f"must be finite, not {number}", where=called)
+
+
+def _truth(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, bool):
+            raise UsageError(f"{value!r} is not True or False", where=name)
 
 
 @dataclass(frozen=True)
@@ -66,6 +108,11 @@ class EvictionConfig:
         _choice("aggregate", self.aggregate, AGGREGATES)
         _choice("terms", self.terms, TERMS)
         _choice("offsets", self.offsets, OFFSETS)
+        _whole(self, {"budget_tokens": "--budget", "window": "--window", "n_keep": "--keep"})
+        _whole(self, {"offset_max": "offset_max"})
+        _whole(self, {"seed": "--seed"}, low=0, high=2**32 - 1)
+        _real(self, {"weight_v": "weight_v"})
+        _truth(self, "weight_r")
         if self.window < 1:
             raise UsageError(f"window must be at least 1 token, not {self.window}", where="--window")
         if self.n_keep < 0:
@@ -135,6 +182,11 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         _choice("cache-type-k", self.cache_type_k, CACHE_TYPES)
         _choice("cache-type-v", self.cache_type_v, CACHE_TYPES)
+        _whole(self, {name: name for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max")})
+        _whole(self, {"n_gpu_layers": "--gpu-layers"})
+        if self.n_threads is not None:
+            _whole(self, {"n_threads": "--threads"})
+        _truth(self, "flash_attn", "use_mmap", "verbose")
         for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}", where=name)
@@ -160,5 +212,10 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _real(self, {"temperature": "--temp", "top_p": "top_p", "min_p": "min_p", "repeat_penalty": "--repeat-penalty"})
+        _whole(self, {"top_k": "top_k"})
+        _whole(self, {"seed": "--seed"}, low=-(2**63), high=2**64)
         if self.temperature < 0:
             raise UsageError(f"temperature must not be negative, not {self.temperature}", where="--temp")
+        if self.repeat_penalty <= 0:
+            raise UsageError(f"must be above 0, not {self.repeat_penalty}", where="--repeat-penalty")

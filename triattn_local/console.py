@@ -6,14 +6,16 @@ terminal. Knows nothing of models: stages, numbers, tables and errors only.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -33,6 +35,49 @@ from rich.text import Text
 Unit = Literal["bytes", "tokens", "steps"]
 
 
+_UNKNOWN = "triattn-unknown"
+
+
+def _unknown(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A question mark for what a stream cannot show; but the bytes of a file name that is no text stay as they are."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    bad = error.object[error.start : error.end]
+    shown = b"".join(bytes([ord(c) - 0xDC00]) if 0xDC80 <= ord(c) <= 0xDCFF else b"?" for c in bad)
+    return shown, error.end
+
+
+codecs.register_error(_UNKNOWN, _unknown)
+
+
+def prepare() -> None:
+    """Make stdin, stdout and stderr usable, however the program was started. To be called first.
+
+    No character makes a write fail, and one that is closed is the null device: else the next file that is opened gets
+    its number, and what C code prints goes into that.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened == number:  # else somebody has taken it meanwhile
+                os.set_inheritable(number, True)
+            if mode == "w":  # a stdin that is None says that there is none
+                setattr(sys, name, os.fdopen(opened, mode, encoding="utf-8", errors=_UNKNOWN))
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_UNKNOWN)
+
+
+def drop_unwritten() -> None:
+    """Forget what stdout and stderr do not take, which Python would try to write once more at its end, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _print_table(table: Table) -> None:
     """On stdout; one that is piped is neither cut to a width nor padded to one."""
     if sys.stdout.isatty():
@@ -43,15 +88,32 @@ def _print_table(table: Table) -> None:
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
 
 
+class _Stderr(Console):
+    """What is said beside the data is dropped where it cannot be written: the work goes on without."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with contextlib.suppress(OSError):
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 def stderr() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _Stderr(stderr=True, highlight=False, soft_wrap=True)
 
 
 def write_json(value: Mapping[str, object] | Sequence[object], *, to_stderr: bool = False) -> None:
-    """One JSON value on one line."""
+    """One JSON value on one line; what the stream cannot show is escaped, so that nothing is lost."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
     stream = sys.stderr if to_stderr else sys.stdout
-    stream.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
-    stream.flush()
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, default=str)
+    with contextlib.suppress(OSError) if to_stderr else contextlib.nullcontext():
+        stream.write(text + "\n")
+        stream.flush()
 
 
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
@@ -97,7 +159,16 @@ def write_report(summary: str, report: Mapping[str, object]) -> None:
     write_json(report, to_stderr=True)
 
 
+def _can_show(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 _GLYPHS = (("\u2588", "blue"), ("\u2593", "green"), ("\u2592", "yellow"), ("\u25a0", "magenta"))
+_ASCII = ("#", "=", "+", "%")
 _FREE, _LEFT_ALONE = "\u00b7", "-"
 _BAR = 48
 
@@ -107,20 +178,24 @@ def write_bars(bars: Sequence[tuple[str, Sequence[tuple[str, int]], int, int, st
 
     Bars are told apart without colour too. One that holds more than it has room for is drawn to a smaller scale.
     """
+    glyphs: Sequence[tuple[str, str]] = _GLYPHS
+    free = _FREE
+    if not _can_show("".join(glyph for glyph, _ in _GLYPHS)):
+        glyphs, free = [(own, style) for own, (_, style) in zip(_ASCII, _GLYPHS, strict=True)], "."
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    legend = Text("  ".join(f"{glyph} {part}" for (part, _), (glyph, _) in zip(bars[0][1], _GLYPHS, strict=False)))
-    legend.append(f"  {_FREE} free  {_LEFT_ALONE} left alone")
+    legend = Text("  ".join(f"{glyph} {part}" for (part, _), (glyph, _) in zip(bars[0][1], glyphs, strict=False)))
+    legend.append(f"  {free} free  {_LEFT_ALONE} left alone")
     for name, parts, left_alone, total, told in bars:
         used = sum(size for _, size in parts)
         scale = _BAR / max(total, used + left_alone, 1)
         bar, drawn, held = Text(), 0, 0
-        for (_, size), (glyph, style) in zip(parts, _GLYPHS, strict=False):
+        for (_, size), (glyph, style) in zip(parts, glyphs, strict=False):
             held += size
             n = max(round(held * scale) - drawn, 1 if size else 0)
             bar.append(glyph * n, style)
             drawn += n
         n_left = round(left_alone * scale)
-        bar.append(_FREE * max(0, round(max(total, used + left_alone) * scale) - drawn - n_left), "dim")
+        bar.append(free * max(0, round(max(total, used + left_alone) * scale) - drawn - n_left), "dim")
         bar.append(_LEFT_ALONE * n_left, "dim")
         table.add_row(name, bar, Text(told, style="" if used + left_alone <= total else "bold red"))
     table.add_row("", legend, "")

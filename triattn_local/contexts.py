@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +50,19 @@ def physical_cores() -> int:
         except OSError:
             siblings.add(str(cpu))
     return max(len(siblings), 1)
+
+
+def _free_context(handle: Any, contexts: list[Any]) -> None:
+    if handle in contexts:
+        contexts.remove(handle)
+        llama_cpp.llama_free(handle)
+
+
+def _free_model(handle: Any, contexts: list[Any]) -> None:
+    # whoever collects garbage may come to a model before its contexts
+    while contexts:
+        llama_cpp.llama_free(contexts.pop())
+    llama_cpp.llama_model_free(handle)
 
 
 class Model:
@@ -117,7 +131,10 @@ class Model:
                 where=str(path),
                 fix="run with --verbose to see its log",
             )
-        self.vocabulary = Vocabulary(self.handle)
+        self._contexts: list[Any] = []  # that are open
+        self._end = weakref.finalize(self, _free_model, self.handle, self._contexts)
+        self._end.atexit = False
+        self.vocabulary = Vocabulary(self.handle, self)
         if stats_path is not None:
             try:
                 native.load_stats(self.handle, stats_path)
@@ -149,10 +166,10 @@ class Model:
         return Context(self, eviction, ContextOptions.of(self.config, n_ctx, n_seq))
 
     def close(self) -> None:
-        """Free the weights. Safe to call twice."""
-        if self.handle:
-            llama_cpp.llama_model_free(self.handle)
-            self.handle = None
+        """Free the weights, and the contexts that are still open. Safe to call twice."""
+        self.vocabulary.close()
+        self._end()
+        self.handle = None
 
     def __enter__(self) -> Model:
         return self
@@ -214,6 +231,9 @@ class Context:
             raise DoesNotFitError(
                 f"no room for {sequences}", where=str(model.path), fix="give a smaller --ctx, or --budget"
             )
+        model._contexts.append(self.handle)
+        self._end = weakref.finalize(self, _free_context, self.handle, model._contexts)
+        self._end.atexit = False
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._ranking: native.Ranking | None = None
         self.n_batch = options.n_batch
@@ -222,10 +242,9 @@ class Context:
         """the first sequence so far, evicted tokens included"""
 
     def close(self) -> None:
-        """Free it. Safe to call twice."""
-        if self.handle:
-            llama_cpp.llama_free(self.handle)
-            self.handle = None
+        """Free it. Safe to call twice, and after its model was closed."""
+        self._end()
+        self.handle = None
 
     def __enter__(self) -> Context:
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import __version__
-from .errors import TriattnError
+from .errors import TriattnError, UsageError, from_system
+from .paths import exists, is_dir, is_file
 from .settings import Settings, default_config_path, unknown_variables
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ Status = Literal["ok", "warn", "fail"]
 
 _GPU_BUILD = "CMAKE_ARGS=-DGGML_CUDA=on pip install ./native (docs/gpu.md has the others)"
 
-_TOOLS = ("llama-server", "llama-bench", "llama-perplexity", "llama-quantize")
+_TOOLS = ("llama-server", "llama-bench", "llama-perplexity", "llama-quantize", "ggml-rpc-server")
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,11 @@ def check_all(settings: Settings, model: Path | None = None, server: str | None 
     """Check the program, the library and the models folder, and a model and a running server if they are given."""
     yield Check("triattn-local", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
     yield _variables()
-    yield _models(settings.models)
+    yield _guarded("models", functools.partial(_models, settings))
     library = _guarded("library", _library)
     yield library
     if library.status == "ok":
+        yield _guarded("build", _build)
         yield _guarded("backends", _backends)
         yield from _devices()
         yield _guarded("tools", _tools)
@@ -65,26 +68,34 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
         return check()
     except TriattnError as error:
         return Check(name, "fail", error.what, error.fix, error.exit_code)
+    except OSError as error:
+        told = from_system(error)
+        assert told is not None
+        return Check(name, "fail", f"{told.where}: {told.what}" if told.where else told.what, told.fix, told.exit_code)
     except Exception as error:  # whatever is wrong with an installation is what this program is asked about
         return Check(name, "fail", f"{type(error).__name__}: {error}", "pip install ./native", 5)
 
 
 def _variables() -> Check:
     unknown = unknown_variables()
-    path = os.environ.get("TRIATTN_CONFIG") or default_config_path()
-    there = "is there" if Path(path).is_file() else "is not there"
+    try:
+        path = os.environ.get("TRIATTN_CONFIG") or default_config_path()
+    except UsageError as error:
+        return Check("settings", "warn", error.what, error.fix)
+    there = "is there" if is_file(Path(path)) else "is not there"
     if unknown:
         return Check("settings", "warn", f"no setting is called {', '.join(unknown)}", "see docs/configuration.md")
     return Check("settings", "ok", f"{path} {there}")
 
 
-def _models(models: Path) -> Check:
+def _models(settings: Settings) -> Check:
     from . import store
 
+    models = settings.models
     folder = models
-    while not folder.exists():
+    while not exists(folder) and folder != folder.parent:
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    if not is_dir(folder) or not os.access(folder, os.W_OK):
         return Check("models", "fail", f"{models} cannot be written", "set TRIATTN_MODELS to a folder of yours", 1)
     n = len(store.entries(models))
     return Check("models", "ok", f"{n} in {models}", None if n else "triattn-local pull demo")
@@ -100,17 +111,33 @@ def _library() -> Check:
     return Check("library", "ok", f"llama-cpp-python {llama_cpp.__version__} with TriAttention, {features.strip(' |')}")
 
 
+def _build() -> Check:
+    """What the self-test said when the library was compiled, and what had to be left out for it."""
+    import llama_cpp
+
+    path = Path(llama_cpp.__file__).parent / "lib" / "triattn-build.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        told, dropped = f"{report['instructions']}: {report['self_test']}", report["dropped"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return Check("build", "warn", f"{path} does not tell how it was compiled", "pip install ./native")
+    if dropped:
+        fix = f"{'; '.join(dropped)}: another compiler may do better (CC, CXX), then pip install ./native"
+        return Check("build", "warn", told, fix)
+    return Check("build", "ok", told)
+
+
 def _backends() -> Check:
     from .devices import backends, devices
 
     built = backends()
     used = {device.backend for device in devices()}
     told = ", ".join(name if name in used else f"{name} (no device)" for name in built)
-    idle = [name for name in built if name not in used]
+    idle = [name for name in built if name not in used and name != "RPC"]  # its devices are named on a command line
     if idle:
         fix = f"{idle[0]} finds no device: is its driver installed, and may this user use it?"
         return Check("backends", "warn", told, fix)
-    if built == ["CPU"]:
+    if set(built) <= {"CPU", "RPC"}:
         return Check("backends", "ok", told, f"for a GPU, build with it: {_GPU_BUILD}")
     return Check("backends", "ok", told)
 

@@ -16,6 +16,7 @@ from .errors import StatsError, TriattnError
 from .gguf_file import read_gguf
 from .metadata import KEY_VERSION, read_stats
 from .model_info import ModelInfo, fingerprint, read_model_info
+from .paths import is_file
 from .stats import HIGH_R, TriattnStats
 
 CONTEXTS = (8192, 32768, 131072)
@@ -109,7 +110,7 @@ def inspect_model(
         name=info.name,
         architecture=info.arch,
         fingerprint=mark,
-        file_bytes=sum(shard.stat().st_size for shard in info.shards if shard.is_file()),
+        file_bytes=sum(shard.stat().st_size for shard in info.shards if is_file(shard)),
         n_layer=info.n_layer,
         n_layer_full=None if info.full_layers is None else len(info.full_layers),
         n_head=info.n_head[first],

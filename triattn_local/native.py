@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import AGGREGATES, MODES, OFFSETS, POLICIES, TERMS, EvictionConfig
-from .errors import BackendMissingError, StateError, StatsError, TriattnError, UsageError
+from .errors import BackendMissingError, StateError, StatsError, TriattnError, UsageError, from_system
 from .stop import Stop
 
 OK, OFF, BAD_PARAM, NO_STATS, BAD_STATS, UNSUPPORTED, FAILED = 0, -1, -2, -3, -4, -5, -6
@@ -201,6 +201,8 @@ def library() -> ctypes.CDLL:
     try:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as err:
+        if (told := from_system(err)) and isinstance(told, BackendMissingError):
+            raise told from err
         raise BackendMissingError(f"llama_cpp cannot be loaded: {err}", fix="pip install ./native") from err
 
     lib: ctypes.CDLL = llama_cpp.llama_cpp._lib

@@ -6,13 +6,14 @@ back.
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import llama_cpp
 import numpy as np
@@ -30,6 +31,9 @@ from .stop import Stop
 from .text_stream import TextStream
 from .thinking import Kind, ThinkingSplitter, marks_of
 from .tool_calls import MARKS, ToolCall, ToolCallSplitter
+from .turns import Turns
+
+T = TypeVar("T")
 
 _SEQ = 0  # the one sequence that a Runtime drives
 
@@ -115,9 +119,15 @@ class Cancel(Protocol):
 
 
 class Runtime:
-    """One model with one sequence. Not for several threads at once."""
+    """One model with one sequence.
+
+    Any thread may call: a call waits for those of other threads, an answer for the answers that other threads read. An
+    answer whose iterator was left open is over once another begins, or the sequence changes: going on with it raises
+    StateError, as everything does after ``close``.
+    """
 
     def __init__(self, context: Context, eviction: EvictionConfig | None) -> None:
+        self._turns = Turns("Runtime")
         self.context = context
         self.model = context.model
         self.config = context.model.config
@@ -160,8 +170,11 @@ class Runtime:
         TriattnError
             The model or context cannot evict, or llama.cpp cannot load it.
         """
-        path = Path(path)
-        config = config or RuntimeConfig()
+        path = _path(path, "path")
+        stats_path = None if stats_path is None else _path(stats_path, "stats_path")
+        config = RuntimeConfig() if config is None else _of_type(config, RuntimeConfig, "config")
+        if eviction is not None:
+            _of_type(eviction, EvictionConfig, "eviction")
         if config.n_batch > config.n_ctx:
             raise UsageError(
                 f"a batch of {config.n_batch} tokens is larger than the context of {config.n_ctx}",
@@ -169,9 +182,9 @@ class Runtime:
                 fix=f"give n_batch {config.n_ctx} or less",
             )
         if eviction is not None and eviction.policy == "triattention":
-            check_stats(path, Path(stats_path) if stats_path else None)
+            check_stats(path, stats_path)
 
-        model = Model(path, config, None if stats_path is None else Path(stats_path))
+        model = Model(path, config, stats_path)
         try:
             return cls(model.context(eviction, config.n_ctx), eviction)
         except BaseException:
@@ -179,6 +192,10 @@ class Runtime:
             raise
 
     def close(self) -> None:
+        """Free the model and its cache, once the call at hand is through. Every later call raises StateError."""
+        self._turns.close(self._free)
+
+    def _free(self) -> None:
         self.context.close()
         self.model.close()
 
@@ -194,10 +211,12 @@ class Runtime:
 
     @property
     def _model(self) -> Any:
+        self._turns.check()
         return self.model.handle
 
     @property
     def _ctx(self) -> Any:
+        self._turns.check()
         return self.context.handle
 
     @property
@@ -208,6 +227,7 @@ class Runtime:
     @property
     def tokens(self) -> list[int]:
         """The sequence so far: prompt, answer, and the token drawn last."""
+        self._turns.check()
         return [*self._tokens, *([] if self._pending is None else [self._pending])]
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
@@ -254,7 +274,7 @@ class Runtime:
         max_tokens : int, optional
             None: up to the end of the turn or of the context.
         stop : sequence of str, optional
-            Texts that end the answer; they are not part of it.
+            Texts that end the answer; they are not part of it. A single text is one of them.
         cancel : Cancel, optional
             Looked at after every batch of the prompt and after every token; a ``Stop`` also amid a batch, on backends
             that ask whether to go on (CPU, Metal).
@@ -266,11 +286,29 @@ class Runtime:
         Raises
         ------
         UsageError
-            Empty prompt, or one that does not fit the context.
+            Empty prompt, one that does not fit the context, or that is no list of the model's token ids.
+        StateError
+            The runtime is closed, or the sequence was taken by another call since the last step.
         """
-        sampling = sampling or SamplingConfig()
+        sampling = SamplingConfig() if sampling is None else _of_type(sampling, SamplingConfig, "sampling")
+        stop = _texts(stop)
+        max_tokens = _limit(max_tokens)
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise UsageError("has no is_set(): give a Stop or a threading.Event", where="cancel")
+        steps = self._generate(prompt, max_tokens, sampling, stop, cancel, ignore_eos)
+        return self._turns.each(steps)
+
+    def _generate(
+        self,
+        prompt: Sequence[int] | None,
+        max_tokens: int | None,
+        sampling: SamplingConfig,
+        stop: Sequence[str],
+        cancel: Cancel | None,
+        ignore_eos: bool,
+    ) -> Iterator[Event]:
         n_ctx = llama_cpp.llama_n_ctx(self._ctx)
-        tokens = list(prompt) if prompt is not None else self.tokens
+        tokens = self.vocabulary.check_tokens(prompt) if prompt is not None else self.tokens
         if not tokens:
             raise UsageError("the prompt is empty")
         if len(tokens) > n_ctx:
@@ -292,7 +330,7 @@ class Runtime:
 
         sampler = Sampler(sampling, self.vocabulary.n_vocab, tokens)
         try:
-            yield from self._draw(sampler, tokens, n_cached, n_ctx, start_s, max_tokens, stop or (), cancel, ignore_eos)
+            yield from self._draw(sampler, tokens, n_cached, n_ctx, start_s, max_tokens, stop, cancel, ignore_eos)
         finally:
             sampler.close()
 
@@ -422,12 +460,21 @@ class Runtime:
 
     def reset(self) -> None:
         """Forget the sequence; the counters of ``stats`` go on."""
+        with self._turns.change():
+            self._forget()
+
+    def _forget(self) -> None:
         self.context.clear()
         self._pending = None
 
     # ------------------------------------------------------------------ look
 
     def stats(self) -> RuntimeStats:
+        """What the cache holds, and has done since it was made."""
+        with self._turns.alone():
+            return self._stats()
+
+    def _stats(self) -> RuntimeStats:
         engine, evicts = native.get_stats(self._ctx)
         return RuntimeStats(
             n_ctx=llama_cpp.llama_n_ctx(self._ctx),
@@ -445,8 +492,18 @@ class Runtime:
         )
 
     def kept(self, il: int, head_kv: int) -> list[int]:
-        """Positions that a KV head of a layer holds, rising."""
-        pos, _ = native.get_kept(self._ctx, il, head_kv, _SEQ)
+        """Positions that a KV head of a layer holds, rising.
+
+        Raises
+        ------
+        UsageError
+            There is no such layer that evicts, or no such head.
+        StateError
+            Nothing evicts.
+        """
+        il, head_kv = _index(il, "il"), _index(head_kv, "head_kv")
+        with self._turns.alone():
+            pos, _ = native.get_kept(self._ctx, il, head_kv, _SEQ)
         return sorted(int(p) for p in pos)
 
     def heads_holding(self) -> NDArray[np.int32]:
@@ -454,6 +511,10 @@ class Runtime:
 
         Full attention holds everything everywhere, in one row that stands for all layers.
         """
+        with self._turns.alone():
+            return self._heads_holding()
+
+    def _heads_holding(self) -> NDArray[np.int32]:
         engine, evicts = native.get_stats(self._ctx)
         n_past = len(self._tokens)
         if not evicts:
@@ -482,6 +543,10 @@ class Runtime:
 
     def snapshot(self) -> Snapshot:
         """The sequence and its cache at this moment, in memory; its bytes are as many as the cache holds."""
+        with self._turns.alone():
+            return self._snapshot()
+
+    def _snapshot(self) -> Snapshot:
         n_past, pos_cut = len(self._tokens), self.context.pos_cut
         if self.model.n_window and n_past > self.model.n_window:
             pos_cut = max(pos_cut, n_past - 1)  # of a window, what the next token needs is saved, and no more
@@ -502,7 +567,14 @@ class Runtime:
         StateError
             Of another model, or of a context that stores its cache otherwise. The sequence that was there stays,
             unless llama.cpp itself fails on the state: then it is empty.
+        UsageError
+            No snapshot.
         """
+        _of_type(snapshot, Snapshot, "snapshot")
+        with self._turns.change():
+            self._restore(snapshot)
+
+    def _restore(self, snapshot: Snapshot) -> None:
         model = native.fingerprint(self._model)
         if snapshot.model != model:
             raise StateError(f"was saved with another model ({snapshot.model}, this is {model})")
@@ -530,8 +602,9 @@ class Runtime:
         DoesNotFitError, UsageError
             The disk is full, or the file cannot be written.
         """
+        path = _path(path, "path")
         snapshot = self.snapshot()
-        write_snapshot(Path(path), snapshot)
+        write_snapshot(path, snapshot)
         return len(snapshot.state)
 
     def load_state(self, path: Path | str) -> None:
@@ -542,11 +615,47 @@ class Runtime:
         StateError
             Not a saved session, damaged, or one that ``restore`` refuses.
         """
-        snapshot = read_snapshot(Path(path))
+        self._turns.check()
+        snapshot = read_snapshot(_path(path, "path"))
         try:
             self.restore(snapshot)
         except StateError as error:
             raise StateError(error.what, where=str(path), fix=error.fix) from None
+
+
+def _of_type(value: T, wanted: type[T], where: str) -> T:
+    if not isinstance(value, wanted):
+        raise UsageError(f"is a {type(value).__name__}, and a {wanted.__name__} is wanted", where=where)
+    return value
+
+
+def _path(value: object, where: str) -> Path:
+    if not isinstance(value, (str, Path)) or "\0" in str(value):
+        raise UsageError(f"{value!r} is no path", where=where)
+    return Path(value)
+
+
+def _index(value: object, where: str) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        raise UsageError(f"{value!r} is not a whole number", where=where) from None
+    if not 0 <= number < 2**31:
+        raise UsageError(f"there is no {number}", where=where)
+    return number
+
+
+def _limit(max_tokens: int | None) -> int | None:
+    return None if max_tokens is None else _index(max_tokens, "max_tokens")
+
+
+def _texts(stop: Sequence[str] | None) -> tuple[str, ...]:
+    """One text stands for a list of it, as in OpenAI's protocol."""
+    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    for text in texts:
+        if not isinstance(text, str):
+            raise UsageError(f"{text!r} is no text", where="stop")
+    return texts
 
 
 def _told_apart(kind: Kind, text: str | None, calls: ToolCallSplitter) -> Iterator[Text | ToolCall]:

@@ -32,6 +32,7 @@ from .config import (
     SamplingConfig,
 )
 from .errors import UsageError
+from .paths import decode, expanded
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -58,15 +59,49 @@ T = TypeVar("T")
 
 
 def default_models_dir() -> Path:
-    return platformdirs.user_data_path(APP) / "models"
+    """Raises UsageError: this user has no home folder."""
+    return _own(platformdirs.user_data_path, "models", "TRIATTN_MODELS")
 
 
 def default_sessions_dir() -> Path:
-    return platformdirs.user_data_path(APP) / "sessions"
+    """Raises UsageError: this user has no home folder."""
+    return _own(platformdirs.user_data_path, "sessions", "TRIATTN_SESSIONS")
 
 
 def default_config_path() -> Path:
-    return platformdirs.user_config_path(APP) / "config.toml"
+    """Raises UsageError: this user has no home folder."""
+    return _own(platformdirs.user_config_path, "config.toml", "TRIATTN_CONFIG")
+
+
+def _own(kind: Callable[[str], Path], name: str, variable: str) -> Path:
+    try:
+        folder: Path | None = kind(APP)
+    except RuntimeError:  # a user without a name and without HOME, as containers run programs
+        folder = None
+    if folder is None or not folder.is_absolute():
+        raise UsageError("this user has no home folder", where=name, fix=f"set HOME, or {variable}")
+    return folder / name
+
+
+class _WhenUsed:
+    """A default that is looked for when it is asked for: whoever names a folder of their own needs no home."""
+
+    def __init__(self, find: Callable[[], Path]) -> None:
+        self._find = find
+        self._name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, settings: Any, owner: type | None = None) -> Any:
+        if settings is None:
+            return self
+        value = vars(settings).get(self._name)
+        return self._find() if value is None else value
+
+    def __set__(self, settings: Any, value: Any) -> None:
+        if value is not self:
+            vars(settings)[self._name] = value
 
 
 def _integer(value: object) -> int:
@@ -118,9 +153,9 @@ def _word(value: object) -> str:
 def _path(value: object) -> Path:
     if isinstance(value, Path):
         return value
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise ValueError("a path")
-    return Path(value).expanduser()
+    return expanded(value)
 
 
 def _keys(value: object) -> Mapping[str, str]:
@@ -150,7 +185,7 @@ def _setting(
 class Settings:
     """All settings of one command, each with the place it came from in ``origins``."""
 
-    models: Path = _setting(default_models_dir, _path, None, "Folder that holds the models.")
+    models: Path = _setting(_WhenUsed(default_models_dir), _path, None, "Folder that holds the models.")
     stats: Path | None = _setting(None, _path, "--stats", "Sidecar with the model's statistics, if not inside it.")
 
     ctx: int = _setting(RuntimeConfig.n_ctx, _integer, "--ctx", "Logical context.", planned=True)
@@ -213,7 +248,9 @@ class Settings:
     )
     seed: int = _setting(SamplingConfig.seed, _integer, "--seed", "Same seed, same answer; also of the random policy.")
 
-    sessions: Path = _setting(default_sessions_dir, _path, None, "Folder of the chat's sessions and snapshots.")
+    sessions: Path = _setting(
+        _WhenUsed(default_sessions_dir), _path, None, "Folder of the chat's sessions and snapshots."
+    )
     snapshot_memory: int = _setting(1024, _integer, None, "MiB of memory for snapshots of the chat's cache.")
     snapshot_disk: int = _setting(4096, _integer, None, "MiB of disk for snapshots of the chat's cache.")
     host: str = _setting("127.0.0.1", _word, "--host", "Address to listen on; another than this machine's needs a key.")
@@ -304,7 +341,8 @@ class Settings:
 
     def changed(self, origin: str, **values: Any) -> Settings:
         """The same with other values, and where these came from."""
-        return dataclasses.replace(self, **values, origins={**self.origins, **dict.fromkeys(values, origin)})
+        # not dataclasses.replace, which asks for every folder
+        return Settings(**{**vars(self), **values, "origins": {**self.origins, **dict.fromkeys(values, origin)}})
 
     def is_given(self, name: str) -> bool:
         """Whether somebody wrote a value of this setting somewhere; else it has its default."""
@@ -413,15 +451,19 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
 
 def _read_config(environ: Mapping[str, str], config_path: Path | None) -> tuple[Path, dict[str, object]]:
     named = environ.get("TRIATTN_CONFIG", "").strip()
-    path = config_path or (Path(named).expanduser() if named else default_config_path())
     try:
-        with path.open("rb") as file:
-            return path, tomllib.load(file)
+        path = config_path or (expanded(named) if named else default_config_path())
+        if config_path is None and not named:
+            path.stat()
+    except (UsageError, OSError):  # no home, or one that this user may not enter, such as root's
+        return Path("config.toml"), {}
+    try:
+        return path, tomllib.loads(decode(path.read_bytes()))
     except FileNotFoundError:
         if named and config_path is None:
             raise UsageError(f"no such file: {path}", where="environment TRIATTN_CONFIG") from None
         return path, {}
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"is not TOML: {error}", where=str(path)) from None
     except UnicodeDecodeError:
         raise UsageError("is not UTF-8", where=str(path)) from None

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import UsageError
+from .messages import for_templates
 from .text_stream import overlap
 
 MARKS: tuple[tuple[str, str], ...] = (
@@ -49,22 +51,28 @@ class ToolCall:
 def for_template(
     template: str | None, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The messages as a template takes them: arguments as objects; tools and calls as text if it knows none."""
-    turns = [_with_objects(dict(message)) for message in messages]
+    """The messages as a template takes them: arguments as objects; tools and calls as text if it knows none.
+
+    Raises
+    ------
+    UsageError
+        They are no messages as OpenAI's protocol has them, or hold something else than text.
+    """
+    turns = for_templates(messages)
     if template is not None and "tools" in template:
         return turns
     plain: list[dict[str, Any]] = []
     for turn in turns:
-        text = turn.get("content") or ""
+        text = turn["content"]
         if turn.get("tool_calls"):
-            calls = (json.dumps(call["function"], ensure_ascii=False) for call in turn["tool_calls"])
+            calls = [_json(call["function"], "tool_calls") for call in turn["tool_calls"]]
             text = "\n".join([text, *(f"<tool_call>\n{call}\n</tool_call>" for call in calls)]).strip()
         if turn["role"] == "tool":
             plain.append({"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"})
         else:
             plain.append({"role": turn["role"], "content": text})
     if tools:
-        told = _PROMPT.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
+        told = _PROMPT.format(tools="\n".join(_json(tool, "tools") for tool in tools))
         if plain and plain[0]["role"] == "system":
             plain[0]["content"] = f"{plain[0]['content']}\n\n{told}"
         else:
@@ -72,20 +80,11 @@ def for_template(
     return plain
 
 
-def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's protocol has arguments as JSON in a text, templates want the object."""
-    if not message.get("tool_calls"):
-        return message
-    calls = []
-    for call in message["tool_calls"]:
-        function = dict(call["function"])
-        if isinstance(function.get("arguments"), str):
-            try:
-                function["arguments"] = json.loads(function["arguments"])
-            except ValueError:
-                function["arguments"] = {"text": function["arguments"]}
-        calls.append({**call, "function": function})
-    return {**message, "content": message.get("content") or "", "tool_calls": calls}
+def _json(value: object, where: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"holds what JSON cannot: {error}", where=where) from None
 
 
 class ToolCallSplitter:

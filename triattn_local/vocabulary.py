@@ -2,29 +2,104 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Mapping, Sequence
+import operator
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from .errors import TriattnError, UsageError
+from .errors import StateError, TriattnError, UsageError
+from .messages import mappings
 from .tool_calls import for_template
 
 
 class Vocabulary:
-    """The tokenizer of a loaded model; lives no longer than the model."""
+    """The tokenizer of a loaded model. Any thread may ask it, until it is closed: then StateError.
 
-    def __init__(self, model: Any) -> None:
-        """model : the `llama_model` pointer of the binding."""
-        self._model = model
-        self._vocab = llama_cpp.llama_model_get_vocab(model)
-        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+    Parameters
+    ----------
+    model : pointer
+        The `llama_model` of the binding.
+    owner : object, optional
+        Frees the model when it goes: kept as long as this.
+    """
+
+    def __init__(self, model: Any, owner: object = None) -> None:
+        self._owner = owner
+        self._pointer, self._vocab_pointer = model, llama_cpp.llama_model_get_vocab(model)
+        self._users: list[int] = []  # threads that are inside
+        self._is_closed = False
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab_pointer)
+
+    def close(self) -> None:
+        """Before the model is freed: waits for the other threads that are inside, and refuses all later ones."""
+        self._is_closed = True
+        me = threading.get_ident()
+        while any(thread != me for thread in list(self._users)):
+            time.sleep(0.001)
+        self._owner = None
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        me = threading.get_ident()
+        self._users.append(me)  # first: who closes sees either this, or is seen
+        try:
+            self._check()
+            yield
+        finally:
+            self._users.remove(me)
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise StateError("the model is closed", fix="load it again")
+
+    @property
+    def _model(self) -> Any:
+        self._check()
+        return self._pointer
+
+    @property
+    def _vocab(self) -> Any:
+        self._check()
+        return self._vocab_pointer
+
+    def check_tokens(self, tokens: Sequence[int]) -> list[int]:
+        """The same as a list of int, each of them a token of this model.
+
+        Raises
+        ------
+        UsageError
+            Text, something else that is no list of whole numbers, or an id that the model has not.
+        """
+        if isinstance(tokens, (str, bytes)):
+            raise UsageError("is text, and token ids are wanted", where="prompt", fix="tokenize() makes them")
+        try:
+            ids = [operator.index(token) for token in tokens]
+        except TypeError:
+            raise UsageError(f"{_short(tokens)} is no list of token ids", where="prompt") from None
+        for at, token in enumerate(ids):
+            if not 0 <= token < self.n_vocab:
+                raise UsageError(f"token {token} at {at} is not one of the model's {self.n_vocab:,}", where="prompt")
+        return ids
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Token ids. add_special puts the model's BOS in front; parse_special reads `<|im_start|>` as one token."""
-        data = text.encode()
+        """Token ids. add_special puts the model's BOS in front; parse_special reads `<|im_start|>` as one token.
+
+        Raises
+        ------
+        UsageError
+            No text, or one with half a character, which UTF-8 cannot hold.
+        """
+        data = _utf8(text)
+        with self._inside():
+            return self._tokenize(data, add_special, parse_special)
+
+    def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
         n_max = len(data) + 16
         # byte tokens can outnumber the bytes, since a space may become a character of three; then -n are needed
         for _ in range(2):
@@ -38,10 +113,17 @@ class Vocabulary:
     @property
     def bos(self) -> int | None:
         """Token that begins every text of this model; None if it has none."""
-        has_one = llama_cpp.llama_vocab_get_add_bos(self._vocab)
-        return int(llama_cpp.llama_vocab_bos(self._vocab)) if has_one else None
+        with self._inside():
+            has_one = llama_cpp.llama_vocab_get_add_bos(self._vocab)
+            return int(llama_cpp.llama_vocab_bos(self._vocab)) if has_one else None
 
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """The token's bytes, which need not be whole characters; those of a control token only if `special`."""
+        (token,) = self.check_tokens([token])
+        with self._inside():
+            return self._piece(token, special)
+
+    def _piece(self, token: int, special: bool) -> bytes:
         size = 256
         buffer = ctypes.create_string_buffer(size)
         n = llama_cpp.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
@@ -51,16 +133,23 @@ class Vocabulary:
         return buffer.raw[:n]
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        return b"".join(self.token_bytes(t, special=special) for t in tokens).decode("utf-8", "replace")
+        """The text of tokens; what is no UTF-8 becomes U+FFFD."""
+        ids = self.check_tokens(tokens)
+        with self._inside():
+            return b"".join(self._piece(token, special) for token in ids).decode("utf-8", "replace")
 
     def ends_turn(self, token: int) -> bool:
-        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        """Whether an answer ends with this token."""
+        (token,) = self.check_tokens([token])
+        with self._inside():
+            return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
     @property
     def chat_template(self) -> str | None:
         """Jinja source, None if the model has none."""
-        text = llama_cpp.llama_model_chat_template(self._model, None)
-        return None if text is None else bytes(text).decode("utf-8", "replace")
+        with self._inside():
+            text = llama_cpp.llama_model_chat_template(self._model, None)
+            return None if text is None else bytes(text).decode("utf-8", "replace")
 
     def apply_chat_template(
         self,
@@ -73,8 +162,14 @@ class Vocabulary:
 
         A template that knows no tools gets them, and calls of them, as text. The result starts with what the template
         starts with: tokenize it with parse_special.
+
+        Raises
+        ------
+        UsageError
+            No messages as OpenAI's protocol has them, such with pictures, or the template refuses them.
         """
         template = self.chat_template
+        tools = mappings(tools, "tools")
         turns = for_template(template, messages, tools)
         if template is None:
             return "\n\n".join(str(turn["content"]) for turn in turns)
@@ -90,3 +185,18 @@ class Vocabulary:
 
     def _special_text(self, token: int) -> str:
         return self.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+
+def _utf8(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise UsageError(f"{_short(text)} is no text")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half = ord(text[error.start])
+        raise UsageError(f"half a character (U+{half:04X}) at {error.start}, which UTF-8 cannot hold") from None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from rich.console import RenderableType
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
@@ -16,6 +17,7 @@ from textual.screen import Screen
 from triattn_local.config import SamplingConfig
 from triattn_local.conversation import Retained
 from triattn_local.errors import TriattnError, UsageError
+from triattn_local.paths import is_file
 from triattn_local.runtime import RuntimeStats
 from triattn_local.sessions import Message, Session, SessionStore, Shelf
 from triattn_local.settings import Settings
@@ -143,7 +145,7 @@ class ChatApp(App[None]):
         """The model that was asked for, else the session's, else the last one; else a choice."""
         named = [self.start.model, self.session.session.model if self.session.session else None]
         for candidate in [*named, self.store.preference("model")]:
-            if candidate and Path(candidate).is_file():
+            if candidate and is_file(Path(candidate)):
                 self.load_model(Path(candidate))
                 return
         self.action_models()
@@ -276,6 +278,11 @@ class ChatApp(App[None]):
 
         if isinstance(self.screen, MapScreen):
             self.screen.show(retained, path)
+
+    def panic(self, *renderables: RenderableType) -> None:
+        """Textual, when a thread of its own fails, such as the one that reads keys: it ends without an exit code."""
+        super().panic(*renderables)
+        self._return_code = 1
 
     async def action_quit(self) -> None:
         self.engine.stop()

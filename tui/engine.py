@@ -20,7 +20,7 @@ from triattn_local import planning
 from triattn_local import runtime as runtime_module
 from triattn_local.config import SamplingConfig
 from triattn_local.conversation import Answered, Conversation, Piece, Ready, Settled
-from triattn_local.errors import TriattnError
+from triattn_local.errors import TriattnError, from_system
 from triattn_local.runtime import Prefill, RuntimeStats
 from triattn_local.sessions import Message, SessionStore, Shelf, State
 from triattn_local.settings import Settings
@@ -109,14 +109,9 @@ class Engine:
         def run() -> None:
             try:
                 job(*args)
-            except TriattnError as error:
-                self._post(events.Failed(error))
-            except MemoryError:
-                self._post(
-                    events.Failed(TriattnError("out of memory", fix="give a smaller --ctx, --budget or --batch"))
-                )
             except Exception as error:
-                self._post(events.Failed(TriattnError(f"{type(error).__name__}: {error}", fix="this is a bug")))
+                told = from_system(error) or TriattnError(f"{type(error).__name__}: {error}", fix="this is a bug")
+                self._post(events.Failed(told))
 
         return self._thread.submit(run)
 
@@ -132,8 +127,11 @@ class Engine:
                 path, settings, evict=evict, checkpoint_bytes=settings.snapshot_memory << 20, verbose=verbose
             )
             rt = runtime_module.Runtime.load(path, plan.config, plan.eviction, stats_path=settings.stats)
-        except TriattnError as error:
-            self._post(events.LoadFailed(path, error))
+        except Exception as error:
+            told = from_system(error)
+            if told is None:
+                raise
+            self._post(events.LoadFailed(path, told))
             return
         self._conversation = Conversation(rt, self._shelf)
         self._mapped_rounds = -1
@@ -179,7 +177,7 @@ class Engine:
             self._fail(turn, error)
             return
         except BaseException as error:
-            self._fail(turn, TriattnError(f"{type(error).__name__}: {error}"))
+            self._fail(turn, from_system(error) or TriattnError(f"{type(error).__name__}: {error}"))
             raise
         if state == "stopped" and not (answer.content or answer.thinking):
             return  # stopped in the prompt: reading on is what was not wanted

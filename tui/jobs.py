@@ -12,7 +12,7 @@ from pathlib import Path
 from textual.message import Message as TextualMessage
 
 from triattn_local import store
-from triattn_local.errors import BackendMissingError, TriattnError
+from triattn_local.errors import BackendMissingError, TriattnError, from_system
 
 DEMO_TOKENS = 4096
 """calibration tokens of the demo model: half of the usual, for half of the wait"""
@@ -83,10 +83,8 @@ class Job:
                 path = work()
             except _Stopped:
                 pass
-            except TriattnError as found:
-                error = found
             except Exception as found:
-                error = TriattnError(f"{type(found).__name__}: {found}", fix="this is a bug")
+                error = from_system(found) or TriattnError(f"{type(found).__name__}: {found}", fix="this is a bug")
             self._post(JobDone(path, error))
 
         self._thread = threading.Thread(target=run, name="job", daemon=True)

@@ -1,10 +1,13 @@
 #include "llama-triattn-server.h"
 
 #include "common.h"
+#include "gguf.h"
 #include "log.h"
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
+#include <map>
 #include <mutex>
 #include <new>
 #include <sstream>
@@ -69,17 +72,32 @@ bool llama_triattn_server::attach(llama_context * lctx, common_params & cparams,
     return is_keeping;
 }
 
+static bool has_statistics(const std::string & path) {
+    gguf_context * meta = path.empty() ? nullptr : gguf_init_from_file(path.c_str(), { /*.no_alloc =*/ true, /*.ctx =*/ nullptr });
+    const bool res = meta && gguf_find_key(meta, "triattention.version") >= 0;
+    gguf_free(meta);
+    return res;
+}
+
 void llama_triattn_server::fit_draft(const llama_context * ctx, common_params & params, common_params & params_draft) {
     llama_triattn_params settings;
     if (llama_triattn_get_params(ctx, &settings) != LLAMA_TRIATTN_OK) {
         return;
     }
-    llama_model_kv_override own = {};
-    own.tag = LLAMA_KV_OVERRIDE_TYPE_STR;
-    snprintf(own.key, sizeof(own.key), "triattention.stats"); // none: those inside the file, not the target's sidecar
-
     auto & overrides = params_draft.kv_overrides; // the last one has no key
-    overrides.insert(overrides.begin(), own);
+    const auto add = [&](const char * key, const char * value) {
+        overrides.erase(std::remove_if(overrides.begin(), overrides.end(), [&](const auto & o) { return strcmp(o.key, key) == 0; }), overrides.end());
+        llama_model_kv_override own = {};
+        own.tag = LLAMA_KV_OVERRIDE_TYPE_STR;
+        snprintf(own.key,     sizeof(own.key),     "%s", key);
+        snprintf(own.val_str, sizeof(own.val_str), "%s", value);
+        overrides.insert(overrides.begin(), own);
+    };
+    add("triattention.stats", ""); // none: those inside the file, not the target's sidecar
+    if (settings.policy == LLAMA_TRIATTN_POLICY_TRIATTENTION && !has_statistics(params_draft.model.path)) {
+        SRV_WRN("%s has no TriAttention statistics: drafts keep their first and last tokens (policy streaming)\n", params_draft.model.path.c_str());
+        add("triattention.policy", "streaming");
+    }
     if (overrides.back().key[0] != 0) {
         overrides.emplace_back();
         overrides.back().key[0] = 0;
@@ -119,8 +137,9 @@ static int32_t n_shared(const llama_tokens & a, const server_tokens & b) {
 
 // Prefixes of the last requests, for most have the same one: the one used last at the front.
 struct prefix {
+    std::string  key;    // what it was rendered from
     std::string  text;
-    llama_tokens tokens;
+    llama_tokens tokens; // empty until somebody asks
 };
 
 static std::mutex        mutex_prefixes;
@@ -131,10 +150,41 @@ static size_t n_shared(const std::string & a, const std::string & b) {
     return std::mismatch(a.begin(), a.begin() + std::min(a.size(), b.size()), b.begin()).first - a.begin();
 }
 
+static std::vector<common_chat_msg>::const_iterator first_of_user(const std::vector<common_chat_msg> & messages) {
+    return std::find_if(messages.begin(), messages.end(), [](const auto & m) { return m.role == "user"; });
+}
+
+// All that the template makes a prefix of, but the time of day. That a prompt begins with the text of another prefix says
+// nothing: where the system prompt goes into the user's first message, all of them begin with that of no system prompt.
+static std::string key_of(const common_chat_templates_inputs & inputs) {
+    std::ostringstream key;
+    const auto add = [&key](const auto & part) { key << part << '\0'; };
+
+    for (auto it = inputs.messages.begin(); it != first_of_user(inputs.messages); ++it) {
+        add(it->to_json_oaicompat().dump());
+    }
+    for (const auto & tool : inputs.tools) {
+        add(tool.name);
+        add(tool.description);
+        add(tool.parameters);
+    }
+    for (const auto & [name, value] : inputs.chat_template_kwargs) {
+        add(name);
+        add(value);
+    }
+    for (const int setting : { (int) inputs.tool_choice, (int) inputs.parallel_tool_calls, (int) inputs.reasoning_format,
+            (int) inputs.enable_thinking, (int) inputs.add_bos, (int) inputs.add_eos, (int) inputs.use_jinja }) {
+        add(setting);
+    }
+    add(inputs.json_schema);
+    add(inputs.grammar);
+    return key.str();
+}
+
 // what two conversations have in common in which the user says different things
 static std::string render_prefix(const common_chat_templates * tmpls, common_chat_templates_inputs inputs) {
     auto & messages = inputs.messages;
-    messages.erase(std::find_if(messages.begin(), messages.end(), [](const auto & m) { return m.role == "user"; }), messages.end());
+    messages.erase(first_of_user(messages), messages.cend());
     messages.emplace_back();
     messages.back().role = "user";
 
@@ -153,19 +203,27 @@ void llama_triattn_server::add_prefix(json & params, const common_chat_templates
     if (!is_evicting) {
         return;
     }
-    const std::string prompt = params.at("prompt");
-    {
-        std::lock_guard<std::mutex> lock(mutex_prefixes);
-        for (auto it = prefixes.begin(); it != prefixes.end(); ++it) {
-            if (prompt.compare(0, it->text.size(), it->text) == 0) {
+    try {
+        const std::string prompt = params.at("prompt");
+        const std::string key    = key_of(inputs);
+        {
+            std::lock_guard<std::mutex> lock(mutex_prefixes);
+            auto it = std::find_if(prefixes.begin(), prefixes.end(), [&](const prefix & p) { return p.key == key; });
+            if (it != prefixes.end() && prompt.compare(0, it->text.size(), it->text) == 0) {
                 prefixes.splice(prefixes.begin(), prefixes, it);
                 params["triattn_prefix"] = it->text;
                 return;
             }
         }
-    }
-    try {
-        params["triattn_prefix"] = render_prefix(tmpls, inputs);
+        const std::string text = render_prefix(tmpls, inputs);
+
+        std::lock_guard<std::mutex> lock(mutex_prefixes);
+        prefixes.remove_if([&](const prefix & p) { return p.key == key; }); // of another time of day
+        prefixes.push_front({ key, text, {} });
+        if (prefixes.size() > N_PREFIXES) {
+            prefixes.pop_back();
+        }
+        params["triattn_prefix"] = text;
     } catch (const std::exception & e) {
         SRV_DBG("the template tells no prefix: %s\n", e.what()); // it may want what this conversation has not
     }
@@ -177,17 +235,21 @@ int32_t llama_triattn_server::n_prefix(const llama_vocab * vocab, const json & p
     }
     const std::string text = params.at("triattn_prefix");
 
+    llama_tokens own;
+    llama_tokens * known = &own;
+
     std::lock_guard<std::mutex> lock(mutex_prefixes);
-    auto it = std::find_if(prefixes.begin(), prefixes.end(), [&](const prefix & p) { return p.text == text; });
-    if (it == prefixes.end()) {
-        prefixes.push_front({ text, common_tokenize(vocab, text, true, true) });
-        if (prefixes.size() > N_PREFIXES) {
-            prefixes.pop_back();
+    for (auto & p : prefixes) {
+        if (p.text == text) {
+            known = &p.tokens;
+            break;
         }
-        it = prefixes.begin();
+    }
+    if (known->empty()) {
+        *known = common_tokenize(vocab, text, true, true);
     }
     // the last token may become another one with what follows
-    return std::min(n_shared(it->tokens, tokens), (int32_t) it->tokens.size() - 1);
+    return std::min(n_shared(*known, tokens), (int32_t) known->size() - 1);
 }
 
 bool llama_triattn_server::ends_batch(int32_t id_slot, int32_t n_tokens) const {
@@ -288,7 +350,11 @@ int32_t llama_triattn_server::resume(
     }
 
     if (best != states.end()) {
-        n_past = restore(id_slot, prompt, best, n_best) ? n_best : 0;
+        if (restore(id_slot, prompt, best, n_best)) {
+            n_past = n_best;
+        } else {
+            n_past = std::min(n_past, prompt.n_tokens()); // what the slot held, if it still does
+        }
     }
 
     slot.n_prompt = task.n_tokens();
@@ -312,21 +378,35 @@ bool llama_triattn_server::restore(int32_t id_slot, server_prompt & prompt, std:
 
     const bool has_mtmd = prompt.tokens.has_mtmd;
 
-    prompt.clear();
+    const auto last_pos = [&] {
+        std::vector<llama_pos> res;
+        for (auto * c : contexts) {
+            res.push_back(llama_memory_seq_pos_max(llama_get_memory(c), id_slot));
+        }
+        return res;
+    };
+    const auto before = last_pos();
+
     bool is_back = true;
     for (size_t i = 0; i < contexts.size(); ++i) {
         const auto & data = it->data[i];
         is_back = is_back && llama_state_seq_set_data_ext(contexts[i], data.data(), data.size(), id_slot, 0) == data.size();
     }
     if (!is_back) {
+        // the state is as good as it was: the next request may find room for it
+        if (last_pos() == before) {
+            SRV_WRN("slot %d: there is no room now for the state of %zu tokens\n", id_slot, it->tokens.size());
+            return false;
+        }
         SRV_WRN("slot %d: the state of %zu tokens cannot be restored, the prompt is read from its beginning\n", id_slot, it->tokens.size());
         for (auto * c : contexts) {
             llama_memory_seq_rm(llama_get_memory(c), id_slot, -1, -1);
         }
+        prompt.clear();
         prompt.tokens = server_tokens(llama_tokens(), has_mtmd);
-        states.erase(it);
         return false;
     }
+    prompt.clear();
     prompt.tokens = server_tokens(llama_tokens(it->tokens.begin(), it->tokens.begin() + n_tokens), has_mtmd);
     states.splice(states.end(), states, it);
 
@@ -425,6 +505,34 @@ void llama_triattn_server::describe(int32_t id_slot, json & slot) const {
         { "n_states",         states.size() },
         { "state_bytes",      size() },
     };
+}
+
+static struct {
+    std::mutex          mutex;
+    std::map<int, json> slots;
+    std::string         metrics;
+} asleep;
+
+void llama_triattn_server::doze(int32_t id_slot, json slot) const {
+    describe(id_slot, slot);
+
+    std::lock_guard<std::mutex> lock(asleep.mutex);
+    asleep.slots[id_slot] = std::move(slot);
+    asleep.metrics        = metrics();
+}
+
+json llama_triattn_server::slots_asleep() {
+    std::lock_guard<std::mutex> lock(asleep.mutex);
+    json res = json::array();
+    for (const auto & slot : asleep.slots) {
+        res.push_back(slot.second);
+    }
+    return res;
+}
+
+std::string llama_triattn_server::metrics_asleep() {
+    std::lock_guard<std::mutex> lock(asleep.mutex);
+    return asleep.metrics;
 }
 
 std::string llama_triattn_server::metrics() const {

@@ -39,8 +39,8 @@ public:
     // ctx_draft: of the draft model, may be null. No states are kept for drafts that need more than their own cache to go on.
     bool attach(llama_context * ctx, common_params & params, llama_context * ctx_draft);
 
-    // Before a draft model is loaded, which inherits the target's settings of eviction: its statistics are its own, and it
-    // drafts no more tokens than its window can take back.
+    // Before a draft model is loaded, which inherits the target's settings of eviction: its statistics are its own (without any
+    // it keeps first and last tokens), and it drafts no more tokens than its window can take back.
     static void fit_draft(const llama_context * ctx, common_params & params, common_params & params_draft);
 
     // The text that every conversation with this system prompt and these tools begins with goes into the parameters of a
@@ -76,6 +76,12 @@ public:
 
     void        describe(int32_t id_slot, json & slot) const; // for /slots: adds "triattention"
     std::string metrics() const;                              // for /metrics: Prometheus text, "" if nothing evicts
+
+    // Figures of a model that leaves the memory: noted before it goes, told to those who ask while it is away, whom upstream
+    // would load it again for (slots), or told less (metrics).
+    void               doze(int32_t id_slot, json slot) const;
+    static json        slots_asleep();
+    static std::string metrics_asleep();
 
 private:
     struct state {

@@ -10,15 +10,25 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <cstdlib>
+#include <numeric>
 #include <thread>
+#include <typeinfo>
+#include <unordered_map>
+
+// the memory as a T, nullptr if it is anything else: what derives from T holds more than T, which must stay cell for cell
+template <typename T>
+static T * as(llama_memory_i * memory) {
+    return memory && typeid(*memory) == typeid(T) ? static_cast<T *>(memory) : nullptr;
+}
 
 llama_kv_cache * llama_triattn::find_cache(const llama_memory_i * memory) {
     auto * mem = const_cast<llama_memory_i *>(memory);
 
-    if (auto * m = dynamic_cast<llama_kv_cache           *>(mem)) { return m; }
-    if (auto * m = dynamic_cast<llama_kv_cache_iswa      *>(mem)) { return m->get_base(); }
-    if (auto * m = dynamic_cast<llama_memory_hybrid      *>(mem)) { return m->get_mem_attn(); }
-    if (auto * m = dynamic_cast<llama_memory_hybrid_iswa *>(mem)) { return m->get_mem_attn()->get_base(); }
+    if (auto * m = as<llama_kv_cache          >(mem)) { return m; }
+    if (auto * m = as<llama_kv_cache_iswa     >(mem)) { return m->get_base(); }
+    if (auto * m = as<llama_memory_hybrid     >(mem)) { return m->get_mem_attn(); }
+    if (auto * m = as<llama_memory_hybrid_iswa>(mem)) { return m->get_mem_attn()->get_base(); }
 
     return nullptr;
 }
@@ -82,6 +92,20 @@ llama_pos llama_triattn::seq_pos_cut(const llama_memory_i * memory, llama_seq_id
     return swa == kv && kv->triattn ? t : std::max(t, window_pos_cut(*swa, swa->n_swa, swa->swa_type, seq_id));
 }
 
+bool llama_triattn::can_cp(
+        const llama_kv_cache & kv, llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    return !kv.triattn || kv.triattn->can_cp(seq_id_src, seq_id_dst, p0, p1);
+}
+
+bool llama_triattn::can_shift(const llama_kv_cache & kv, llama_seq_id seq_id) {
+    return !kv.triattn || kv.triattn->seq_shift(seq_id);
+}
+
+bool llama_triattn::has_failed(const llama_context & lctx) {
+    const auto * triattn = of(&lctx);
+    return triattn && !triattn->why_failed.empty();
+}
+
 llama_triattn::llama_triattn(
         llama_kv_cache & kv, const llama_triattn_params & params, const llama_cparams & cparams, uint32_t n_cells_full) :
     kv(kv), params(params), n_cells_full(n_cells_full), whole(LLAMA_MAX_SEQ, 0) {
@@ -90,6 +114,10 @@ llama_triattn::llama_triattn(
 
     for (const auto & l : kv.layers) {
         const uint32_t il = l.il;
+
+        if (hparams.n_head_kv(il) == 0) {
+            continue; // no attention in this layer, and rows of no bytes
+        }
 
         llama_triattn_layer layer;
 
@@ -194,9 +222,13 @@ std::vector<llama_seq_id> llama_triattn::seqs() const {
 
 void llama_triattn::clear() {
     std::fill(whole.begin(), whole.end(), 0);
+    why_failed.clear();
 }
 
 bool llama_triattn::can_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+    if (seq_id >= (llama_seq_id) kv.seq_to_stream.size()) {
+        return true; // no sequence of this cache: its own check tells
+    }
     if (seq_id < 0) {
         for (const auto s : seqs()) {
             if (!can_rm(s, p0, p1)) {
@@ -226,8 +258,8 @@ bool llama_triattn::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     return true;
 }
 
-bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
-    if (seq_id_src == seq_id_dst) {
+bool llama_triattn::can_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) const {
+    if (seq_id_src == seq_id_dst || seq_id_src < 0 || seq_id_src >= (llama_seq_id) kv.seq_to_stream.size()) {
         return true;
     }
 
@@ -238,6 +270,18 @@ bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
         LLAMA_LOG_ERROR("%s: sequence %d cannot be copied in part before position %d; nothing was copied\n", __func__, seq_id_src, t);
         return false;
     }
+    return true;
+}
+
+bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    if (!can_cp(seq_id_src, seq_id_dst, p0, p1)) {
+        return false;
+    }
+    if (seq_id_src == seq_id_dst) {
+        return true;
+    }
+
+    const llama_pos t = whole[seq_id_src];
 
     const auto s0 = kv.seq_to_stream[seq_id_src];
     const auto s1 = kv.seq_to_stream[seq_id_dst];
@@ -272,7 +316,7 @@ llama_pos llama_triattn::seq_pos_min(llama_seq_id seq_id) const {
 
     const llama_pos pos_min = cells.seq_pos_min(seq_id);
 
-    return pos_min < 0 ? pos_min : std::min(std::max(pos_min, whole[seq_id]), cells.seq_pos_max(seq_id));
+    return pos_min < 0 ? pos_min : std::min(std::max(pos_min, whole[seq_id]), seq_pos_max(seq_id));
 }
 
 llama_pos llama_triattn::seq_pos_max(llama_seq_id seq_id) const {
@@ -294,15 +338,45 @@ void llama_triattn::apply_ubatch(const slot_info & sinfo, const llama_ubatch & u
 // rounds
 //
 
+std::pair<llama_pos, uint32_t> llama_triattn::window_first(llama_seq_id seq_id) const {
+    const auto & tokens = kv.v_cells[kv.seq_to_stream[seq_id]].seq_pos_get(seq_id);
+
+    return *(tokens.size() <= params.window ? tokens.begin() : std::prev(tokens.end(), params.window));
+}
+
+llama_pos llama_triattn::whole_from(llama_seq_id seq_id) const {
+    const auto & tokens = kv.v_cells[kv.seq_to_stream[seq_id]].seq_pos_get(seq_id);
+    const auto   first  = tokens.find(window_first(seq_id));
+
+    // of a picture's tokens, which share a position, some may have gone
+    const bool is_split = first != tokens.begin() && std::prev(first)->first == first->first;
+
+    return first->first + is_split;
+}
+
 std::vector<int32_t> llama_triattn::candidates(llama_seq_id seq_id) const {
     const auto & cells = kv.v_cells[kv.seq_to_stream[seq_id]];
 
-    const llama_pos p0 = (llama_pos) params.n_keep;
-    const llama_pos p1 = cells.seq_pos_max(seq_id) + 1 - (llama_pos) params.window;
+    std::unordered_map<llama_seq_id, std::pair<llama_pos, uint32_t>> ends;
+    const auto end_of = [&](llama_seq_id s) {
+        const auto it = ends.find(s);
+        return it != ends.end() ? it->second : ends[s] = window_first(s);
+    };
+    const auto all = seqs();
 
     std::vector<int32_t> res;
     for (const auto & [p, i] : cells.seq_pos_get(seq_id)) {
-        if (p >= p0 && p < p1 && cells.seq_count(i) == 1) {
+        if (p < (llama_pos) params.n_keep) {
+            continue;
+        }
+        const auto cell = std::make_pair(p, i);
+        if (cell >= end_of(seq_id)) {
+            break;
+        }
+        const bool is_alone = cells.seq_count(i) == 1;
+        if (is_alone || std::all_of(all.begin(), all.end(), [&, c = i](llama_seq_id s) {
+                return !cells.seq_has(c, s) || cell < end_of(s);
+            })) {
             res.push_back(i);
         }
     }
@@ -313,13 +387,27 @@ std::vector<int32_t> llama_triattn::candidates(llama_seq_id seq_id) const {
 int32_t llama_triattn::request(llama_context & lctx, std::function<int32_t()> fn) {
     requested     = std::move(fn);
     requested_res = LLAMA_TRIATTN_FAILED;
-    lctx.memory_update(false);
-    requested = nullptr;
+    for (int i = 0; i < 2 && requested; ++i) {
+        lctx.memory_update(false); // the first one may be taken by a copy between streams that is pending
+    }
+    if (requested) {
+        requested = nullptr;
+        return fail("the context has pending work and runs no round now");
+    }
     return requested_res;
 }
 
+int32_t llama_triattn::fail(const char * why) {
+    llama_triattn_set_error(std::string("TriAttention: ") + why);
+    return LLAMA_TRIATTN_FAILED;
+}
+
 bool llama_triattn::is_over(llama_seq_id seq_id, bool forced) const {
-    return forced ? n_used(seq_id) > params.budget : n_used(seq_id) >= params.budget + params.window;
+    const uint32_t used = n_used(seq_id);
+
+    return forced ?
+        used >  params.budget                 && !candidates(seq_id).empty() :
+        used >= params.budget + params.window &&  candidates(seq_id).size() >= params.window;
 }
 
 bool llama_triattn::is_due(bool forced) const {
@@ -327,7 +415,7 @@ bool llama_triattn::is_due(bool forced) const {
         return true;
     }
     for (const auto s : seqs()) {
-        if (is_over(s, forced) && !candidates(s).empty()) {
+        if (is_over(s, forced)) {
             return true;
         }
     }
@@ -350,15 +438,24 @@ llama_triattn_unaborted::~llama_triattn_unaborted() {
 void llama_triattn::update(llama_context & lctx, bool forced) {
     const llama_triattn_unaborted unaborted(lctx);
 
-    if (requested) {
-        requested_res = requested();
+    if (const auto fn = std::move(requested)) {
+        requested     = nullptr;
+        is_requested  = true;
+        requested_res = fn();
+        is_requested  = false;
         return;
     }
+
+    std::string why;
     for (const auto s : seqs()) {
-        if (is_over(s, forced)) {
-            evict(lctx, s, params.budget, forced);
+        if (is_over(s, forced) && evict(lctx, s, params.budget, forced) < 0) {
+            why = llama_triattn_get_error();
         }
     }
+    if (!why.empty() && why != why_failed) {
+        LLAMA_LOG_ERROR("%s: a round of eviction failed, nothing is decoded: %s\n", __func__, why.c_str());
+    }
+    why_failed = why;
 }
 
 static uint64_t hash_u64(uint64_t x) { // splitmix64
@@ -386,11 +483,11 @@ bool llama_triattn::score_sets(
         return true;
     }
 
-    const bool with_heads = requested || ranking;
+    const bool with_heads = is_requested || ranking;
 
     last_cells.clear();
     if (!scorer->compute(lctx, layers, cand, strm, k_rotation(), kv.v_trans, kv.seq_pos_max(seq_id) + 1, last_scores, with_heads, counters)) {
-        return false;
+        return fail("the scores cannot be computed: the device has no memory left for them, or failed"), false;
     }
     if (with_heads) {
         last_cells = cand;
@@ -462,6 +559,55 @@ static void for_each_on_threads(uint32_t n, uint32_t n_threads, const std::funct
     }
 }
 
+// Each set would drop the lowest of all candidates; as many cells must be freed in each group for all sets, so that the mean over
+// sets decides, largest remainders first.
+std::vector<llama_triattn::cell_group> llama_triattn::make_groups(
+        uint32_t strm, const std::vector<int32_t> & cand, uint32_t n_drop, const std::vector<float> & scores) const {
+    const auto & cells = kv.v_cells[strm];
+
+    using seq_set = std::decay_t<decltype(cells.seq_get_all(0))>;
+
+    std::unordered_map<seq_set, size_t> index;
+    std::vector<cell_group> res;
+    std::vector<uint32_t>   group_of(cand.size());
+
+    for (uint32_t i = 0; i < cand.size(); ++i) {
+        const auto [it, is_new] = index.emplace(cells.seq_get_all(cand[i]), res.size());
+        if (is_new) {
+            res.emplace_back();
+        }
+        res[it->second].cand.push_back(i);
+        group_of[i] = it->second;
+    }
+    if (res.size() == 1) {
+        res[0].n_drop = n_drop;
+        return res;
+    }
+
+    std::vector<uint64_t> n_lowest(res.size(), 0);
+    for (uint32_t set = 0; set < n_set; ++set) {
+        std::vector<uint8_t> drop;
+        llama_triattn_drop_lowest(scores.data() + (size_t) set*cand.size(), cand.size(), n_drop, drop);
+        for (uint32_t i = 0; i < cand.size(); ++i) {
+            n_lowest[group_of[i]] += drop[i];
+        }
+    }
+
+    std::vector<size_t> order(res.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return n_lowest[a] % n_set > n_lowest[b] % n_set; });
+
+    uint32_t n_left = n_drop;
+    for (size_t g = 0; g < res.size(); ++g) {
+        res[g].n_drop = n_lowest[g]/n_set;
+        n_left -= res[g].n_drop;
+    }
+    for (size_t i = 0; n_left > 0; ++i, --n_left) { // fewer remainders than groups, and none in a group that is all lowest
+        res[order[i]].n_drop += 1;
+    }
+    return res;
+}
+
 int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t n_tokens, bool forced) {
     const int64_t t_start_us = ggml_time_us();
 
@@ -475,6 +621,10 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
         return 0;
     }
 
+    if (const char * env = getenv("LLAMA_TRIATTN_FAIL"); env && atoi(env)) {
+        return fail("LLAMA_TRIATTN_FAIL asks for a round that fails"); // for tests
+    }
+
     std::vector<float> scores;
     if (!rank_sets(lctx, seq_id, cand, scores)) {
         return LLAMA_TRIATTN_FAILED;
@@ -484,7 +634,14 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
 
     // The highest candidate cells are freed, so that the used cells stay together and attention reads no more than it must.
     // What a set keeps of their rows goes to the cells below whose rows the set drops: there are as many of each.
-    const uint32_t i_freed = n_cand - n_drop;
+    const auto groups = make_groups(strm, cand, n_drop, scores);
+
+    std::vector<int32_t> freed;
+    for (const auto & group : groups) {
+        for (uint32_t i = group.cand.size() - group.n_drop; i < group.cand.size(); ++i) {
+            freed.push_back(cand[group.cand[i]]);
+        }
+    }
 
     std::vector<std::vector<int32_t>> src(n_set); // cells, per set
     std::vector<std::vector<int32_t>> dst(n_set);
@@ -492,15 +649,26 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
 
     const auto choose = [&](uint32_t set) {
         std::vector<uint8_t> drop;
-        llama_triattn_drop_lowest(scores.data() + (size_t) set*n_cand, n_cand, n_drop, drop);
+        std::vector<float>   of_group;
 
-        for (uint32_t i = 0; i < i_freed; ++i) {
-            if (drop[i]) {
-                dst[set].push_back(cand[i]);
+        for (const auto & group : groups) {
+            const uint32_t n       = group.cand.size();
+            const uint32_t i_freed = n - group.n_drop;
+
+            of_group.resize(n);
+            for (uint32_t i = 0; i < n; ++i) {
+                of_group[i] = scores[(size_t) set*n_cand + group.cand[i]];
             }
-        }
-        for (uint32_t i = i_freed; i < n_cand; ++i) {
-            (drop[i] ? stay[set] : src[set]).push_back(cand[i]);
+            llama_triattn_drop_lowest(of_group.data(), n, group.n_drop, drop);
+
+            for (uint32_t i = 0; i < i_freed; ++i) {
+                if (drop[i]) {
+                    dst[set].push_back(cand[group.cand[i]]);
+                }
+            }
+            for (uint32_t i = i_freed; i < n; ++i) {
+                (drop[i] ? stay[set] : src[set]).push_back(cand[group.cand[i]]);
+            }
         }
         GGML_ASSERT(src[set].size() == dst[set].size());
     };
@@ -531,8 +699,17 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
 
     const int64_t t_selected_us = ggml_time_us();
 
-    if (n_moved > 0 && !llama_triattn_move(lctx, layers, moves, strm, kv.v_trans, counters)) {
-        return LLAMA_TRIATTN_FAILED;
+    const auto moved = n_moved > 0 ? llama_triattn_move(lctx, layers, moves, strm, kv.v_trans, counters) : LLAMA_TRIATTN_MOVED_ALL;
+    if (moved == LLAMA_TRIATTN_MOVED_NOTHING) {
+        return fail("the device has no memory left to move rows of the cache");
+    }
+    if (moved == LLAMA_TRIATTN_MOVED_SOME) {
+        for (const auto s : seqs()) {
+            if (kv.seq_to_stream[s] == strm) {
+                kv.seq_rm(s, -1, -1);
+            }
+        }
+        return fail("the device failed while rows of the cache moved; the sequences in it are lost and must be read again");
     }
 
     const int64_t t_moved_us = ggml_time_us();
@@ -551,12 +728,16 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
             cells.set({ (uint32_t) dst[0][i] }, cells.cp({ (uint32_t) src[0][i] }));
         }
     }
-    whole[seq_id] = std::max(whole[seq_id], cells.seq_pos_max(seq_id) + 1 - (llama_pos) params.window);
-
-    for (uint32_t i = i_freed; i < n_cand; ++i) {
-        cells.seq_rm(cand[i], seq_id);
+    for (const auto s : seqs()) {
+        const auto is_of_s = [&, s = s](int32_t cell) { return cells.seq_has(cell, s); };
+        if (kv.seq_to_stream[s] == strm && std::any_of(freed.begin(), freed.end(), is_of_s)) {
+            whole[s] = std::max(whole[s], whole_from(s));
+        }
     }
-    head = std::min(head, (uint32_t) cand[i_freed]);
+    for (const int32_t cell : freed) {
+        cells.rm(cell);
+    }
+    head = std::min(head, (uint32_t) *std::min_element(freed.begin(), freed.end()));
 
     const int64_t t_end_us = ggml_time_us();
 
@@ -596,6 +777,32 @@ private:
 
 llama_memory_context_ptr llama_triattn::init_update(llama_context * lctx, bool forced) {
     return std::make_unique<llama_triattn_update>(*this, *lctx, forced);
+}
+
+//
+// room for a state
+//
+
+uint32_t llama_triattn::n_free_without(llama_seq_id seq_id) const {
+    const auto & cells = kv.v_cells[kv.seq_to_stream[seq_id]];
+
+    uint32_t res = 0;
+    for (uint32_t i = 0; i < cells.size(); ++i) {
+        res += cells.is_empty(i) || (cells.seq_count(i) == 1 && cells.seq_has(i, seq_id));
+    }
+    return res;
+}
+
+void llama_triattn::make_room(llama_seq_id seq_id, uint32_t n_free) {
+    for (const auto s : seqs()) {
+        if (n_free_without(seq_id) >= n_free) {
+            return;
+        }
+        if (lctx && s != seq_id && kv.seq_to_stream[s] == kv.seq_to_stream[seq_id] && n_used(s) > params.budget) {
+            lctx->synchronize();
+            request(*lctx, [&] { return evict(*lctx, s, params.budget, true); });
+        }
+    }
 }
 
 //
@@ -724,6 +931,6 @@ int32_t llama_triattn::get_rows(
 void llama_triattn::get_rows_info(bool is_v, int32_t & type, int32_t & n_rot) const {
     const bool is_rotated = is_v ? kv.attn_rot_v : kv.attn_rot_k;
 
-    type  = is_v ? kv.type_v() : kv.type_k();
+    type  = is_v && kv.layers[0].v ? kv.type_v() : kv.type_k();
     n_rot = !is_rotated ? 0 : is_v ? 64 : (int32_t) std::lround(std::sqrt((double) k_rotation().size()));
 }

@@ -20,6 +20,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 class llama_triattn {
@@ -39,10 +40,15 @@ public:
     static uint64_t n_cells(const llama_context * ctx);
 
     // for memories that hold a cache and something else, which must not change if the cache refuses
-    static bool is_on (const llama_kv_cache & kv);
-    static bool can_rm(const llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+    static bool is_on    (const llama_kv_cache & kv);
+    static bool can_rm   (const llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+    static bool can_cp   (const llama_kv_cache & kv, llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1);
+    static bool can_shift(const llama_kv_cache & kv, llama_seq_id seq_id);
 
-    // the same of a memory with a sliding-window half, whose cells outside the window may be gone
+    // true if the last round of a context failed: it cannot go on, see why_failed
+    static bool has_failed(const llama_context & lctx);
+
+    // can_rm of a memory with a sliding-window half, whose cells outside the window may be gone
     static bool can_rm(const llama_kv_cache & kv, const llama_kv_cache & kv_swa, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 
     // the first position that the sequence can be cut at so that whatever comes behind it finds all that it attends to
@@ -53,6 +59,9 @@ public:
     static void write_layout (const llama_kv_cache & kv, llama_io_write_i & io, llama_seq_id seq_id);
     static void read_in_place(      llama_kv_cache & kv, llama_io_read_i  & io, llama_seq_id seq_id, llama_state_seq_flags flags);
 
+    // the context whose memory this is: rounds are computed on its scheduler
+    void attach(llama_context & lctx) { this->lctx = &lctx; }
+
     // hooks of llama_kv_cache: what happens to sequences
 
     void clear();
@@ -60,6 +69,9 @@ public:
     bool seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1);
     void seq_keep(llama_seq_id seq_id);
     bool seq_shift(llama_seq_id seq_id) const; // always false
+
+    // true if seq_cp would be taken
+    bool can_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) const;
 
     // true if seq_rm would be taken
     bool can_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
@@ -134,6 +146,11 @@ private:
 
     std::function<int32_t()> requested;
     int32_t                  requested_res = 0;
+    bool                     is_requested  = false; // it runs now
+
+    llama_context * lctx = nullptr;
+
+    std::string why_failed; // of the last round that was due; empty if it did what it should
 
     llama_triattn_ranking ranking      = nullptr;
     void *                ranking_data = nullptr;
@@ -147,13 +164,41 @@ private:
     llama_pos & pos_at(uint32_t strm, uint32_t cell, uint32_t set)       { return pos[strm][(size_t) cell*n_set + set]; }
     llama_pos   pos_at(uint32_t strm, uint32_t cell, uint32_t set) const { return pos[strm][(size_t) cell*n_set + set]; }
 
-    // holds so many tokens that a round must come
+    // holds so many tokens that a round must come, and enough that may go
     bool is_over(llama_seq_id seq_id, bool forced) const;
 
     std::vector<llama_seq_id> seqs() const; // that hold cells
 
-    // cells of the sequence that a round may empty, in ascending order
+    // The first cell in the order of positions that the window of the sequence protects: its last `window` cells. In that
+    // order, not by position: the hundreds of tokens of a picture may stand on one.
+    std::pair<llama_pos, uint32_t> window_first(llama_seq_id seq_id) const;
+
+    // T after tokens before the window have gone
+    llama_pos whole_from(llama_seq_id seq_id) const;
+
+    // Cells of the sequence that a round may empty, in ascending order. Those that it shares with others (seq_cp in a unified
+    // cache) are among them, if no window protects them: they go from all sequences at once.
     std::vector<int32_t> candidates(llama_seq_id seq_id) const;
+
+    // Candidates that belong to the same sequences, as indices into `cand`, and how many of them go. A row moves only between
+    // cells of the same sequences, so that each set drops as many in each group as cells are freed there.
+    struct cell_group {
+        std::vector<uint32_t> cand; // ascending
+        uint32_t n_drop = 0;
+    };
+
+    std::vector<cell_group> make_groups(
+            uint32_t strm, const std::vector<int32_t> & cand, uint32_t n_drop, const std::vector<float> & scores) const;
+
+    // brings sequences other than seq_id down to their budget until n_free cells of its stream could take its state
+    void make_room(llama_seq_id seq_id, uint32_t n_free);
+
+    void state_read_streams(llama_io_read_i & io, llama_seq_id seq_id, uint32_t n_saved);
+
+    // cells of the stream that are free, or are once the sequence is removed
+    uint32_t n_free_without(llama_seq_id seq_id) const;
+
+    int32_t fail(const char * why);
 
     // the policy's scores of the candidates, as the caller's ranking leaves them: [n_set][n_cand]
     bool rank_sets (llama_context & lctx, llama_seq_id seq_id, const std::vector<int32_t> & cand, std::vector<float> & scores);

@@ -5,6 +5,7 @@
 #include "llama-impl.h"
 
 #include <algorithm>
+#include <cstring>
 
 // One stream of a cache tensor as raw 32-bit words, so that a row moves bit for bit whatever its type:
 // F32 [row_size/4, n_cells, n_head_kv]
@@ -48,20 +49,42 @@ static void build_move(ggml_context * ctx, ggml_cgraph * gf, ggml_tensor * rows,
     ggml_build_forward_expand(gf, ggml_set_rows(ctx, rows, cur, dst));
 }
 
-// Rows of an odd number of half words (a quantised cache with heads of 32 or 96 dimensions): through the host.
-static void move_on_host(ggml_tensor * t, const llama_triattn_moves::layer & m, uint32_t n_head, uint32_t stream) {
+// Rows of an odd number of half words (a quantised cache with heads of 32 or 96 dimensions): on the host. What lies on a device
+// comes here and goes back in one piece each way, from the first cell that is touched to the last.
+static size_t move_on_host(ggml_tensor * t, const llama_triattn_moves::layer & m, uint32_t n_head, uint32_t stream) {
     const size_t row_size = ggml_row_size(t->type, t->ne[0]/n_head);
+
+    // destinations lie among the candidates, as sources do
+    const auto [src0, src1] = std::minmax_element(m.src.begin(), m.src.end());
+    const auto [dst0, dst1] = std::minmax_element(m.dst.begin(), m.dst.end());
+
+    const size_t cell0  = std::min(*src0, *dst0);
+    const size_t n_cell = std::max(*src1, *dst1) + 1 - cell0;
+    const size_t first  = stream*t->nb[2] + cell0*t->nb[1];
+    const size_t size   = n_cell*t->nb[1];
+
+    const bool is_here = llama_triattn_is_in_reach(t);
+
+    std::vector<uint8_t> copy(is_here ? 0 : size);
+    if (!is_here) {
+        ggml_backend_tensor_get(t, copy.data(), first, size);
+    }
+    uint8_t * base = is_here ? (uint8_t *) t->data + first : copy.data();
+
+    const auto row = [&](int32_t cell, uint32_t h) { return base + (cell - cell0)*t->nb[1] + h*row_size; };
 
     std::vector<uint8_t> buf((size_t) n_head*m.n*row_size);
 
-    const auto offset = [&](int32_t cell, uint32_t h) { return stream*t->nb[2] + cell*t->nb[1] + h*row_size; };
-
     for (size_t i = 0; i < m.src.size(); ++i) {
-        ggml_backend_tensor_get(t, buf.data() + i*row_size, offset(m.src[i], i/m.n), row_size);
+        memcpy(buf.data() + i*row_size, row(m.src[i], i/m.n), row_size);
     }
     for (size_t i = 0; i < m.dst.size(); ++i) {
-        ggml_backend_tensor_set(t, buf.data() + i*row_size, offset(m.dst[i], i/m.n), row_size);
+        memcpy(row(m.dst[i], i/m.n), buf.data() + i*row_size, row_size);
     }
+    if (!is_here) {
+        ggml_backend_tensor_set(t, copy.data(), first, size);
+    }
+    return 2*copy.size();
 }
 
 // Transposed V in host memory: the elements of a cell lie far apart, and a loop is ten times as fast as rows of one element.
@@ -86,7 +109,7 @@ static void move_columns(ggml_tensor * t, const llama_triattn_moves::layer & m, 
     }
 }
 
-bool llama_triattn_move(
+llama_triattn_moved llama_triattn_move(
         llama_context & lctx,
         const std::vector<llama_triattn_layer> & layers,
         const llama_triattn_moves & moves,
@@ -156,14 +179,12 @@ bool llama_triattn_move(
 
     if (ggml_graph_n_nodes(gf) > 0) {
         if (!ggml_backend_sched_alloc_graph(sched, gf)) {
-            LLAMA_LOG_ERROR("%s: failed to allocate the graph that moves rows\n", __func__);
-            return false;
+            return LLAMA_TRIATTN_MOVED_NOTHING;
         }
         ggml_backend_tensor_set(index.tensor, index.data.data(), 0, index.data.size()*sizeof(int32_t));
         counters.n_bytes_copied += index.data.size()*sizeof(int32_t);
         if (!llama_triattn_compute(lctx, gf, (int64_t) moves.layers[0].n*layers[0].k->ne[0], counters)) {
-            // some rows may have moved and some not: nothing that can be mended here
-            GGML_ABORT("failed to compute the graph that moves rows of the KV cache");
+            return LLAMA_TRIATTN_MOVED_SOME;
         }
         ggml_backend_sched_synchronize(sched);
     }
@@ -176,13 +197,13 @@ bool llama_triattn_move(
             continue;
         }
         if (!has_whole_words(layer.k, layer.n_head_kv)) {
-            move_on_host(layer.k, m, layer.n_head_kv, stream);
+            counters.n_bytes_copied += move_on_host(layer.k, m, layer.n_head_kv, stream);
         }
         if (!layer.v) {
             continue;
         }
         if (!v_trans && !has_whole_words(layer.v, layer.n_head_kv)) {
-            move_on_host(layer.v, m, layer.n_head_kv, stream);
+            counters.n_bytes_copied += move_on_host(layer.v, m, layer.n_head_kv, stream);
         }
         if (v_trans && llama_triattn_is_in_reach(layer.v)) {
             if (ggml_type_size(layer.v->type) == sizeof(uint32_t)) {
@@ -193,5 +214,5 @@ bool llama_triattn_move(
         }
     }
 
-    return true;
+    return LLAMA_TRIATTN_MOVED_ALL;
 }

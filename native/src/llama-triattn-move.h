@@ -19,8 +19,13 @@ struct llama_triattn_moves {
     std::vector<layer> layers; // in cache order
 };
 
-// Returns false if the graph cannot be computed; nothing was moved then.
-bool llama_triattn_move(
+enum llama_triattn_moved {
+    LLAMA_TRIATTN_MOVED_ALL,
+    LLAMA_TRIATTN_MOVED_NOTHING, // no memory for the graph; all rows are where they were
+    LLAMA_TRIATTN_MOVED_SOME,    // a device failed amid the graph: what the cells hold is not known any more
+};
+
+llama_triattn_moved llama_triattn_move(
         llama_context & lctx,
         const std::vector<llama_triattn_layer> & layers,
         const llama_triattn_moves & moves,

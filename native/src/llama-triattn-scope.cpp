@@ -36,9 +36,9 @@ static std::string why_unsupported(const llama_model & model, const llama_cparam
 
 llama_triattn_scope::llama_triattn_scope(
         const llama_model & model, const llama_memory_params & params_mem, const llama_cparams & cparams) : cparams(cparams) {
-    g_scope = this;
-
     llama_triattn_set_error("");
+
+    g_scope = nullptr;
 
     if (!model.triattn || params_mem.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT) {
         return;
@@ -66,16 +66,18 @@ llama_triattn_scope::llama_triattn_scope(
         }
     }
 
-    active = true;
+    active  = true;
+    g_scope = this;
 }
 
 llama_triattn_scope::~llama_triattn_scope() {
     g_scope = nullptr;
 }
 
-// SWA caches are small already; a cache that shows another one's cells has its size
-static bool can_evict(llama_swa_type swa_type, bool is_view) {
-    return swa_type == LLAMA_SWA_TYPE_NONE && !is_view;
+// SWA caches are small already; a cache that shows another one's cells has its size; one that was given other parameters than
+// the model's holds something else than keys and values of its attention (an indexer's keys)
+bool llama_triattn_scope::can_evict(const llama_kv_cache & kv) {
+    return kv.swa_type == LLAMA_SWA_TYPE_NONE && !kv.other && &kv.hparams == &kv.model.hparams;
 }
 
 uint32_t llama_triattn_scope::n_cells(const llama_kv_cache & kv, uint32_t n_cells_full) {
@@ -84,7 +86,7 @@ uint32_t llama_triattn_scope::n_cells(const llama_kv_cache & kv, uint32_t n_cell
         const uint32_t n = kv.n_swa*(kv.n_stream == 1 ? kv.n_seq_max : 1) + g_scope->cparams.n_ubatch;
         return std::min(n_cells_full, GGML_PAD(n, 256));
     }
-    if (!g_scope || !g_scope->active || !can_evict(kv.swa_type, kv.other)) {
+    if (!g_scope || !g_scope->active || !can_evict(kv)) {
         return n_cells_full;
     }
 
@@ -98,13 +100,13 @@ uint32_t llama_triattn_scope::n_cells(const llama_kv_cache & kv, uint32_t n_cell
 }
 
 std::shared_ptr<llama_triattn> llama_triattn_scope::make(llama_kv_cache & kv, uint32_t n_cells_full) {
-    if (!g_scope || !g_scope->active || !can_evict(kv.swa_type, kv.other) || kv.hparams.no_alloc) {
+    if (!g_scope || !g_scope->active || !can_evict(kv) || kv.hparams.no_alloc) {
         return nullptr;
     }
     return std::make_shared<llama_triattn>(kv, g_scope->params, g_scope->cparams, n_cells_full);
 }
 
-void llama_triattn_scope::check(const llama_memory_i * memory) const {
+void llama_triattn_scope::check(llama_context & lctx, const llama_memory_i * memory) const {
     if (!active) {
         return;
     }
@@ -114,5 +116,8 @@ void llama_triattn_scope::check(const llama_memory_i * memory) const {
     }
     if (!kv->triattn && !kv->hparams.no_alloc) {
         llama_triattn_refuse("this context has no cache of its own that could evict");
+    }
+    if (kv->triattn) {
+        kv->triattn->attach(lctx);
     }
 }

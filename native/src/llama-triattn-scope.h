@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <memory>
 
+struct llama_context;
+
 class llama_kv_cache;
 class llama_triattn;
 
@@ -20,8 +22,8 @@ public:
     llama_triattn_scope(const llama_model & model, const llama_memory_params & params, const llama_cparams & cparams);
     ~llama_triattn_scope();
 
-    // Throws if eviction is on and the memory that was made does not evict.
-    void check(const llama_memory_i * memory) const;
+    // Throws if eviction is on and the memory that was made does not evict; tells it whose memory it is.
+    void check(llama_context & lctx, const llama_memory_i * memory) const;
 
     // hooks of the constructor of llama_kv_cache: the number of cells to allocate, and the object once tensors are there
     static uint32_t n_cells(const llama_kv_cache & kv, uint32_t n_cells_full);
@@ -33,4 +35,6 @@ private:
     llama_triattn_params params = {};
 
     bool active = false;
+
+    static bool can_evict(const llama_kv_cache & kv);
 };

@@ -128,20 +128,23 @@ llama_triattn_scorer::llama_triattn_scorer(
 }
 
 ggml_tensor * llama_triattn_scorer::build_rope(
-        ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * cur, ggml_tensor * pos, int32_t il) const {
+        ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * cur, ggml_tensor * pos, int32_t il, bool with_magnitude) const {
     const auto & hparams = model.hparams;
+
+    const float freq_scale = model.get_rope_freq_scale(cparams, il);
+    const float magnitude  = with_magnitude ? 1.0f : rope_magnitude(cparams, freq_scale);
 
     return ggml_rope_ext(ctx, cur, pos, model.get_rope_factors(cparams, il),
             hparams.n_rot(il), rope_mode(hparams), cparams.n_ctx_orig_yarn,
-            model.get_rope_freq_base(cparams, il), model.get_rope_freq_scale(cparams, il),
-            cparams.yarn_ext_factor, cparams.yarn_attn_factor, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
+            model.get_rope_freq_base(cparams, il), freq_scale,
+            cparams.yarn_ext_factor, cparams.yarn_attn_factor/magnitude, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
 }
 
 // A rotation by t + d is one by d and then one by t, so the mean over the offsets is made once:
 //
-//     w = mean over d of RoPE(q_mean, t + d) = RoPE(mean over d of RoPE(q_mean, d), t) / c
+//     w = mean over d of RoPE(q_mean, t + d) = RoPE(mean over d of rotate(q_mean, d), t)
 //
-// c because each call of ggml_rope_ext multiplies with the attention factor and w is to hold it once.
+// where rotate() is RoPE without the attention factor c: w is to hold it once, and only where RoPE turns the head.
 bool llama_triattn_scorer::prepare(llama_context & lctx, llama_triattn_stats & counters) const {
     auto * sched = lctx.get_sched();
 
@@ -163,10 +166,10 @@ bool llama_triattn_scorer::prepare(llama_context & lctx, llama_triattn_stats & c
 
         ggml_tensor * cur = ggml_repeat_4d(ctx, t.future, t.future->ne[0], t.future->ne[1], n_offset, 1);
 
-        cur = build_rope(ctx, cparams, cur, inp_pos, il);
+        cur = build_rope(ctx, cparams, cur, inp_pos, il, /*with_magnitude =*/ false);
         cur = ggml_reshape_2d(ctx, cur, ggml_nelements(t.future), n_offset);
         cur = ggml_sum_rows(ctx, ggml_cont(ctx, ggml_transpose(ctx, cur)));
-        cur = ggml_scale(ctx, cur, 1.0f/(n_offset*rope_magnitude(cparams, model.get_rope_freq_scale(cparams, il))));
+        cur = ggml_scale(ctx, cur, 1.0f/n_offset);
         cur = ggml_cpy(ctx, ggml_reshape_2d(ctx, cur, t.future->ne[0], t.future->ne[1]), t.future);
 
         ggml_build_forward_expand(gf, cur);
@@ -272,7 +275,7 @@ ggml_tensor * llama_triattn_scorer::build_scores(
         if (params.terms != LLAMA_TRIATTN_TERMS_NORM) {
             ggml_tensor * w = ggml_reshape_3d(ctx, tensors.at(il).future, n_embd_head, layer.n_head, 1);
             if (model.hparams.has_rope(il)) {
-                w = build_rope(ctx, cparams, w, pos, il);
+                w = build_rope(ctx, cparams, w, pos, il, /*with_magnitude =*/ true);
             }
             w   = ggml_reshape_3d(ctx, w, n_embd_head, n_gqa, n_head_kv);
             out = ggml_mul_mat(ctx, ggml_permute(ctx, k, 0, 2, 1, 3), w);
@@ -431,6 +434,8 @@ llama_triattn_graph llama_triattn_begin(llama_context & lctx) {
     auto * sched = lctx.get_sched();
     auto * res   = lctx.get_gf_res_reserve();
 
+    // a device may still be computing the batch before, in the memory that is used anew here
+    ggml_backend_sched_synchronize(sched);
     ggml_backend_sched_reset(sched);
     ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr); // set anew with the next ubatch
     res->reset();
@@ -477,11 +482,12 @@ ggml_backend_t llama_triattn_backend_of(llama_context & lctx, const ggml_tensor 
 
     const int n_backends = ggml_backend_sched_get_n_backends(sched);
 
-    auto * dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(where->buffer));
+    // as the scheduler finds it itself; plain host memory has no device to compare
+    auto * buft = ggml_backend_buffer_get_type(where->buffer);
 
     for (int i = 0; i < n_backends && n_backends > 1; ++i) {
         auto * backend = ggml_backend_sched_get_backend(sched, i);
-        if (ggml_backend_get_device(backend) == dev) {
+        if (ggml_backend_supports_buft(backend, buft)) {
             return backend;
         }
     }
@@ -493,7 +499,8 @@ void llama_triattn_pin(llama_context & lctx, ggml_cgraph * gf, int n_nodes_befor
 
     for (int i = n_nodes_before; backend && i < ggml_graph_n_nodes(gf); ++i) {
         auto * node = ggml_graph_node(gf, i);
-        if (ggml_backend_supports_op(backend, node)) {
+        // a view lies where its source lies: pinned elsewhere, the scheduler would not copy it to where it is read
+        if (!is_view(node->op) && ggml_backend_supports_op(backend, node)) {
             ggml_backend_sched_set_tensor_backend(lctx.get_sched(), node, backend);
         }
     }

@@ -77,8 +77,9 @@ private:
 
     bool prepare(llama_context & lctx, llama_triattn_stats & counters) const;
 
-    // the model's own RoPE.  cur: [n_embd_head_k, n_head, n_pos], pos: [n_pos]
-    ggml_tensor * build_rope(ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * cur, ggml_tensor * pos, int32_t il) const;
+    // the model's own RoPE, with its attention factor or as a rotation alone.  cur: [n_embd_head_k, n_head, n_pos], pos: [n_pos]
+    ggml_tensor * build_rope(
+            ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * cur, ggml_tensor * pos, int32_t il, bool with_magnitude) const;
     ggml_tensor * build_magnitudes(ggml_context * ctx, ggml_tensor * k, int32_t il, bool is_in_reach) const;
 
     // what each query head gives to the candidates.  k: [n_embd_head_k, n_head_kv, n_cand] -> [n_cand, n_query, n_head_kv]
@@ -89,6 +90,7 @@ private:
 };
 
 // An empty graph on the context's scheduler, which forgets the context's own: rounds run as memory updates for that reason.
+// What the scheduler still computes is waited for.
 struct llama_triattn_graph {
     ggml_context * ctx;
     ggml_cgraph  * gf;
@@ -106,5 +108,5 @@ bool llama_triattn_is_in_reach(const ggml_tensor * t);
 // The backend that computes where a tensor lies, nullptr if the scheduler has only one.
 ggml_backend_t llama_triattn_backend_of(llama_context & lctx, const ggml_tensor * where);
 
-// Pin the nodes added to the graph since n_nodes_before to the backend that holds `where`, if it can run them.
+// Pin the operations added to the graph since n_nodes_before to the backend that holds `where`, if it can run them.
 void llama_triattn_pin(llama_context & lctx, ggml_cgraph * gf, int n_nodes_before, const ggml_tensor * where);

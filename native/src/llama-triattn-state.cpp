@@ -114,10 +114,19 @@ void llama_triattn::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
 
     if (seq_id < 0) {
         kv.clear(true);
-    } else {
-        kv.seq_rm(seq_id, -1, -1);
     }
+    try {
+        state_read_streams(io, seq_id, n_saved);
+    } catch (...) {
+        if (seq_id < 0) {
+            kv.clear(true); // no stream without the others
+        }
+        throw;
+    }
+}
 
+// Of a single sequence, what it held before is only given up once all is read that can be wrong and there is room.
+void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id, uint32_t n_saved) {
     for (uint32_t s = 0; s < n_saved; ++s) {
         const uint32_t strm = seq_id < 0 ? s : kv.seq_to_stream[seq_id];
 
@@ -137,7 +146,6 @@ void llama_triattn::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
         require(head    <= cells.size(), "it is damaged");
 
         std::vector<saved_cell> saved(n_cells);
-        bool in_place = true;
         for (uint32_t i = 0; i < n_cells; ++i) {
             auto & c = saved[i];
             c.idx = read_value<uint32_t>(io);
@@ -155,12 +163,19 @@ void llama_triattn::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
             }
             c.tokens.resize(n_set);
             io.read(c.tokens.data(), n_set*sizeof(llama_pos));
-
-            in_place = in_place && c.idx < cells.size() && cells.is_empty(c.idx);
         }
 
         std::vector<llama_pos> t(seq_id < 0 ? whole.size() : 1);
         io.read(t.data(), t.size()*sizeof(llama_pos));
+
+        if (seq_id >= 0) {
+            make_room(seq_id, n_cells);
+            require(n_free_without(seq_id) >= n_cells, "the cache has too few free cells; the sequence was left as it is");
+            kv.seq_rm(seq_id, -1, -1);
+        }
+        const bool in_place = std::all_of(saved.begin(), saved.end(), [&](const saved_cell & c) {
+            return c.idx < cells.size() && cells.is_empty(c.idx);
+        });
 
         slot_info sinfo;
         sinfo.s0 = strm;

@@ -7,7 +7,6 @@ test_readme.py fails when they are not what the program says.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def settings_table() -> str:
     rows = ["| flag | environment | config.toml | default | |", "|---|---|---|---|---|"]
     for name, entry in fields().items():
         flag = f"`{entry.metadata['flag']}`" if entry.metadata["flag"] else ""
-        default = "" if entry.default in (None, dataclasses.MISSING) else f"`{_toml(entry.default)}`"
+        default = f"`{_toml(entry.default)}`" if isinstance(entry.default, (bool, int, float, str)) else ""
         rows.append(f"| {flag} | `TRIATTN_{name.upper()}` | `{name}` | {default} | {_cell(entry.metadata['help'])} |")
     rows += ["", "Not settings, and only read from the environment:", "", "| environment | |", "|---|---|"]
     rows += [f"| `{name}` | {text} |" for name, text in OTHER_VARIABLES.items()]

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from .job import Job, parse_depths
 from .report import Point, Report, Row, summary
-from .results import write_results
+from .results import check_folder, write_results
 from .run import pick_device, run_bench
 
-__all__ = ["Job", "Point", "Report", "Row", "parse_depths", "pick_device", "run_bench", "summary", "write_results"]
+__all__ = [
+    "Job",
+    "Point",
+    "Report",
+    "Row",
+    "check_folder",
+    "parse_depths",
+    "pick_device",
+    "run_bench",
+    "summary",
+    "write_results",
+]

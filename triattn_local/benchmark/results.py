@@ -7,9 +7,24 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..atomic import write_whole
+from ..atomic import check_writable, write_whole
 from ..errors import UsageError
 from .report import Report, markdown, summary
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder, before hours are spent on what goes into it.
+
+    Raises
+    ------
+    UsageError, DoesNotFitError
+        It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"is no folder: {error.strerror}", where=f"--out {folder}") from None
+    check_writable(folder / "bench.json", 0)
 
 
 def write_results(folder: Path, reports: Sequence[Report], command: str) -> list[str]:
@@ -20,13 +35,12 @@ def write_results(folder: Path, reports: Sequence[Report], command: str) -> list
     UsageError
         The folder cannot be made or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"is no folder: {error.strerror}", where=f"--out {folder}") from None
+    check_folder(folder)
     files = {
         "bench.json": (json.dumps({"command": command, **summary(reports)}, indent=1) + "\n").encode(),
-        "bench.md": (f"    {command}\n\n" + "\n".join(markdown(report) for report in reports)).encode(),
+        "bench.md": (f"    {command}\n\n" + "\n".join(markdown(report) for report in reports)).encode(
+            "utf-8", "replace"
+        ),
     }
     if importlib.util.find_spec("matplotlib") is not None:
         from .plots import picture

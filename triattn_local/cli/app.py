@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__, console
-from ..errors import TriattnError
+from ..errors import from_system
 from .flags import switch
 
 EXIT_INTERRUPTED = 130
@@ -51,12 +52,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run_app(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    console.prepare()
     try:
         code = app(args=args, prog_name="triattn-local", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except TriattnError as error:
-        return _fail(error, str(error), error.exit_code)
     except typer.TyperException as error:
         # Typer knows which command the flag was meant for, but keeps it to itself in some versions
         command = getattr(getattr(error, "ctx", None), "command_path", "triattn-local")
@@ -67,19 +67,21 @@ def run_app(args: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # Typer's own answer to a closed pipe
         return end.code if isinstance(end.code, int) else 1
     except BrokenPipeError:
-        # whoever read our stdout has gone: nothing left to say, and nothing may be said while Python shuts down
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except MemoryError as error:
-        return _fail(error, "out of memory; give a smaller --ctx, --budget or --batch", 4)
+        return 1  # whoever read our stdout has gone: nothing left to say
     except Exception as error:
+        told = from_system(error)
+        if told is not None:
+            return _fail(error, str(told), told.exit_code)
         text = f"{type(error).__name__}: {error}; this is a bug, TRIATTN_DEBUG=1 shows where"
         return _fail(error, text, 1)
+    finally:
+        console.drop_unwritten()
 
 
 def _fail(error: BaseException, text: str, code: int) -> int:
     if os.environ.get("TRIATTN_DEBUG", "0") not in ("", "0"):
-        traceback.print_exception(error)
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
     if text:
         console.say_error(text)
     return code

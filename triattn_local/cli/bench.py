@@ -144,6 +144,8 @@ def bench(
         n_seq=parallel,
         vram_bytes=None if vram is None else _size(vram, "--vram"),
     )
+    if out is not None:
+        benchmark.check_folder(out)
     benchmark.pick_device(config, job.vram_bytes)  # before gigabytes are written
     shapes = [find_geometry(name).cut(n_layer=layers) for name in geometry or ()]
     paths = [store.resolve(name, settings.models) for name in names or ()]

@@ -34,6 +34,7 @@ from .flags import (
     Window,
     flag,
     switch,
+    text_argument,
 )
 
 CHAT_SETTINGS: Mapping[str, object] = {"temp": 0.7, "repeat_penalty": 1.1}
@@ -78,10 +79,11 @@ def chat(
 
     Sessions are stored as they come; F1 shows all keys. Without a model on this machine it offers to fetch one.
     """
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if sys.stdin is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("needs a terminal", where="chat", fix="for pipes and scripts there is: triattn-local run")
     if go_on and resume is not None:
         raise UsageError("--continue and --resume name two sessions", where="chat", fix="leave one of the two out")
+    system = None if system is None else text_argument(system, "--system")
     settings = Settings.load(context.params, defaults=_chat_defaults())
     from .. import store
 

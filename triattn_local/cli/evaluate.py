@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -128,7 +127,7 @@ def evaluate(
 
     settings = Settings.load(context.params)
     if settings.origins["batch"] == "default":
-        settings = dataclasses.replace(settings, batch=settings.window)
+        settings = settings.changed("default", batch=settings.window)
     path = store.resolve(model, settings.models)
     eviction = settings.eviction()
     if eviction is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..errors import UsageError
+from ..paths import decode
 from ..settings import fields
 
 CACHE, COMPUTE, ANSWER, GRID, MACHINE = "Cache", "Compute", "Answer", "Grid", "Machine"
@@ -31,6 +34,20 @@ def flag(setting: str, metavar: str, panel: str, *names: str, default: str | Non
 def switch(name: str, text: str, *names: str, panel: str | None = None, **more: Any) -> Any:
     """A flag without a value."""
     return typer.Option(name, *names, metavar="", help=text, show_default=False, rich_help_panel=panel, **more)
+
+
+def text_argument(text: str, where: str) -> str:
+    """A text from the command line, whose bytes may be anything; without the byte order mark of a file it came from.
+
+    Raises
+    ------
+    UsageError
+        It is not UTF-8.
+    """
+    try:
+        return decode(os.fsencode(text))
+    except UnicodeError:
+        raise UsageError("is not UTF-8 text", where=where) from None
 
 
 AsJson = Annotated[bool, switch("--json", "One JSON value on stdout instead of text.")]

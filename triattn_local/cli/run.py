@@ -12,6 +12,7 @@ import typer
 
 from .. import console
 from ..errors import UsageError
+from ..paths import decode, is_file
 from ..settings import Settings
 from .app import EXIT_INTERRUPTED, app
 from .convert import convert_file
@@ -36,6 +37,7 @@ from .flags import (
     Threads,
     Window,
     switch,
+    text_argument,
 )
 
 DEMO_SETTINGS: Mapping[str, object] = {
@@ -111,6 +113,7 @@ def run(
     settings.runtime()
     settings.eviction()
     text = _read_prompt(prompt, file)
+    system = None if system is None else text_argument(system, "--system")
 
     from .. import planning, store
     from ..oneshot import answer, make_prompt
@@ -176,7 +179,7 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
             raise UsageError("no prompt", where="run", fix="give one in quotes, with --file, or on stdin")
         file = Path("-")
     parts = [_read_text(file)] if file is not None else []
-    text = "\n\n".join([*parts, *([prompt] if prompt is not None else [])])
+    text = "\n\n".join([*parts, *([text_argument(prompt, "PROMPT")] if prompt is not None else [])])
     if not text.strip():
         raise UsageError("the prompt is empty", where="stdin" if str(file) == "-" else str(file or "run"))
     return text
@@ -184,11 +187,12 @@ def _read_prompt(prompt: str | None, file: Path | None) -> str:
 
 def _read_text(file: Path) -> str:
     try:
-        return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8")
+        return decode(sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes())
     except UnicodeDecodeError:
         raise UsageError("is not UTF-8 text", where="stdin" if str(file) == "-" else str(file)) from None
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=f"--file {file}") from None
+        where = "stdin" if str(file) == "-" else f"--file {file}"
+        raise UsageError(f"cannot be read: {error.strerror}", where=where) from None
 
 
 def demo_model(models: Path) -> Path:
@@ -196,7 +200,7 @@ def demo_model(models: Path) -> Path:
     from .. import store
 
     target = (models / store.DEMO.file).with_suffix(".triattn.gguf")
-    if not target.is_file():
+    if not is_file(target):
         with console.Stages() as stages:
             source = store.pull("demo", models, progress=stages)
         convert_file(source, target, n_tokens=DEMO_TOKENS)

@@ -14,7 +14,11 @@ from triattn_local.contexts import Context
 from triattn_local.errors import BackendMissingError
 from triattn_local.sampling import Sampler
 
-_NUMBER = re.compile(r"\d+(?:,\d{3})*")
+from .final_answer import final_answer, has_box, is_endless, plain_numbers, same_text
+
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d]|[.,]\d)")
+_GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
 
 
 def generate(
@@ -52,23 +56,47 @@ def go_on(
 
 def has_number(text: str, expected: str, forbidden: Sequence[str] = ()) -> bool:
     """The number is in the text, and none of those that it could be taken for."""
-    numbers = {found.replace(",", "") for found in _NUMBER.findall(text)}
+    numbers: set[str] = set()
+    text = plain_numbers(text, alone=False)
+    numbers |= {found.replace(" ", "") for found in _SPACED.findall(text)}
+    for found in _NUMBER.findall(text):
+        # 1,234 is one number, 12,34 and 1234567,7654321 are two, and 7.5 is none of 7 and 5
+        numbers |= {found.replace(",", "")} if _GROUPED.fullmatch(found) else set(found.split(","))
     return expected in numbers and not numbers.intersection(forbidden)
+
+
+def check_reader() -> None:
+    """Raise BackendMissingError unless the library that reads answers is there: before hours of answers."""
+    try:
+        import math_verify  # noqa: F401
+    except ImportError as err:
+        raise BackendMissingError(
+            "answers are read by math-verify, which is not installed", fix="pip install '.[eval]'"
+        ) from err
 
 
 def is_right(text: str, expected: str) -> bool:
     """The final answer of a worked solution is the expected one, as mathematics: 1/2 is 0.5 is \\frac{1}{2}.
+
+    Of a solution that corrects itself, what it says last.
 
     Raises
     ------
     BackendMissingError
         The library that reads answers is not installed.
     """
-    try:
-        from math_verify import parse, verify
-    except ImportError as err:
-        raise BackendMissingError(
-            "answers are read by math-verify, which is not installed", fix="pip install '.[eval]'"
-        ) from err
-    gold = parse(f"${expected}$", parsing_timeout=None)
-    return bool(gold) and bool(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None))
+    check_reader()
+    from math_verify import parse, verify
+
+    answer, boxed = final_answer(text), has_box(text)
+    if boxed and same_text(answer, expected):
+        return True
+    if is_endless(answer) or is_endless(expected):
+        return False
+    gold = parse(_boxed(expected), parsing_timeout=None)
+    said = parse(_boxed(answer) if boxed else plain_numbers(answer, alone=False), parsing_timeout=None)
+    return bool(gold) and bool(verify(gold, said, timeout_seconds=None))
+
+
+def _boxed(answer: str) -> str:
+    return f"\\boxed{{{plain_numbers(answer, alone=True)}}}"

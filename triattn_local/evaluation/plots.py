@@ -99,7 +99,7 @@ def write_html(rows: Sequence[Row], title: str, command: str, path: Path) -> Non
         )
     parts += [f"<p class=note>{html.escape(remark)}</p>" for remark in remarks(rows)]
     page = _PAGE.format(title=html.escape(title), command=html.escape(command), body="\n".join(parts))
-    write_whole(path, page.encode())
+    write_whole(path, page.encode("utf-8", "replace"))
 
 
 _PAGE = """<!doctype html>

@@ -96,7 +96,7 @@ def markdown(rows: Sequence[Row], title: str, command: str) -> str:
 
 def write_files(rows: Sequence[Row], title: str, command: str, folder: Path) -> None:
     """report.md, and with matplotlib report.html and a PNG for each task."""
-    write_whole(folder / "report.md", markdown(rows, title, command).encode())
+    write_whole(folder / "report.md", markdown(rows, title, command).encode("utf-8", "replace"))
     if importlib.util.find_spec("matplotlib") is None:
         return
     from .plots import write_html, write_png

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from triattn_local.errors import UsageError
+from triattn_local.paths import decode
 
 from .problems import worked
 
@@ -23,7 +24,7 @@ def read_text(kind: str) -> str:
     if kind in BUNDLED:
         return (resources.files(__package__) / "data" / f"{kind}.txt").read_text("utf-8")
     try:
-        return Path(kind).read_text("utf-8")
+        return decode(Path(kind).read_bytes()).replace("\r\n", "\n")
     except OSError as err:
         raise UsageError(
             f"cannot be read: {err.strerror}", where=kind, fix=f"give a text file, or one of {', '.join(KINDS)}"

@@ -16,6 +16,7 @@ from .. import store
 from ..errors import DoesNotFitError, ModelNotFoundError
 from ..geometry import GEOMETRIES, find_geometry, write_outline
 from ..gguf_file import GgufFile, read_head
+from ..paths import expanded, is_file
 
 _MOST_BYTES = 2**42
 """of a file: more than any model has"""
@@ -36,8 +37,8 @@ def open_header(model: str, models: Path, progress: store.Progress | None = None
     ModelNotFoundError
         There is no such model, or its header cannot be true.
     """
-    path = Path(model).expanduser()
-    if path.is_file():
+    path = expanded(model)
+    if is_file(path):
         with _whole(path) as there:
             yield there
         return

@@ -74,7 +74,7 @@ def _fitted(settings: Settings) -> Settings:
         values["batch"] = min(settings.batch, CPU_BATCH)
     if not settings.is_given("cache_ram"):
         values["cache_ram"] = min(settings.cache_ram, free_memory() // 4 // 2**20)
-    return dataclasses.replace(settings, **values)  # type: ignore[arg-type]  # all of them are int
+    return settings.changed("default", **values)
 
 
 def free_port(host: str) -> int:

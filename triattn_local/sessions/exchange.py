@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..paths import decode
 from .model import Attachment, Draft, Message, Session, path_to
 
 _FORMAT = "triattn-local session"
@@ -100,7 +101,7 @@ def from_json(text: str, where: str = "JSON") -> Draft:
             messages=messages,
             leaf=leaf,
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UsageError(f"is damaged: {error}", where=where, fix="export the session anew") from None
 
 
@@ -198,7 +199,7 @@ def import_file(path: Path) -> Draft:
         It cannot be read, or is not one.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decode(path.read_bytes()).replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else "is not UTF-8"
         raise UsageError(f"cannot be read: {what}", where=str(path)) from None

@@ -14,19 +14,23 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
-from ..errors import StateError, TriattnError, UsageError
+from ..errors import DISK_FULL, DoesNotFitError, StateError, TriattnError, UsageError
 from .model import Attachment, Draft, Hit, Message, Role, Session, State
+from .refusals import told
 
 _VERSION = 1
 _SYNC_S = 0.5
 """what a power failure may cost; the death of the process costs nothing"""
+
+_WAIT_S = 10.0
+"""for another program that starts at the same time, or writes"""
 
 Kind = Literal["thinking", "content"]
 
@@ -61,7 +65,11 @@ class SessionStore:
         UsageError
             The folder cannot be written.
         StateError
-            The file is no database of ours, or of a newer program.
+            The file is no database of ours, is damaged, or of a newer program. It is left as it is.
+        DoesNotFitError
+            The disk is full.
+        TriattnError
+            Another program holds the database.
         """
         self.folder = folder
         self.path = folder / "sessions.db"
@@ -70,31 +78,42 @@ class SessionStore:
         self._synced = 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=10, check_same_thread=False)
-        except (OSError, sqlite3.OperationalError) as error:
+            connection = sqlite3.connect(self.path, timeout=_WAIT_S, check_same_thread=False)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise DoesNotFitError("the disk is full", where=str(folder), fix="make room on it") from None
             raise UsageError(
-                f"cannot be written: {error}", where=str(folder), fix="set TRIATTN_SESSIONS to a folder that you can"
+                f"cannot be written: {error.strerror}",
+                where=str(folder),
+                fix="set TRIATTN_SESSIONS to a folder that you can",
             ) from None
+        except sqlite3.Error as error:
+            raise told(error, self.path) from None
         try:
             self._db = Database(connection)
             self._db.enable_wal()
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA foreign_keys=ON")
             self._make()
-        except sqlite3.Error as error:
+        except BaseException as error:
             connection.close()
-            raise StateError(
-                f"is not a database of sessions: {error}", where=str(self.path), fix="move it away; a new one is made"
-            ) from None
+            if isinstance(error, sqlite3.Error):
+                raise told(error, self.path) from None
+            raise
 
     def _make(self) -> None:
-        with FileLock(self.folder / "sessions.lock"):  # two programs may start at once
+        with self._alone():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            (n_tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if version > _VERSION:
                 raise StateError(
                     f"has version {version}, this program reads {_VERSION}",
                     where=str(self.path),
                     fix="use the newer triattn-local, or move the file away",
+                )
+            if version == 0 and n_tables:
+                raise StateError(
+                    "is not a database of sessions", where=str(self.path), fix="move it away; a new one is made"
                 )
             if version == 0:
                 with self._db.atomic():
@@ -104,6 +123,24 @@ class SessionStore:
                     self._db.table("sessions").enable_fts(["title"], create_triggers=True)
                     self._db.table("messages").enable_fts(["content"], create_triggers=True)
                     self._db.execute(f"PRAGMA user_version={_VERSION}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two programs may start at once."""
+        path = self.folder / "sessions.lock"
+        try:
+            with FileLock(path, timeout=_WAIT_S):
+                yield
+        except Timeout:
+            raise TriattnError(
+                "another program holds it", where=str(path), fix="close that program, and try again"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            raise UsageError(
+                f"cannot be locked: {getattr(error, 'strerror', None) or error}",
+                where=str(path),
+                fix="set TRIATTN_SESSIONS to a folder that you can write",
+            ) from None
 
     def close(self) -> None:
         with self._lock:
@@ -123,16 +160,18 @@ class SessionStore:
                 with self._db.atomic():
                     yield self._db
             except sqlite3.Error as error:
-                raise TriattnError(
-                    f"cannot be written: {error}", where=str(self.path), fix="make room on this disk"
-                ) from error
+                raise told(error, self.path, "cannot be written") from error
             finally:
                 if outermost:
-                    self._db.execute("PRAGMA synchronous=NORMAL")
+                    with suppress(sqlite3.Error):  # the first error tells more
+                        self._db.execute("PRAGMA synchronous=NORMAL")
 
     def _rows(self, sql: str, *parameters: object) -> list[dict[str, Any]]:
         with self._lock:
-            return list(self._db.query(sql, parameters))
+            try:
+                return list(self._db.query(sql, parameters))
+            except sqlite3.Error as error:
+                raise told(error, self.path, "cannot be read") from error
 
     # ---------------------------------------------------------------- sessions
 
@@ -368,9 +407,7 @@ class SessionStore:
                     self._synced = now
                     self._db.execute("PRAGMA synchronous=NORMAL")
             except sqlite3.Error as error:
-                raise TriattnError(
-                    f"the answer cannot be stored: {error}", where=str(self.path), fix="make room on this disk"
-                ) from error
+                raise told(error, self.path, "the answer cannot be stored") from error
 
     def finish(self, message: int, state: State, report: Mapping[str, Any]) -> Message:
         """Fold the pieces into the message."""

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import errno
 import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -20,7 +21,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..atomic import sync_folder
-from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
+from ..errors import DISK_FULL, DoesNotFitError, ModelNotFoundError, TriattnError
+from ..paths import exists, expanded, is_dir, is_file, refusal
 from .naming import DEFAULT_QUANT, is_first, quant_label, shards, without_shard
 
 Progress = Callable[[str, int, int], None]
@@ -58,14 +60,27 @@ class Entry:
 
 
 def entries(models: Path) -> list[Entry]:
-    """The models in the folder, by name."""
+    """The models in the folder, by name.
+
+    Raises
+    ------
+    ModelNotFoundError
+        This user may not look into the folder.
+    """
+    why = refusal(models)
+    if why is None and is_dir(models) and not os.access(models, os.R_OK | os.X_OK):
+        why = os.strerror(errno.EACCES)
+    if why is not None:
+        raise ModelNotFoundError(
+            f"cannot be looked into: {why}", where=str(models), fix="set TRIATTN_MODELS to a folder of yours"
+        )
     found: list[Entry] = []
-    for path in sorted(models.rglob("*.gguf")) if models.is_dir() else []:
+    for path in sorted(models.rglob("*.gguf")) if is_dir(models) else []:
         inside = path.relative_to(models)
-        if any(part.startswith(".") for part in inside.parts) or not is_first(path.stem) or not path.is_file():
+        if any(part.startswith(".") for part in inside.parts) or not is_first(path.stem) or not is_file(path):
             continue
         files = shards(path)
-        size = sum(file.stat().st_size for file in files if file.is_file())
+        size = sum(file.stat().st_size for file in files if is_file(file))
         found.append(Entry(inside.with_suffix("").as_posix(), path, size, len(files)))
     return found
 
@@ -76,14 +91,18 @@ def resolve(name: str, models: Path) -> Path:
     Raises
     ------
     ModelNotFoundError
-        There is none of that name, several, or the file is not a GGUF.
+        There is none of that name, several, the file is not a GGUF, or may not be looked at.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = expanded(name)
+    if is_file(path):
         return _checked_gguf(path)
+    if (path.is_absolute() or path.suffix == ".gguf") and (why := refusal(path)):
+        raise ModelNotFoundError(
+            f"cannot be looked at: {why}", where=str(path), fix="this user needs the right to enter its folder"
+        )
     if name == "demo":
         path = models / DEMO_FILE
-        if not path.is_file():
+        if not is_file(path):
             raise ModelNotFoundError("the demo model is not here yet", where=str(models), fix="triattn-local pull demo")
         return _checked_gguf(path)
 
@@ -133,14 +152,14 @@ def _checked_gguf(path: Path) -> Path:
             )
     except OSError as error:
         raise ModelNotFoundError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    missing = [shard.name for shard in shards(path) if not shard.is_file()]
+    missing = [shard.name for shard in shards(path) if not is_file(shard)]
     if missing:
         raise ModelNotFoundError(f"shard {missing[0]} is missing", where=str(path.parent), fix="pull the model again")
     return path
 
 
 def need_disk(folder: Path, size: int) -> None:
-    while not folder.exists():
+    while not exists(folder) and folder != folder.parent:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < size:
@@ -158,7 +177,7 @@ def folder_errors(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             raise DoesNotFitError(
                 "disk full", where=str(folder), fix="free some space, or set TRIATTN_MODELS to another disk"
             ) from None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 from .. import __version__
 from ..errors import ModelNotFoundError, TriattnError, UsageError
 from ..gguf_file import GgufFile, HeadCutError, parse_head
+from ..paths import is_file
 from .folder import Progress, entries, folder_errors, is_gguf, lock, need_disk, place, scratch_folder, sha256_of
 from .naming import DEFAULT_QUANT, is_first, quant_label, quant_names, shards, without_shard
 
@@ -48,7 +49,7 @@ def pull_hub(repo: str, quant: str, models: Path, progress: Progress, hub: HubCl
         if (
             entry.path.parent == folder
             and wanted.lower() in quant_names(entry.path.name)
-            and all(file.is_file() for file in shards(entry.path))
+            and all(is_file(file) for file in shards(entry.path))
         ):
             return entry.path
 

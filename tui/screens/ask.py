@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.suggester import Suggester
 from textual.widgets import Input, Static
+
+from triattn_local.paths import expanded, is_dir
 
 from .dialog import Dialog
 
@@ -22,12 +22,12 @@ class PathSuggester(Suggester):
     async def get_suggestion(self, value: str) -> str | None:
         folder, _, begun = value.rpartition("/")
         try:
-            names = sorted(Path(f"{folder}/" if "/" in value else ".").expanduser().iterdir())
-        except OSError:
+            names = sorted(expanded(f"{folder}/" if "/" in value else ".").iterdir())
+        except (OSError, ValueError):
             return None
         for path in names:
             if begun and path.name.startswith(begun):
-                ending = "/" if path.is_dir() else ""
+                ending = "/" if is_dir(path) else ""
                 return f"{folder}/{path.name}{ending}" if "/" in value else f"{path.name}{ending}"
         return None
 

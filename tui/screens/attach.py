@@ -11,6 +11,7 @@ from textual.containers import Vertical
 from textual.widgets import Input, Static
 
 from triattn_local.errors import TriattnError, UsageError
+from triattn_local.paths import decode, expanded, is_file
 from triattn_local.sessions import Attachment
 
 from .. import text
@@ -37,7 +38,7 @@ def read_text_file(path: Path) -> Attachment:
             raise UsageError("is a folder", where=where, fix="name a file in it")
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"has more than {MAX_BYTES >> 20} MiB", where=where, fix="attach a part of it")
-        words = path.read_text(encoding="utf-8")
+        words = decode(path.read_bytes()).replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise UsageError("is not UTF-8 text", where=where, fix="attach a text file") from None
     except OSError as error:
@@ -70,9 +71,9 @@ class AttachScreen(Dialog[Attachment]):
 
     @work(thread=True, exclusive=True)
     def _measure(self, value: str) -> None:
-        path = Path(value).expanduser()
+        path = expanded(value)
         about = ""
-        if value and path.is_file():
+        if value and is_file(path):
             try:
                 file = read_text_file(path)
             except TriattnError as error:
@@ -89,6 +90,6 @@ class AttachScreen(Dialog[Attachment]):
     @on(Input.Submitted)
     def _take(self, event: Input.Submitted) -> None:
         try:
-            self.dismiss(read_text_file(Path(event.value).expanduser()))
+            self.dismiss(read_text_file(expanded(event.value)))
         except TriattnError as error:
             self.query_one(".problem", Static).update(str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,6 +17,7 @@ from textual.widgets.option_list import Option
 
 from triattn_local.atomic import write_whole
 from triattn_local.errors import TriattnError
+from triattn_local.paths import expanded
 from triattn_local.sessions import Hit, Session, import_file, to_json, to_markdown
 
 from .. import text
@@ -169,7 +171,7 @@ class SessionsScreen(Dialog[None]):
         def write(answer: str | None) -> None:
             if not answer:
                 return
-            path = Path(answer).expanduser()
+            path = expanded(answer)
             try:
                 messages = self.app.store.messages(session.id)
                 current = self.app.store.get(session.id)
@@ -181,14 +183,16 @@ class SessionsScreen(Dialog[None]):
             self._problem(None)
             self.notify(f"Written: {path}")
 
-        self.app.push_screen(AskScreen("Export to", str(Path.cwd() / f"{name}.{kind}")), write)
+        with contextlib.suppress(OSError):  # the folder that we are in was removed
+            name = str(Path.cwd() / name)
+        self.app.push_screen(AskScreen("Export to", f"{name}.{kind}"), write)
 
     def action_import(self) -> None:
         def read(answer: str | None) -> None:
             if not answer:
                 return
             try:
-                session = self.app.store.add_draft(import_file(Path(answer).expanduser()))
+                session = self.app.store.add_draft(import_file(expanded(answer)))
                 self.app.store.release(session.id)
             except TriattnError as error:
                 self._problem(error)

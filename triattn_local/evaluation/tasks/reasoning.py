@@ -13,8 +13,9 @@ from pathlib import Path
 from triattn_local.config import SamplingConfig
 from triattn_local.contexts import Model
 from triattn_local.errors import UsageError
+from triattn_local.paths import decode
 
-from ..answers import generate, is_right
+from ..answers import check_reader, generate, is_right
 from ..problems import Problem, chain, column_sum
 from .base import Case, Metric, Metrics, Open, Size
 
@@ -34,6 +35,7 @@ class Reasoning:
     main = "right"
 
     def cases(self, model: Model, size: Size) -> list[Case]:
+        check_reader()
         n_tokens = size.n_tokens or DEFAULT_TOKENS
         if size.problems is not None:
             problems = read_problems(size.problems)[: size.n_cases]
@@ -96,7 +98,7 @@ def read_problems(path: Path) -> list[Problem]:
         The file cannot be read, or a line is no such object.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = decode(path.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as err:
         raise UsageError(f"cannot be read: {err}", where=str(path), fix="give a JSON lines file") from err
     problems = []
