@@ -295,11 +295,14 @@ class Context:
         n_past = self.n_past
         if self._decode([(token, n_past + i, 0, i == len(tokens) - 1) for i, token in enumerate(tokens)], tokens):
             return True
-        # micro-batches that were done are in the cache
+        self._after_abort(n_past)
+        return False
+
+    def _after_abort(self, n_past: int) -> None:
+        """Take micro-batches that were done out of the cache."""
         llama_cpp.llama_memory_seq_rm(self._memory, 0, n_past if self._can_cut(n_past) else -1, -1)
         if int(llama_cpp.llama_memory_seq_pos_max(self._memory, 0)) + 1 != n_past:
             self.clear()
-        return False
 
     def _decode(self, rows: Sequence[tuple[int, int, int, bool]], behind: Sequence[int]) -> bool:
         """One batch of (token, position, sequence, logits wanted); `behind` is what comes behind ``tokens``.
