@@ -145,5 +145,15 @@ def test_only_the_command_line_prints(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_one_place_makes_models_and_contexts(path: Path) -> None:
+    if home(path) == "contexts":
+        return
+    makers = {"llama_model_load_from_file", "llama_init_from_model", "llama_context_default_params", "Llama"}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+        assert name not in makers, f"{path.name}:{getattr(node, 'lineno', 0)} uses {name}: contexts.Model makes it"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_every_module_says_why_it_exists(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path.name} has no docstring"

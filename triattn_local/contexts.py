@@ -8,6 +8,7 @@ and calibration watches one. Knows no text and no sampling.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,7 +18,6 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-from llama_cpp._logger import set_verbose
 from numpy.typing import NDArray
 
 from . import native
@@ -53,11 +53,26 @@ def physical_cores() -> int:
     return max(len(siblings), 1)
 
 
-class _Weights:
+class _Loaded:
     """What llama.cpp loaded, freed once: by its Model, or when no Model, Context and Vocabulary holds it any more."""
 
     def __init__(self, handle: Any) -> None:
-        self.free = weakref.finalize(self, llama_cpp.llama_model_free, handle)
+        self.contexts: list[Any] = []  # that are open
+        self.end = weakref.finalize(self, _free_model, handle, self.contexts)
+        self.end.atexit = False
+
+
+def _free_context(handle: Any, contexts: list[Any]) -> None:
+    if handle in contexts:
+        contexts.remove(handle)
+        llama_cpp.llama_free(handle)
+
+
+def _free_model(handle: Any, contexts: list[Any]) -> None:
+    # whoever collects garbage may come to a model before its contexts
+    while contexts:
+        llama_cpp.llama_free(contexts.pop())
+    llama_cpp.llama_model_free(handle)
 
 
 class Model:
@@ -99,7 +114,8 @@ class Model:
         self.info = read_model_info(path)
         native.library()
         check_survives(path)
-        set_verbose(config.verbose)
+        # the binding takes warnings for errors and errors for debugging: all or nothing
+        logging.getLogger("llama-cpp-python").setLevel(logging.DEBUG if config.verbose else logging.CRITICAL)
         llama_cpp.llama_backend_init()
         self.path, self.config = path, config
         params = llama_cpp.llama_model_default_params()
@@ -126,8 +142,8 @@ class Model:
                 where=str(path),
                 fix="run with --verbose to see its log",
             )
-        self.weights = _Weights(self.handle)
-        self.vocabulary = Vocabulary(self.handle, self.weights)
+        self._loaded = _Loaded(self.handle)
+        self.vocabulary = Vocabulary(self.handle, self._loaded)
         if stats_path is not None:
             try:
                 native.load_stats(self.handle, stats_path)
@@ -159,10 +175,10 @@ class Model:
         return Context(self, eviction, ContextOptions.of(self.config, n_ctx, n_seq))
 
     def close(self) -> None:
-        """Free the weights. Safe to call twice."""
+        """Free the weights, and the contexts that are still open. Safe to call twice."""
         self.vocabulary.close()
+        self._loaded.end()
         self.handle = None
-        self.weights.free()
 
     def __enter__(self) -> Model:
         return self
@@ -224,8 +240,10 @@ class Context:
             raise DoesNotFitError(
                 f"no room for {sequences}", where=str(model.path), fix="give a smaller --ctx, or --budget"
             )
-        # with the weights, which must not go before it
-        self._free = weakref.finalize(self, _free_context, self.handle, model.weights)
+        contexts = model._loaded.contexts
+        contexts.append(self.handle)
+        self._end = weakref.finalize(self, _free_context, self.handle, contexts)
+        self._end.atexit = False
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._ranking: native.Ranking | None = None
         self.n_batch = options.n_batch
@@ -234,9 +252,9 @@ class Context:
         """the first sequence so far, evicted tokens included"""
 
     def close(self) -> None:
-        """Free it. Safe to call twice."""
+        """Free it. Safe to call twice, and after its model was closed."""
+        self._end()
         self.handle = None
-        self._free()
 
     def __enter__(self) -> Context:
         return self
@@ -287,11 +305,14 @@ class Context:
         n_past = self.n_past
         if self._decode([(token, n_past + i, 0, i == len(tokens) - 1) for i, token in enumerate(tokens)], tokens):
             return True
-        # micro-batches that were done are in the cache
+        self._after_abort(n_past)
+        return False
+
+    def _after_abort(self, n_past: int) -> None:
+        """Take micro-batches that were done out of the cache."""
         llama_cpp.llama_memory_seq_rm(self._memory, 0, n_past if self._can_cut(n_past) else -1, -1)
         if int(llama_cpp.llama_memory_seq_pos_max(self._memory, 0)) + 1 != n_past:
             self.clear()
-        return False
 
     def _decode(self, rows: Sequence[tuple[int, int, int, bool]], behind: Sequence[int]) -> bool:
         """One batch of (token, position, sequence, logits wanted); `behind` is what comes behind ``tokens``.
@@ -411,11 +432,6 @@ class Context:
 
     def stats(self) -> native.EngineStats:
         return native.get_stats(self.handle)[0]
-
-
-def _free_context(handle: Any, weights: _Weights) -> None:
-    del weights
-    llama_cpp.llama_free(handle)
 
 
 def _bytes(data: NDArray[np.uint8]) -> Any:

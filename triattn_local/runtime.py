@@ -228,6 +228,7 @@ class Runtime:
 
     @property
     def _ctx(self) -> Any:
+        self._turns.check()
         return self.context.handle
 
     @property

@@ -9,8 +9,9 @@
 //     n_cells = pad256(             budget + window  + n_batch)     for each sequence of its own buffer
 //
 // cells, whatever n_ctx is (never more than n_ctx asks for). n_ctx stays the logical context: positions grow up to it as
-// they always did. Caches of sliding-window layers get their window and a micro-batch, also where swa_full is true. Whenever a sequence holds budget + window tokens at the start of a llama_decode, and whenever a batch
-// finds no room, a round brings it down to budget tokens.
+// they always did. Whenever a sequence holds budget + window tokens at the start of a llama_decode, and whenever a batch
+// finds no room, a round brings it down to budget tokens. Caches of sliding-window layers get cells for their window and a
+// micro-batch, also where swa_full is true.
 //
 // Where a setting comes from, the first that is there:
 //   1. llama_triattn_set_params() on the model

@@ -48,7 +48,7 @@ public:
     // true if the last round of a context failed: it cannot go on, see why_failed
     static bool has_failed(const llama_context & lctx);
 
-    // the same of a memory with a sliding-window half, whose cells outside the window may be gone
+    // can_rm of a memory with a sliding-window half, whose cells outside the window may be gone
     static bool can_rm(const llama_kv_cache & kv, const llama_kv_cache & kv_swa, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 
     // the first position that the sequence can be cut at so that whatever comes behind it finds all that it attends to
