@@ -61,6 +61,7 @@ ALLOWED = {
         "planning",
         "runtime",
         "sampling",
+        "thinking",
         "trial",
         "vocabulary",
     },

@@ -1,7 +1,7 @@
 """Whether llama.cpp survives a file: tried in a process of its own before it is loaded in this one.
 
-llama.cpp checks much of what a file says by assertions, which end the process: each of its 150 architectures has some of
-its own, and a list of them would be out of date with the next release. So the file is loaded once without its weights,
+llama.cpp checks much of what a file says by assertions, which end the process: each of its architectures has some of its
+own, and a list of them would be out of date with the next release. So the file is loaded once without its weights,
 with a small context, where an end by a signal does no harm. What was survived is remembered: a file is tried once.
 """
 
@@ -38,8 +38,11 @@ def check_survives(path: Path) -> None:
         llama.cpp was ended by a signal while it loaded the file, or did not come to an end.
     """
     mark = _mark(path)
-    if mark is None or mark in _survived or os.path.exists(mark):
+    if mark is None or mark in _survived:
         return
+    with contextlib.suppress(OSError):
+        if mark.exists():
+            return
     why = try_to_load(path)
     if why is not None:
         raise ModelNotFoundError(
@@ -99,7 +102,7 @@ def _mark(path: Path) -> Path | None:
     from llama_cpp import llama_cpp
 
     try:
-        library = os.stat(llama_cpp._lib._name)
+        library = Path(llama_cpp._lib._name).stat()
         with path.open("rb") as file:
             digest = hashlib.blake2b(file.read(HEADER_BYTES), digest_size=16)
         digest.update(f"{path.stat().st_size} {library.st_size} {library.st_mtime_ns}".encode())
