@@ -47,6 +47,29 @@ def test_the_answer_comes_in_pieces_with_its_thinking_apart(script) -> None:
     assert 4 <= talk.answered.n_content <= 4 + 3
 
 
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (
+            "<|channel|>",
+            "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>It is wide.",
+        ),
+        ("<|channel|>", "<|channel|>commentary<|channel|>analysis<|message|>{}<|channel|>final<|message|>It is wide."),
+        ("<|channel>", "<|channel>thought\n{}<channel|>It is wide."),
+        ("<|START_THINKING|> <|START_RESPONSE|>", "<|START_THINKING|>{}<|END_THINKING|><|START_RESPONSE|>It is wide."),
+        ("\u25c1think\u25b7", "\u25c1think\u25b7{}\u25c1/think\u25b7It is wide."),
+    ],
+)
+def test_thinking_leaves_the_cache_whatever_its_marks(script, template: str, text: str) -> None:
+    script([text.format(LONG)])
+    rt = runtime()
+    rt.vocabulary.chat_template = "{# " + template + " #}"
+    talk = Talk(rt)
+    answer = talk.ask("How is the sea?")
+    assert (answer.thinking, answer.content) == (LONG, "It is wide.")
+    assert "word1" not in rt.detokenize(rt.tokens, special=True)
+
+
 def test_thinking_is_dropped_by_the_snapshot_and_only_the_answer_is_read_again(script) -> None:
     script([f"<think>{LONG}</think>The sea is wide."])
     rt = runtime()

@@ -74,6 +74,7 @@ ALLOWED = {
         "planning",
         "runtime",
         "sampling",
+        "thinking",
         "trial",
         "vocabulary",
     },
@@ -146,7 +147,8 @@ def test_only_the_command_line_prints(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_one_place_makes_models_and_contexts(path: Path) -> None:
-    if home(path) == "contexts":
+    # what may end the process is tried in another one, which holds nothing
+    if home(path) in ("contexts", "trial"):
         return
     makers = {"llama_model_load_from_file", "llama_init_from_model", "llama_context_default_params", "Llama"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

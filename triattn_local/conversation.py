@@ -24,7 +24,7 @@ from .config import SamplingConfig
 from .errors import StateError, UsageError
 from .runtime import Cancel, Done, Prefill, Runtime, Token
 from .sessions import Message, Shelf
-from .thinking import Kind, ThinkingSplitter, marks_of
+from .thinking import Kind, TokenSplitter, marks_of
 
 WORTH_A_FILE = 512
 """tokens: a prompt of fewer is read again as soon as its snapshot is read from the disk"""
@@ -161,7 +161,6 @@ class Conversation:
         self.rt = rt
         self.shelf = shelf
         self.marks = marks_of(rt.vocabulary.chat_template)
-        self._marked: dict[int, str] = {}
         self._pieces_of: dict[int, bytes] = {}
 
     # ------------------------------------------------------------------ text
@@ -252,7 +251,7 @@ class Conversation:
         earlier = self.lasting(system, path) if len(path) > 1 else []
         yield self._go_back(session, path, tokens, earlier)
 
-        splitter = ThinkingSplitter(self.marks, text)
+        splitter = TokenSplitter(self.marks, text, self.rt.token_bytes)
         counts: dict[Kind, int] = {"thinking": 0, "content": 0}
         snapshot_bytes = 0
         thinking_s, first_s = 0.0, time.perf_counter()
@@ -266,7 +265,7 @@ class Conversation:
                     first_s = time.perf_counter()
             elif isinstance(event, Token):
                 kind = splitter.kind
-                parts = splitter.push(event.text or self._mark_text(event.id))
+                parts = splitter.push_token(event.id, event.text)
                 if kind == "thinking" and splitter.kind == "content":
                     thinking_s = time.perf_counter() - first_s
                 counts[splitter.kind] += 1
@@ -290,14 +289,6 @@ class Conversation:
     def _pieces(self, parts: Sequence[tuple[Kind, str]], now: Kind, counts: dict[Kind, int]) -> Iterator[Piece]:
         for kind, text in parts or [(now, "")]:
             yield Piece(kind, text, counts[kind])
-
-    def _mark_text(self, token: int) -> str:
-        """The text of a control token, which is not shown, if it is part of a mark."""
-        if token not in self._marked:
-            text = self.rt.token_bytes(token, special=True).decode("utf-8", "replace")
-            hidden = not self.rt.token_bytes(token)
-            self._marked[token] = text if hidden and any(text in mark for pair in self.marks for mark in pair) else ""
-        return self._marked[token]
 
     def settle(
         self, session: str, system: str, path: Sequence[Message], *, cancel: Cancel | None = None

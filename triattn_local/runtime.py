@@ -30,7 +30,7 @@ from .sampling import Sampler
 from .snapshot import Snapshot, read_snapshot, write_snapshot
 from .stop import Stop
 from .text_stream import TextStream
-from .thinking import Kind, ThinkingSplitter, marks_of
+from .thinking import Kind, TokenSplitter, marks_of
 from .tool_calls import MARKS, ToolCall, ToolCallSplitter
 from .turns import Turns
 
@@ -378,14 +378,14 @@ class Runtime:
         text = self.apply_chat_template(messages, tools=tools)
         prompt = self.tokenize(text, parse_special=True)
         marks = marks_of(self.vocabulary.chat_template)
-        thinking, calls = ThinkingSplitter(marks, text), ToolCallSplitter()
-        known = [mark for pair in (*marks, *MARKS) for mark in pair]
+        known = [mark for pair in MARKS for mark in pair]
+        thinking, calls = TokenSplitter(marks, text, self.token_bytes, known), ToolCallSplitter()
         for event in self.generate(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, cancel=cancel):
             if isinstance(event, Prefill):
                 yield event
                 continue
             if isinstance(event, Token):
-                parts = thinking.push(event.text or self._mark(event.id, known))
+                parts = thinking.push_token(event.id, event.text)
             else:
                 parts = thinking.flush()
             for kind, part in parts:
@@ -393,13 +393,6 @@ class Runtime:
             if isinstance(event, Done):
                 yield from _told_apart("content", None, calls)
                 yield event
-
-    def _mark(self, token: int, known: Sequence[str]) -> str:
-        """The text of a control token, which is not part of an answer otherwise, if one of these marks has it."""
-        if self.token_bytes(token):
-            return ""
-        text = self.token_bytes(token, special=True).decode("utf-8", "replace")
-        return text if any(text in mark for mark in known) else ""
 
     def _draw(
         self,
