@@ -459,10 +459,75 @@ def test_an_idle_model_leaves_the_memory_and_comes_back(smollm2_triattn: Path, t
         while not server.get("/props")["is_sleeping"]:
             assert time.monotonic() < deadline
             time.sleep(0.2)
+        for _ in range(3):  # as one who watches does
+            (slot,) = server.get("/slots")
+            assert slot["triattention"]["budget"] == 256
+            assert slot["triattention"]["n_states"] > 0
+            assert server.metric("triattn_states") > 0
+            time.sleep(0.3)
+        assert server.get("/props")["is_sleeping"], "looking wakes nobody"
         again = server.chat(messages, 4)
         assert again["choices"][0]["message"] == first["choices"][0]["message"]
         n_prompt = again["usage"]["prompt_tokens"]
         assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == n_prompt - 1
+
+
+KEEPING = """
+{%- for m in messages -%}
+<|im_start|>{{ m.role }}\n
+{%- if m.reasoning_content and ((clear_thinking is defined and not clear_thinking)
+    or not truncate_history_thinking | default(true) or loop.last) -%}
+<think>{{ m.reasoning_content }}</think>
+{%- endif -%}
+{{ m.content }}<|im_end|>\n
+{%- endfor -%}
+<|im_start|>assistant\n"""
+"""a template that can keep the thoughts of earlier answers, by the words of GLM 4.7 and Nemotron 3"""
+
+
+@pytest.mark.slow
+def test_thoughts_of_earlier_answers_stay_out(smollm2_triattn: Path, tmp_path: Path) -> None:
+    template = tmp_path / "keeping.jinja"
+    template.write_text(KEEPING)
+    messages = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Yes.", "reasoning_content": "a deep thought"},
+        {"role": "user", "content": "Two?"},
+    ]
+    for flags, is_kept in (([], False), (["--reasoning-preserve"], True)):
+        more = [
+            "--ctx",
+            "512",
+            "--budget",
+            "256",
+            "--window",
+            "64",
+            "--",
+            "--chat-template-file",
+            str(template),
+            *flags,
+        ]
+        with Served(smollm2_triattn, tmp_path / "log", *more) as server:
+            said = server.post("/apply-template", {"messages": messages})["prompt"]
+            assert ("a deep thought" in said) == is_kept
+            kwargs = {"chat_template_kwargs": {"preserve_reasoning": True}}
+            said = server.post("/apply-template", {"messages": messages, **kwargs})["prompt"]
+            assert "a deep thought" in said
+
+
+@pytest.mark.slow
+def test_nothing_in_the_environment_moves_it(smollm2_triattn: Path, tmp_path: Path) -> None:
+    """Variables, a proxy and llama.cpp's own config.ini would have it at another place, or asked at another."""
+    (tmp_path / "llama.cpp").mkdir()
+    (tmp_path / "llama.cpp" / "config.ini").write_text("[*]\napi-prefix = /llm\nport = 1\nmodels-preset = /no/such\n")
+    variables = {"LLAMA_ARG_API_PREFIX": "/llm", "LLAMA_ARG_PORT": "1", "LLAMA_ARG_ALIAS": "aaa"}
+    proxy = {"http_proxy": f"http://127.0.0.1:{free_port('127.0.0.1')}", "no_proxy": ""}
+    env = {**variables, **proxy, "XDG_CONFIG_HOME": str(tmp_path), "TRIATTN_CONFIG": os.devnull}
+    more = ["--ctx", "512", "--budget", "256", "--window", "64", "--alias", "b,c/d"]
+    with Served(smollm2_triattn, tmp_path / "log", *more, env=env) as server:
+        told = Api(server.base_url).model()
+        assert (told.name, told.n_ctx) == ("b-c-d", 512)
+        assert "environment LLAMA_ARG_PORT is not heeded; give --port" in server.text()
 
 
 # ---- what others are told
