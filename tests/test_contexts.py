@@ -246,3 +246,19 @@ def test_what_an_aborted_batch_made_a_window_forget_is_read_anew(gemma3: Path, t
         context._after_abort(400)
         assert context.n_past == 0
         assert llama_cpp.llama_memory_seq_pos_max(context._memory, 0) == -1
+
+
+def test_full_attention_is_timed_at_its_depth_again_however_long_a_block_is(gemma3: Path, tokens: list[int]) -> None:
+    """A block that is longer than the micro-batch which a window's cache has room for."""
+    cpu = next(device for device in devices() if device.kind == "cpu")
+    config = RuntimeConfig(n_batch=64, n_ubatch=64, n_threads=1)
+    n_block = 300  # 512 + 64 tokens are 768 cells: 256 to go back by
+    with Model(gemma3, config) as model, Side(model, None, 600, 1, n_block, cpu) as side:
+        side.context.prefill(tokens[:600])
+        side.warm_up(tokens[600 : 600 + n_block])
+        assert side.context.n_past == 600
+        logits = side.context.decode(tokens[600:601], n_logits=1)[0].copy()
+        side.context.rewind(0)
+        side.context.prefill(tokens[:600])
+        wanted = side.context.decode(tokens[600:601], n_logits=1)[0]
+        assert abs(logits - wanted).max() < 1e-2 * abs(wanted).max()
