@@ -1,7 +1,7 @@
 """Whether llama.cpp survives a file: tried in a process of its own before it is loaded in this one.
 
-llama.cpp checks much of what a file says by assertions, which end the process: each of its architectures has some of its
-own, and a list of them would be out of date with the next release. So the file is loaded once without its weights,
+llama.cpp checks much of what a file says by assertions, which end the process: each of its architectures has some of
+its own, and a list of them would be out of date with the next release. So the file is loaded once without its weights,
 with a small context, where an end by a signal does no harm. What was survived is remembered: a file is tried once.
 """
 
