@@ -129,8 +129,11 @@ def test_the_template_says_which_marks_there_are() -> None:
     assert marks_of("{{ broken") == (THINK,)
 
 
-WRITES = """{% for m in messages %}{{ '[' ~ m.role ~ ']' }}{% if m.reasoning_content %}{{ '<mull>\\n' ~ m.reasoning_content
-~ '\\n</mull>\\n\\n' }}{% endif %}{{ m.content }}{{ '<end>' }}{% endfor %}"""
+WRITES = (
+    "{% for m in messages %}{{ '[' ~ m.role ~ ']' }}"
+    "{% if m.reasoning_content %}{{ '<mull>\\n' ~ m.reasoning_content ~ '\\n</mull>\\n\\n' }}{% endif %}"
+    "{{ m.content }}{{ '<end>' }}{% endfor %}"
+)
 
 
 def test_marks_that_no_table_has_are_those_that_the_template_writes() -> None:

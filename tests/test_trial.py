@@ -12,10 +12,10 @@ from retouched import Value, retouched
 from tiny_models import write_tiny
 
 from triattn_local import trial
-from triattn_local.errors import ModelNotFoundError
+from triattn_local.errors import ModelNotFoundError, TriattnError
 from triattn_local.gguf_file import ValueType, read_gguf
 from triattn_local.model_info import read_model_info
-from triattn_local.runtime import Runtime
+from triattn_local.runtime import Runtime, check_stats
 
 V = ValueType
 
@@ -63,6 +63,15 @@ def test_what_a_header_shows_is_said_by_name(changes: dict[str, tuple[int, objec
 def test_experts_that_differ_by_layer(tmp_path: Path) -> None:
     packed = Packed().set("ARCH.expert_count", U32, 8).set_array("ARCH.expert_used_count", I32, [2, 4])
     assert read_model_info(packed.write(tmp_path / "m.gguf")).n_layer == 2
+
+
+@pytest.mark.parametrize(
+    ("arch", "said"), [("bert", "is an encoder"), ("mamba", "is recurrent"), ("gpt2", "has no RoPE")]
+)
+def test_what_no_statistics_would_mend_is_said_before_they_are_missed(arch: str, said: str, tmp_path: Path) -> None:
+    path = Packed(arch=arch).drop("ARCH.rope.dimension_count").write(tmp_path / "m.gguf")
+    with pytest.raises(TriattnError, match=f"cannot evict: it {said}.*--no-evict"):
+        check_stats(path, None)
 
 
 def test_a_sound_file_is_tried_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

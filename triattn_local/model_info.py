@@ -96,6 +96,19 @@ class ModelInfo:
         return self.arch in RECURRENT
 
     @property
+    def obstacle(self) -> str | None:
+        """Why TriAttention cannot work on this model, in a clause; None: it can, or only the library knows."""
+        if not self.is_causal:
+            return f"is an encoder ({self.arch})"
+        if self.is_recurrent:
+            return f"is recurrent ({self.arch}) and has no KV cache"
+        if self.is_known and (self.rope_type is None or self.n_rot == 0):
+            return f"has no RoPE ({self.arch})"
+        if self.is_mla:
+            return "caches a latent instead of keys (multi-head latent attention)"
+        return None
+
+    @property
     def shards(self) -> tuple[Path, ...]:
         """All files of the model, in order; this file alone if it is not split."""
         return shard_paths(self.path, self.split)

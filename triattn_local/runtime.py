@@ -23,7 +23,7 @@ from . import native
 from .cache_layout import cache_layout
 from .config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig
 from .contexts import Context, Model
-from .errors import StateError, StatsError, UsageError
+from .errors import StateError, StatsError, TriattnError, UsageError
 from .metadata import read_stats
 from .model_info import fingerprint, read_model_info
 from .sampling import Sampler
@@ -384,10 +384,7 @@ class Runtime:
             if isinstance(event, Prefill):
                 yield event
                 continue
-            if isinstance(event, Token):
-                parts = thinking.push_token(event.id, event.text)
-            else:
-                parts = thinking.flush()
+            parts = thinking.push_token(event.id, event.text) if isinstance(event, Token) else thinking.flush()
             for kind, part in parts:
                 yield from _told_apart(kind, part, calls)
             if isinstance(event, Done):
@@ -676,12 +673,17 @@ def check_stats(path: Path, stats_path: Path | None) -> None:
     ------
     StatsError
         They are missing, damaged, or of another model.
+    TriattnError
+        The model is of a kind that cannot evict.
     """
     source = stats_path or Path(os.environ.get("TRIATTN_STATS") or path)
     stats = read_stats(source)
+    info = read_model_info(path)
+    if info.obstacle is not None:  # then statistics would not help
+        raise TriattnError(f"cannot evict: it {info.obstacle}", where=str(path), fix="run it with --no-evict")
     if stats is None:
         raise StatsError(
             "holds no TriAttention statistics", where=str(source), fix=f"make them with: triattn-local convert {path}"
         )
     stats.check_belongs(fingerprint(path))
-    stats.validate(read_model_info(path))
+    stats.validate(info)

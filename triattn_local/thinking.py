@@ -1,9 +1,9 @@
 """Which part of an answer is thinking: told by the marks that models put around it.
 
-A model marks its thinking with texts of its own, which its chat template knows; some templates open it already in the
-prompt. There are two ways: marks before and after the thinking, and a message for each of thinking and answer, whose head
-says which it is. llama.cpp's server has parsers for both, but no C function to call them by: what they know of marks is
-in the tables here, and what no table has is found out by rendering the template.
+A model marks its thinking with texts of its own, which its chat template knows; some templates open it already in
+the prompt. There are two ways: marks before and after the thinking, and a message for each of thinking and answer,
+whose head says which it is. llama.cpp's server has parsers for both, but no C function to call them by: what they know
+of marks is in the tables here, and what no table has is found out by rendering the template.
 
 Works on text as it streams. One splitter for the chat, for ``Runtime.chat`` and for whoever has an answer as text.
 """
@@ -150,7 +150,7 @@ class ThinkingSplitter:
     """Splits an answer into thinking and content, piece by piece.
 
     Between marks, only what stands at the beginning of an answer is thinking: later on, a mark is text that is talked
-    about. Of messages, each is told by its head. A message for a function is content, as a call between ``<tool_call>``.
+    about. Of messages, each is told by its head. One for a function is content, as a call between ``<tool_call>``.
 
     Parameters
     ----------
@@ -287,9 +287,7 @@ class _Tagged:
             return
         opens = [] if self._began else [m.open for m in self._marks]
         opens += [pair[0] for pair in self._wrapped]
-        if start and not any(text.startswith(start) for text in opens):
-            self._done = True
-        elif not opens:
+        if not opens or (start and not any(text.startswith(start) for text in opens)):
             self._done = True
 
     def flush(self) -> list[Part]:
