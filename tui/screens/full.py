@@ -11,7 +11,6 @@ from textual.containers import Vertical
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from .. import text
 from ..events import TooLong
 from .dialog import Dialog
 
@@ -36,8 +35,8 @@ class FullScreen(Dialog[Way]):
             yield OptionList(
                 self._option(
                     "oldest",
-                    f"Leave out the oldest {text.plural(n_turns, 'turn')}, and answer",
-                    f"{event.n_after:,} tokens are left; they stay on the screen, and d on one lets the model read it",
+                    f"Leave out the oldest {'turn' if n_turns == 1 else f'{n_turns} turns'}, and answer",
+                    f"the rest has {event.n_after:,} tokens; all stays on the screen, d takes a turn in again",
                 ),
                 self._option("raise", "Raise the context", "F4, if the model and the memory have room for more"),
                 self._option("shorten", "Shorten the message", "it goes back into the prompt"),
