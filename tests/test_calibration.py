@@ -296,7 +296,7 @@ def test_the_telling_check_comes_first(tmp_path: Path) -> None:
     """An output that is there already says nothing of a text that is not."""
     path = Packed().write(tmp_path / "m.gguf")
     Packed().write(tmp_path / "m.triattn.gguf")
-    with pytest.raises(UsageError, match=r"missing\.txt"):
+    with pytest.raises(CalibrationError, match=r"missing\.txt: cannot be read"):
         convert(path, corpus=[tmp_path / "missing.txt"], dry_run=True)
     with pytest.raises(UsageError, match="exists already"):
         convert(path, dry_run=True)
