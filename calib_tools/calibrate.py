@@ -50,23 +50,16 @@ def check_can_calibrate(info: ModelInfo) -> None:
         Says which property of the model is in the way.
     """
 
-    def refuse(what: str) -> CalibrationError:
-        return CalibrationError(what, where=str(info.path), fix="TriAttention needs a decoder with RoPE and a KV cache")
-
-    if not info.is_causal:
-        raise refuse(f"is an encoder ({info.arch})")
-    if info.is_recurrent:
-        raise refuse(f"is recurrent ({info.arch}) and has no KV cache")
+    if info.obstacle is not None:
+        raise CalibrationError(
+            info.obstacle, where=str(info.path), fix="TriAttention needs a decoder with RoPE and a KV cache"
+        )
     if not info.is_known:
         raise CalibrationError(
             f"has the architecture {info.arch!r}, which this version does not know",
             where=str(info.path),
             fix="update triattn-local",
         )
-    if info.rope_type is None or info.n_rot == 0:
-        raise refuse(f"has no RoPE ({info.arch})")
-    if info.is_mla:
-        raise refuse("caches a latent instead of keys (multi-head latent attention)")
 
 
 def calibrate(

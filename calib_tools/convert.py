@@ -153,8 +153,9 @@ def convert(
     info = read_model_info(model)
     check_can_calibrate(info)
     check_enough(n_tokens)
-    path = output_path(info, out, sidecar, force)
     text = read_corpus(corpus) if corpus else bundled_corpus()
+    # last, for the name of the output is what is mended most easily
+    path = output_path(info, out, sidecar, force)
     had_stats = not sidecar and _has_stats(info.path)
     checkpoint = path.with_name(path.name + ".checkpoint")
     choice = _choose(info, engine, checkpoint if resume else None, n_gpu_layers)

@@ -69,6 +69,9 @@ _FAMILIES = {
     "gemma3": _Family(_gelu, scales_embedding=True),
 }
 
+_SCALED = frozenset(("dflash", "granite", "granite_swa", "granitehybrid", "granitemoe", "graniteswitch"))
+"""architectures whose attention.scale llama.cpp reads; for all others the key is there and means nothing"""
+
 
 def why_unsupported(info: ModelInfo, weights: Weights) -> str | None:
     """What this module does not know of a model, in a clause that "the torch engine" begins; None: nothing."""
@@ -88,7 +91,7 @@ def attention_scale(info: ModelInfo) -> float:
     """What multiplies the product of query and key: of all architectures but a few 1 / sqrt(head_dim)."""
     if info.arch == "gemma3" and info.n_layer == _GEMMA3_27B_LAYERS:
         return float((info.n_embd // info.n_head[0]) ** -0.5)
-    told = read_gguf(info.path).number(f"{info.arch}.attention.scale")
+    told = read_gguf(info.path).number(f"{info.arch}.attention.scale") if info.arch in _SCALED else None
     return told or float(info.head_dim**-0.5)
 
 
@@ -119,7 +122,6 @@ class Decoder:
         file, arch = read_gguf(info.path), info.arch
         self._eps = file.number(f"{arch}.attention.layer_norm_rms_epsilon") or 1e-5
         self._n_expert_used = file.integer(f"{arch}.expert_used_count", 0) or 0
-        self._expert_scale = file.number(f"{arch}.expert_weights_scale", 0.0) or 1.0
         self._rope = RopeParams.of(info, freq_factors(info, weights))
         base_swa = file.number(f"{arch}.rope.freq_base_swa") or _ROPE_BASE_SWA
         self._rope_swa = replace(self._rope, freq_base=base_swa, freq_scale=1.0)
@@ -258,7 +260,7 @@ class Decoder:
         x = self._normed(hidden, self._get(il, "ffn_norm.weight"))
         logits = functional.linear(x, self._get(il, "ffn_gate_inp.weight"))
         share, chosen = torch.softmax(logits, dim=-1).topk(self._n_expert_used, dim=-1)
-        share = share / share.sum(dim=-1, keepdim=True).clamp(min=6.103515625e-5) * self._expert_scale
+        share = share / share.sum(dim=-1, keepdim=True).clamp(min=6.103515625e-5)
         n_ff, n_embd = self._weights.shape(f"blk.{il}.ffn_gate_exps.weight")[1:]
 
         def expert(name: str, e: int, n_row: int) -> torch.Tensor:

@@ -13,22 +13,23 @@ Knows nothing of statistics; imports no torch.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from triattn_local import native
-from triattn_local.errors import CalibrationError
+from triattn_local.config import RuntimeConfig
+from triattn_local.context_options import ContextOptions
+from triattn_local.contexts import Context, Model
+from triattn_local.errors import CalibrationError, ModelNotFoundError, TriattnError
 from triattn_local.scoring import RopeParams
-from triattn_local.vocabulary import Vocabulary
 
 from .ggml_tensor import GGML_TYPE_F32, Node
 
@@ -105,6 +106,8 @@ class RuntimeEngine:
     ------
     BackendMissingError
         There is no llama.cpp, or not the one that this program knows.
+    ModelNotFoundError
+        The file would end the process.
     CalibrationError
         llama.cpp cannot load the model.
     """
@@ -135,15 +138,18 @@ class RuntimeEngine:
         self._n_token = 0
         self._error: BaseException | None = None
         self._buffer = np.empty(0, dtype=np.uint8)
-        self._model: Any = None
-        self._context: Any = None
-        native.library()
-        import llama_cpp
-
-        self._llama = llama_cpp
+        self._model: Model | None = None
+        self._context: Context | None = None
         try:
-            self._load(n_threads or os.cpu_count() or 1, n_gpu_layers)
-            self.vocabulary = Vocabulary(self._model)
+            config = RuntimeConfig(
+                n_batch=self.n_batch,
+                n_ubatch=self.n_batch,
+                n_threads=n_threads,
+                n_gpu_layers=n_gpu_layers,
+                verbose=verbose,
+            )
+            self._model, self._context = self._load(config)
+            self.vocabulary = self._model.vocabulary
             self.layers = self._look()
         except BaseException:
             self.close()
@@ -159,12 +165,10 @@ class RuntimeEngine:
 
     def close(self) -> None:
         """Free the model. Safe to call twice."""
-        if self._context:
-            self._llama.llama_free(self._context)
-            self._context = None
-        if self._model:
-            self._llama.llama_model_free(self._model)
-            self._model = None
+        if self._context is not None:
+            self._context.close()
+        if self._model is not None:
+            self._model.close()
 
     @property
     def full_layers(self) -> tuple[int, ...]:
@@ -175,7 +179,14 @@ class RuntimeEngine:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the loaded model, by the library."""
-        return native.fingerprint(self._model)
+        assert self._model is not None
+        return native.fingerprint(self._model.handle)
+
+    @property
+    def context(self) -> Context:
+        """What is watched."""
+        assert self._context is not None
+        return self._context
 
     def evaluate(self, tokens: Sequence[int], consumer: Consumer) -> None:
         """Run one sequence from position 0 and hand its queries and keys to the consumer.
@@ -193,7 +204,7 @@ class RuntimeEngine:
             llama.cpp fails.
         """
         self._consumer = consumer
-        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        self.context.clear()
         try:
             for first in range(0, len(tokens), self.n_batch):
                 batch = tokens[first : first + self.n_batch]
@@ -205,39 +216,29 @@ class RuntimeEngine:
         finally:
             self._consumer = None
 
-    def _load(self, n_threads: int, n_gpu_layers: int) -> None:
-        llama = self._llama
-        llama._logger.set_verbose(self.verbose)
-        llama.llama_backend_init()
-        model_params = llama.llama_model_default_params()
-        model_params.n_gpu_layers = n_gpu_layers
-        self._on_load = llama.llama_progress_callback(lambda *_: self._error is None)
-        model_params.progress_callback = self._on_load
-        self._model = llama.llama_model_load_from_file(os.fsencode(self.path), model_params)
-        self._raise_held()
-        if not self._model:
+    def _load(self, config: RuntimeConfig) -> tuple[Model, Context]:
+        try:
+            model = Model(self.path, config, goes_on=lambda _: self._error is None)
+        except ModelNotFoundError:
+            raise
+        except TriattnError as error:
+            self._raise_held()
             raise CalibrationError(
                 "llama.cpp cannot load the model", where=str(self.path), fix="see why with --verbose"
-            )
-        # whatever the environment says: evicted keys would be missing in what later tokens read
-        native.set_params(self._model, None)
-        # ctypes does not keep the callbacks alive, so they live as long as the context
-        self._on_node = llama.ggml_backend_sched_eval_callback(self._visit)
-        self._on_abort = llama.ggml_abort_callback(self._wants_to_stop)
-        params = llama.llama_context_default_params()
-        params.n_ctx = self.n_ctx
-        params.n_batch = params.n_ubatch = self.n_batch
-        params.n_seq_max = 1
-        params.n_threads = params.n_threads_batch = n_threads
-        params.cb_eval = self._on_node
-        params.abort_callback = self._on_abort
-        params.swa_full = False
-        self._context = llama.llama_init_from_model(self._model, params)
-        self._raise_held()
-        if not self._context:
+            ) from error
+        self._model = model
+        options = ContextOptions.of(config, self.n_ctx)
+        try:
+            # without eviction, whatever the environment says: evicted keys would be missing in what later tokens read
+            context = Context(model, None, options, on_node=self._visit, stops=lambda: self._error is not None)
+        except TriattnError as error:
+            self._raise_held()
             raise CalibrationError(
                 f"llama.cpp makes no context of {self.n_ctx} tokens", where=str(self.path), fix="see if memory is short"
-            )
+            ) from error
+        self._context = context
+        self._raise_held()
+        return model, context
 
     def _look(self) -> dict[int, LayerAttention]:
         """Evaluate a few tokens to learn which nodes hold queries and keys."""
@@ -282,13 +283,12 @@ class RuntimeEngine:
 
     def _decode(self, tokens: Sequence[int], first_pos: int) -> None:
         self._first_pos, self._n_token = first_pos, len(tokens)
-        array = (self._llama.llama_token * len(tokens))(*tokens)
-        code = self._llama.llama_decode(self._context, self._llama.llama_batch_get_one(array, len(tokens)))
+        try:
+            self.context.decode(tokens, n_logits=1)
+        except TriattnError as error:
+            self._raise_held()
+            raise CalibrationError(f"llama.cpp fails to evaluate {len(tokens)} tokens", where=str(self.path)) from error
         self._raise_held()
-        if code != 0:
-            raise CalibrationError(
-                f"llama.cpp fails to evaluate {len(tokens)} tokens (code {code})", where=str(self.path)
-            )
 
     def _raise_held(self) -> None:
         error, self._error = self._error, None
@@ -313,9 +313,6 @@ class RuntimeEngine:
         except BaseException as error:
             self._error = error
             return False
-
-    def _wants_to_stop(self, _: object) -> bool:
-        return self._error is not None
 
     def _study(self, node: Node) -> None:
         self._counts[node.key] += 1

@@ -17,7 +17,7 @@ from triattn_local.model_info import ModelInfo, shard_paths
 
 def default_output(info: ModelInfo, sidecar: bool) -> Path:
     """Beside it: ``MODEL.triattn.gguf``, ``MODEL.triattn-00001-of-00003.gguf``, or ``MODEL.triattn-stats.gguf``."""
-    stem = info.path.name.removesuffix(".gguf")
+    stem = info.path.stem if info.path.suffix.lower() == ".gguf" else info.path.name
     if sidecar:
         return info.path.with_name(f"{stem}.triattn-stats.gguf")
     if info.split is None:

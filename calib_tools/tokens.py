@@ -6,13 +6,12 @@ chat template first, for that is the form in which a model will read most of wha
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from triattn_local import native
-from triattn_local.errors import CalibrationError, UsageError
+from triattn_local.contexts import Model
+from triattn_local.errors import CalibrationError, ModelNotFoundError, TriattnError, UsageError
 from triattn_local.vocabulary import Vocabulary
 
 from .corpus import Corpus, Document, share_out, turns
@@ -60,20 +59,14 @@ def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
     CalibrationError
         llama.cpp cannot read the vocabulary.
     """
-    native.library()
-    import llama_cpp
-
-    llama_cpp._logger.set_verbose(False)
-    llama_cpp.llama_backend_init()
-    params = llama_cpp.llama_model_default_params()
-    params.vocab_only = True
-    model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-    if not model:
-        raise CalibrationError("llama.cpp cannot read its vocabulary", where=str(path))
     try:
-        yield Vocabulary(model)
-    finally:
-        llama_cpp.llama_model_free(model)
+        model = Model(path, vocab_only=True)
+    except ModelNotFoundError:
+        raise
+    except TriattnError as error:
+        raise CalibrationError("llama.cpp cannot read its vocabulary", where=str(path)) from error
+    with model:
+        yield model.vocabulary
 
 
 def sequences(vocabulary: Vocabulary, corpus: Corpus, n_tokens: int, n_longest: int) -> list[list[int]]:

@@ -292,6 +292,16 @@ def test_inputs_that_are_refused(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"m.gguf", "text.gguf", "cut.gguf"}
 
 
+def test_the_telling_check_comes_first(tmp_path: Path) -> None:
+    """An output that is there already says nothing of a text that is not."""
+    path = Packed().write(tmp_path / "m.gguf")
+    Packed().write(tmp_path / "m.triattn.gguf")
+    with pytest.raises(CalibrationError, match=r"missing\.txt: cannot be read"):
+        convert(path, corpus=[tmp_path / "missing.txt"], dry_run=True)
+    with pytest.raises(UsageError, match="exists already"):
+        convert(path, dry_run=True)
+
+
 def test_names_of_a_split_model(tmp_path: Path) -> None:
     packed = Packed().set("split.no", U16, 0).set("split.count", U16, 3)
     path = packed.write(tmp_path / "m-00001-of-00003.gguf")

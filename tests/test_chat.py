@@ -26,11 +26,15 @@ from textual.widgets import Input, Markdown, OptionList, Static, TextArea
 
 from triattn_local import planning, runtime, store
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError, UsageError
-from triattn_local.sessions import SessionStore
+from triattn_local.sessions import Attachment, SessionStore, from_json, from_markdown, to_json, to_markdown
 from triattn_local.settings import Settings
+from triattn_local.tui import events
 from triattn_local.tui.app import ChatApp, Start
 from triattn_local.tui.cutting import pieces
+from triattn_local.tui.jobs import JobDone
+from triattn_local.tui.screens.ask import AskScreen
 from triattn_local.tui.screens.attach import AttachScreen
+from triattn_local.tui.screens.full import FullScreen
 from triattn_local.tui.screens.help import HelpScreen
 from triattn_local.tui.screens.map import MapScreen
 from triattn_local.tui.screens.models import ModelsScreen
@@ -668,7 +672,7 @@ async def test_the_status_line_of_80_columns_has_all_numbers(open_chat: Open) ->
             kv_bytes=394 << 20,
             kv_bytes_full=18 << 30,
         )
-        t.app.engine.look = lambda path=(): None  # type: ignore[method-assign]
+        t.app.engine.look = lambda session=None, path=(): None  # type: ignore[method-assign]
         t.chat.status.stats = stats
         for state, last in (("133.1 tok/s", "−116k"), ("ready", "1,270 rounds −116k")):
             t.chat.status.state = state
@@ -995,15 +999,125 @@ async def test_other_settings_leave_full_attention_as_it_was_chosen(open_chat: O
             assert (t.rt.eviction and t.rt.eviction.budget_tokens) == budget
 
 
-async def test_a_conversation_beyond_the_context_says_what_to_do(open_chat: Open) -> None:
+async def test_a_message_beyond_the_context_is_no_dead_end(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["Sure."]
     async with open_chat(ctx=128) as t:
-        await t.ask(LONG)
-        assert "exceeds the context of 128" in t.notices
-        assert "--ctx" in t.notices
-        assert t.app.session.path[-1].state == "failed"
-        assert not t.chat.busy
+        await t.ask("Hello")
+        await t.ask(f"{LONG} {LONG}")
+        assert re.search(r"This message was not sent: with \d+ tokens it exceeds the context of 128", t.notices)
+        assert "F4 raises the context" in t.notices
+        assert "--ctx" not in t.screen_text()
+        assert "read again" not in t.screen_text(), "nothing was read"
+        assert t.rt.n_answers == 1
+        assert t.contents[-1] == f"{LONG} {LONG}", "nothing is lost"
+        assert "left out" in t.screen_text()
+        await t.ask("Say hi")
+        assert t.app.session.path[-1].state == "complete"
+        assert LONG not in t.rt.prompts[-1]
+        assert "Hello" in t.rt.prompts[-1]
+        n = len(t.contents)
         await t.press("up")
-        assert t.chat.prompt.text == LONG
+        assert t.chat.prompt.text == "Say hi"
+        await t.press("escape")
+        await t.app.open_session(t.app.store.get(t.app.session.id or ""))
+        assert len(t.contents) == n, "and the session holds it all"
+
+
+async def full(t: Driver, words: str) -> None:
+    """Ask beyond the context, and wait for the question what to do."""
+    await t.ask(words, wait=False)
+    await t.until(lambda: isinstance(t.app.screen, FullScreen) or not t.chat.busy)
+    assert isinstance(t.app.screen, FullScreen)
+
+
+async def test_a_full_conversation_goes_on_ten_times(open_chat: Open) -> None:
+    ScriptedRuntime.script = lambda prompt, n: f"Answer {n}: " + "so " * 20
+    async with open_chat(ctx=256) as t:
+        n_full = n = 0
+        while n_full < 10:
+            n += 1
+            await t.ask(f"Question {n}: " + "why " * 20, wait=False)
+            await t.until(lambda: not t.chat.busy)
+            if isinstance(t.app.screen, FullScreen):
+                n_full += 1
+                assert "Nothing was sent yet" in t.screen_text()
+                await t.press("enter")
+                await t.settled()
+            assert t.app.session.path[-1].state == "complete"
+            assert f"Question {n}:" in t.rt.prompts[-1]
+        told = [m.content for m in t.app.session.path]
+        assert [line.split(":")[0] for line in told[::2]] == [f"Question {i + 1}" for i in range(n)]
+        assert all(answer.startswith("Answer") for answer in told[1::2]), "nothing is lost from the transcript"
+        assert "--ctx" not in t.notices
+
+
+async def test_a_full_conversation_can_be_shortened_raised_or_left(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["so " * 100]
+    async with open_chat(ctx=160) as t:
+        await t.ask("One")
+        n_read = t.rt.n_read
+        await full(t, "Two " * 40)
+        assert t.rt.n_read == n_read, "said before anything is read"
+        await t.press("down", "down", "enter")
+        await t.until(lambda: t.chat.prompt.text.startswith("Two Two"))
+        assert "edits an earlier message" in str(t.chat.prompt.border_title)
+        t.chat.prompt.text = "Two"
+        await t.press("enter")
+        await t.until(lambda: isinstance(t.app.screen, FullScreen) or not t.chat.busy)
+        await t.settled()
+        assert t.contents[2] == "Two"
+
+        await full(t, "Three " * 40)
+        await t.press("escape")
+        assert "was not sent" in t.notices
+        assert t.contents[-1].startswith("Three")
+        await t.press("ctrl+r")
+        await t.until(lambda: isinstance(t.app.screen, FullScreen))
+        await t.press("down", "enter")
+        await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+        ctx = int(t.app.screen.query_one("#ctx", Input).value)
+        assert ctx > 160
+        await t.press("ctrl+s")
+        await t.until(lambda: t.rt.config.n_ctx == ctx and not t.app.loading)
+        await t.press("ctrl+r")
+        await t.settled()
+        assert t.contents[-1].startswith("so so")
+        assert "Three Three" in t.rt.prompts[-1]
+
+
+async def test_the_context_ends_amid_an_answer_and_the_chat_goes_on(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["so " * 200, "Short."]
+    async with open_chat(ctx=128) as t:
+        await t.ask("Go")
+        assert t.app.session.path[-1].state == "context"
+        assert t.notices == "", "the answer is there: no error"
+        assert "the context is full: F4 raises it" in t.screen_text()
+        await full(t, "And on?")
+        await t.press("enter")
+        await t.settled()
+        assert t.contents[-1] == "Short."
+
+
+async def test_a_turn_is_left_out_and_taken_in_again(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["First.", "Second.", "Third.", "Fourth."]
+    async with open_chat() as t:
+        await t.ask("One")
+        await t.ask("Two")
+        await t.press("shift+tab", "shift+tab", "shift+tab", "d")
+        assert [m.left_out for m in t.app.session.path] == [True, True, False, False]
+        assert t.screen_text().count("left out") == 2
+        t.chat.prompt.focus()
+        await t.ask("Three")
+        assert "One" not in t.rt.prompts[-1]
+        assert "First." not in t.rt.prompts[-1]
+        assert "Two" in t.rt.prompts[-1]
+        assert t.contents[:2] == ["One", "First."]
+        t.answers[0].focus()
+        await t.press("d")
+        assert not any(m.left_out for m in t.app.session.path)
+        t.chat.prompt.focus()
+        await t.ask("Four")
+        assert "First." in t.rt.prompts[-1]
 
 
 async def test_an_error_amid_an_answer_keeps_what_came(open_chat: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1382,3 +1496,287 @@ async def test_widgets_say_what_they_are(open_chat: Open) -> None:
         await t.ask("Go")
         assert t.chat.query_one(UserMessage).message.content == "Go"
         assert t.chat.query_one(Thinking).thinking == LONG
+
+
+# what must not be lost
+
+
+@asynccontextmanager
+async def full_disk(t: Driver) -> AsyncIterator[None]:
+    """SQLite's own limit: it says that the disk is full."""
+    t.app.store._db.execute("PRAGMA max_page_count=1")  # it takes the number of pages that there are
+    try:
+        yield
+    finally:
+        t.app.store._db.execute("PRAGMA max_page_count=1000000")
+
+
+async def test_a_disk_that_fills_ends_the_answer_and_not_the_chat(open_chat: Open) -> None:
+    ScriptedRuntime.script = [f"{LONG} " * 300, "There is room."]
+    ScriptedRuntime.tokens_per_s = 3000
+    async with open_chat(ctx=65536) as t:
+        await t.ask("Go", wait=False)
+        await t.until(lambda: t.answers and "word9 " in t.answers[0].body.text)
+        async with full_disk(t):
+            await t.until(lambda: not t.chat.busy)
+            assert "make room on this disk" in t.notices
+            assert "F4" not in t.notices, "no smaller context makes room on a disk"
+            assert "failed" in t.screen_text()
+            shown = t.answers[0].body.text
+            await t.ask("Again, with so many words that a page more is needed: " + LONG * 20)
+            assert "your words are still in the prompt" in t.notices
+            await t.press("escape")
+        await t.press("enter")
+        await t.settled()
+        assert t.contents[-1] == "There is room."
+        assert t.contents[1].startswith(shown.rstrip()), "what was on the screen is stored"
+        states = [m.state for m in t.app.store.messages(t.app.session.id or "")]
+        assert states == ["complete", "failed", "complete", "complete"]
+
+
+@pytest.mark.parametrize("error", [TriattnError("boom"), MemoryError(), ValueError("odd"), OSError(5, "I/O error")])
+async def test_whatever_ends_a_turn_or_a_load_ends_the_waiting(
+    open_chat: Open, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    async with open_chat() as t:
+        monkeypatch.setattr(ScriptedRuntime, "generate", fails)
+        await t.ask("Go")
+        assert t.app.session.path[-1].state == "failed"
+        monkeypatch.setattr(planning, "plan_run", fails)
+        t.app.load_model(t.app.model or Path())
+        await t.until(lambda: not t.app.loading)
+        assert not t.chat.status.busy
+
+
+async def test_a_full_disk_is_told_by_every_key_that_writes(open_chat: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise TriattnError("cannot be written: database or disk is full", fix="make room on this disk")
+
+    async with open_chat(notifications=True) as t:
+        await t.ask("One")
+        await t.press("ctrl+r")
+        await t.settled()
+        monkeypatch.setattr(SessionStore, "_writing", full)
+        for key in ("f5", "f5", "f9", "alt+left", "ctrl+r"):
+            t.app.clear_notifications()
+            await t.press(key)
+            await t.until(lambda: "make room" in t.toasts)
+        assert not t.chat.busy
+        await t.press("f2")
+        await t.until(lambda: isinstance(t.app.screen, SessionsScreen))
+        for keys in (["d"], ["r", "x", "enter"]):
+            await t.press(*keys)
+            await t.until(
+                lambda: "make room" in str(t.app.screen.query_one(".problem", Static).render()),
+            )
+        await t.press("escape")
+        await t.press("f4")
+        await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+        t.app.screen.query_one("#seed", Input).value = "7"
+        await t.press("ctrl+s")
+        await t.until(lambda: "make room" in str(t.app.screen.query_one(".problem", Static).render()))
+        await t.press("escape")
+        monkeypatch.undo()
+        assert t.app.is_running
+
+
+async def test_a_session_that_another_chat_has_open_is_not_deleted(open_chat: Open, tmp_path: Path) -> None:
+    other = SessionStore(tmp_path / "sessions")
+    theirs = other.create(title="Theirs")
+    other.add(theirs.id, None, "user", "Hello")
+    async with open_chat() as t:
+        await t.press("f2")
+        await t.until(lambda: isinstance(t.app.screen, SessionsScreen))
+        await t.press("d")
+        assert "is open in another triattn-local; close it there first" in t.screen_text()
+        assert [s.id for s in other.sessions()] == [theirs.id]
+        other.release(theirs.id)
+        await t.press("d")
+        await t.until(lambda: other.sessions() == [])
+        assert "is open in another" not in t.screen_text()
+    other.close()
+
+
+# numbers
+
+
+async def test_a_new_conversation_has_its_own_numbers(open_chat: Open) -> None:
+    ScriptedRuntime.script = [LONG, "Short."]
+    async with open_chat(size=(140, 40)) as t:
+        empty = t.screen_text()
+        for line in ("context   0 of", "rounds    0", "evicted   0 tokens"):
+            assert line in empty
+        await t.ask("Go")
+        first = t.rt.stats()
+        assert first.n_evictions > 1
+        assert f"rounds    {first.n_evictions}" in t.screen_text()
+        first_session = t.app.session.id
+        await t.press("ctrl+n")
+        for line in ("context   0 of", "cells     0 of", "rounds    0", "evicted   0 tokens"):
+            assert line in t.screen_text(), "at once, and not when the engine has looked"
+        await t.settled()
+        await t.press("f8")
+        assert "Nothing is in the cache yet." in t.screen_text()
+        await t.press("escape")
+        for line in ("context   0 of", "cells     0 of", "rounds    0", "evicted   0 tokens"):
+            assert line in t.screen_text()
+        assert t.chat.panel.heatmap.share is None or not t.chat.panel.heatmap.share.any()
+        await t.ask("Go")
+        assert t.chat.status.stats is not None
+        assert t.chat.status.stats.n_past == t.rt.stats().n_past
+        assert t.chat.status.stats.n_evictions == t.rt.stats().n_evictions - first.n_evictions == 0
+        await t.app.open_session(t.app.store.get(first_session or ""))
+        await t.settled()
+        assert f"rounds    {first.n_evictions}" in t.screen_text()
+        assert "context   0 of" in t.screen_text(), "its rounds are its own; the cache holds another one"
+
+
+async def test_what_the_engine_says_of_a_conversation_that_was_left_is_not_shown(open_chat: Open) -> None:
+    async with open_chat(size=(140, 40)) as t:
+        await t.ask("Go")
+        stats = t.chat.status.stats
+        assert stats is not None
+        left = t.app.session.id
+        await t.press("ctrl+n")
+        await t.settled()
+        t.chat.post_message(events.Looked(left, stats, None, 0))
+        await t.pilot.pause(0.1)
+        assert t.chat.status.stats is not None
+        assert t.chat.status.stats.n_past == 0
+
+
+async def test_an_answer_that_ends_amid_an_update_is_shown_to_its_end(
+    open_chat: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = AnswerMessage.write
+
+    async def slow(self: AnswerMessage, *args: Any) -> None:
+        await write(self, *args)
+        await asyncio.sleep(0.5)  # the answer ends in that time
+
+    monkeypatch.setattr(AnswerMessage, "write", slow)
+    ScriptedRuntime.script = [LONG]
+    ScriptedRuntime.tokens_per_s = 500
+    async with open_chat() as t:
+        await t.ask("Go")
+        assert t.answers[0].body.text == LONG
+
+
+MATHS = "Inline \\( \\alpha \\) here.\n\n\\[\nx = 1 \\\\\ny = \\frac{1}{2}\n\\]\n\nRoses\nare red. \u202ederaeppasid\n"
+
+
+async def test_maths_can_be_read_and_is_copied_and_exported_as_it_was_written(
+    open_chat: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copied: list[str] = []
+    monkeypatch.setattr(ChatApp, "copy_to_clipboard", lambda self, text: copied.append(text))
+    ScriptedRuntime.script = [MATHS]
+    ScriptedRuntime.tokens_per_s = 100
+    async with open_chat() as t:
+        await t.ask("Go")
+        shown = t.screen_text()
+        for words in ("Inline α here.", "x = 1 ", "y = 1/2", "Roses ", "are red."):
+            assert words in shown
+        t.answers[0].focus()
+        await t.press("c")
+        assert copied == [MATHS]
+        session = t.app.store.get(t.app.session.id or "")
+        messages = t.app.store.messages(session.id)
+        for written, read in ((to_json, from_json), (to_markdown, from_markdown)):
+            assert read(written(session, messages)).messages[1].content.rstrip("\n") == MATHS.rstrip("\n")
+
+
+# small things that cost much
+
+
+async def test_ctrl_x_takes_the_last_attachment_and_never_the_words(open_chat: Open, tmp_path: Path) -> None:
+    async with open_chat() as t:
+        await t.write("one line\nand another")
+        await t.press("ctrl+x")
+        assert t.chat.prompt.text == "one line\nand another"
+        t.chat._set_files([Attachment("a.txt", "a"), Attachment("b.txt", "b")])
+        await t.press("ctrl+x")
+        assert [file.name for file in t.chat._files] == ["a.txt"]
+        assert t.chat.prompt.text == "one line\nand another"
+        t.chat.prompt.select_all()
+        await t.press("ctrl+x")
+        assert t.chat.prompt.text == "", "what is selected is cut"
+        assert [file.name for file in t.chat._files] == ["a.txt"]
+        await t.press("ctrl+x")
+        assert t.chat._files == []
+
+
+async def open_file(t: Driver, key: str, path: str) -> None:
+    await t.press("f3")
+    await t.until(lambda: isinstance(t.app.screen, ModelsScreen))
+    await t.press(key)
+    await t.until(lambda: isinstance(t.app.screen, AskScreen))
+    t.app.screen.query_one(Input).value = path
+    await t.press("enter")
+    await t.until(lambda: not isinstance(t.app.screen, AskScreen))
+
+
+@pytest.mark.parametrize("key", ["o", "p"])
+async def test_f3_opens_a_file_by_its_path(
+    open_chat: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    mine = write_model(tmp_path / "elsewhere.gguf")
+    monkeypatch.chdir(tmp_path)
+    async with open_chat() as t:
+        await open_file(t, key, "elsewhere.gguf")
+        assert "no statistics yet" in t.screen_text()
+        assert str(mine)[:20] in t.screen_text()
+        await t.press("f")
+        await t.until(lambda: t.app.model == mine and not t.app.loading)
+        assert t.rt.eviction is None
+        monkeypatch.setattr("triattn_local.tui.screens.models.glance", lambda path: ("llama", True))
+        await open_file(t, key, str(mine))
+        await t.until(lambda: len(ScriptedRuntime.loads) == 3 and not t.app.loading)
+
+
+@pytest.mark.parametrize(("path", "words"), [("/none/x.gguf", "no such file"), ("text.txt", "is not a GGUF")])
+async def test_f3_says_what_is_wrong_with_a_path(
+    open_chat: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, words: str
+) -> None:
+    (tmp_path / "text.txt").write_text("hello")
+    monkeypatch.chdir(tmp_path)
+    async with open_chat() as t:
+        await open_file(t, "o", path)
+        assert words in str(t.app.screen.query_one(".problem", Static).render())
+
+
+async def test_a_model_that_was_made_in_the_background_is_opened_if_there_is_none(
+    open_chat: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "tiny.gguf").unlink()
+    made = write_model(tmp_path / "models" / "made.gguf")
+    monkeypatch.setattr("triattn_local.tui.app.glance", lambda path: ("llama", True))
+    async with open_chat(model=None) as t:
+        await t.until(lambda: isinstance(t.app.screen, ModelsScreen))
+        await t.press("escape")
+        t.app.post_message(JobDone(made, None))
+        await t.until(lambda: t.app.model == made and not t.app.loading)
+        await t.ask("Hello")
+        assert len(t.contents) == 2
+
+
+async def test_lines_formulas_and_columns_are_where_they_were_written(open_chat: Open) -> None:
+    ScriptedRuntime.script = [
+        "- one\n  two\n  \\[ a = 1 \\\\ b = 2 \\]\n- three\n\n"
+        "| a | amount | mid |\n|---|--:|:-:|\n| x | 12 | z |\n\n> quoted\n> lines\n\n123 Main St\nSpringfield"
+    ]
+    async with open_chat(size=(90, 50)) as t:
+        await t.ask("Go")
+        await t.looked()
+        shown = [line.rstrip() for line in t.screen_text().splitlines()]
+        at = next(i for i, line in enumerate(shown) if line.endswith("• one"))
+        indent = len(shown[at]) - len("one")
+        texts = [line[indent:] for line in shown[at : at + 5]]
+        assert texts == ["one", "two", "  a = 1", "  b = 2", "three"]
+        assert any(line.endswith(" x │     12 │  z") for line in shown)
+        for first, second in (("quoted", "lines"), ("123 Main St", "Springfield")):
+            at = next(i for i, line in enumerate(shown) if line.endswith(first))
+            assert shown[at + 1].endswith(second)

@@ -8,63 +8,15 @@ from pathlib import Path
 
 import pytest
 from scripted_runtime import ScriptedRuntime
+from talk import Talk
 
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
-from triattn_local.conversation import Answered, Conversation, Event, Piece, Ready, Settled
+from triattn_local.conversation import Answered, Piece, TooLongError
 from triattn_local.errors import UsageError
 from triattn_local.runtime import Prefill, Runtime
-from triattn_local.sessions import Message, Shelf
 
 EVICTION = EvictionConfig(budget_tokens=64, window=16, n_keep=4)
 LONG = " ".join(f"word{i}" for i in range(150))
-
-
-class Talk:
-    """A conversation as a session would keep it: messages with ids and parents."""
-
-    def __init__(self, rt: Runtime | ScriptedRuntime, folder: Path | None = None, memory_bytes: int = 1 << 28) -> None:
-        self.shelf = Shelf(folder, memory_bytes=memory_bytes, disk_bytes=1 << 28)
-        self.conversation = Conversation(rt, self.shelf)  # type: ignore[arg-type]
-        self.path: list[Message] = []
-        self.n_messages = 0
-        self.system = "Be brief."
-        self.ready: Ready
-        self.answered: Answered
-        self.settled: Settled | None = None
-
-    def message(self, role: str, content: str, thinking: str = "") -> Message:
-        self.n_messages += 1
-        return Message(self.n_messages, "s", None, role, content, thinking)  # type: ignore[arg-type]
-
-    def ask(self, text: str, **options: object) -> Message:
-        self.path.append(self.message("user", text))
-        return self.answer(**options)
-
-    def answer(self, **options: object) -> Message:
-        """Answer the last message of the path, and settle."""
-        events = list(self.conversation.respond("s", self.system, self.path, **options))  # type: ignore[arg-type]
-        assert isinstance(events[0], Ready)
-        assert isinstance(events[-1], Answered)
-        self.ready, self.answered = events[0], events[-1]
-        parts = {"thinking": "", "content": ""}
-        for event in events:
-            if isinstance(event, Piece):
-                parts[event.kind] += event.text
-        answer = self.message("assistant", parts["content"], parts["thinking"])
-        self.path.append(answer)
-        self.settle()
-        return answer
-
-    def settle(self, cancel: threading.Event | None = None) -> list[Event]:
-        events = list(self.conversation.settle("s", self.system, self.path, cancel=cancel))
-        last = events[-1] if events else None
-        self.settled = last if isinstance(last, Settled) else None
-        return events
-
-    @property
-    def n_read(self) -> int:
-        """Tokens of the prompt that the answer had to wait for."""
-        return self.answered.n_prompt - self.answered.n_cached
 
 
 @pytest.fixture
@@ -93,6 +45,29 @@ def test_the_answer_comes_in_pieces_with_its_thinking_apart(script) -> None:
     marks_and_lines = 2 + 4
     assert talk.answered.n_thinking + talk.answered.n_content == 150 + 4 + marks_and_lines
     assert 4 <= talk.answered.n_content <= 4 + 3
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (
+            "<|channel|>",
+            "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>It is wide.",
+        ),
+        ("<|channel|>", "<|channel|>commentary<|channel|>analysis<|message|>{}<|channel|>final<|message|>It is wide."),
+        ("<|channel>", "<|channel>thought\n{}<channel|>It is wide."),
+        ("<|START_THINKING|> <|START_RESPONSE|>", "<|START_THINKING|>{}<|END_THINKING|><|START_RESPONSE|>It is wide."),
+        ("\u25c1think\u25b7", "\u25c1think\u25b7{}\u25c1/think\u25b7It is wide."),
+    ],
+)
+def test_thinking_leaves_the_cache_whatever_its_marks(script, template: str, text: str) -> None:
+    script([text.format(LONG)])
+    rt = runtime()
+    rt.vocabulary.chat_template = "{# " + template + " #}"
+    talk = Talk(rt)
+    answer = talk.ask("How is the sea?")
+    assert (answer.thinking, answer.content) == (LONG, "It is wide.")
+    assert "word1" not in rt.detokenize(rt.tokens, special=True)
 
 
 def test_thinking_is_dropped_by_the_snapshot_and_only_the_answer_is_read_again(script) -> None:
@@ -272,8 +247,33 @@ def test_a_template_without_system_role_gets_it_before_the_first_message(script)
 def test_a_conversation_beyond_the_context_is_refused(script) -> None:
     script(["Yes."])
     talk = Talk(runtime(n_ctx=100))
-    with pytest.raises(UsageError, match="--ctx"):
+    with pytest.raises(TooLongError, match="exceeds the context of 100; a context of 256 has room for it"):
         talk.ask(LONG)
+    assert talk.conversation.rt.n_read == 0
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_unless_less_is_wanted(script) -> None:
+    script(["Yes."])
+    talk = Talk(runtime(n_ctx=160))
+    with pytest.raises(TooLongError, match="leaves no room for an answer in the context of 160"):
+        talk.ask(" ".join(["so"] * 140))
+    talk.answer(max_tokens=1)
+
+
+def test_the_oldest_turns_to_leave_out(script) -> None:
+    script(["Yes."])
+    talk = Talk(runtime(n_ctx=200))
+    for word in "abcde":
+        talk.ask(" ".join([word] * 20))
+    path = [*talk.path, talk.message("user", " ".join(["f"] * 20))]
+    oldest, n_tokens = talk.conversation.oldest_to_leave_out(talk.system, path)
+    assert oldest == path[: len(oldest)]
+    assert len(oldest) % 2 == 0, "whole turns"
+    assert n_tokens == len(talk.conversation.prompt(talk.system, path[len(oldest) :])) <= 150
+    assert len(talk.conversation.prompt(talk.system, path[len(oldest) - 2 :])) > 150, "and no more than need be"
+    alone, n_tokens = talk.conversation.oldest_to_leave_out(talk.system, [*path[:-1], talk.message("user", LONG * 2)])
+    assert len(alone) == len(path) - 1
+    assert n_tokens > 200
 
 
 @pytest.mark.slow

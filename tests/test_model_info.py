@@ -410,3 +410,14 @@ def test_a_vocabulary_does_not_slow_it_down(gemma3: Path) -> None:
     read_model_info(gemma3)
     # 0.03 s of a quiet core for 262,144 tokens; gguf-py's reader takes 15 s
     assert time.process_time() - started < 1
+
+
+def test_a_later_file_of_a_split_model_names_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "m-00002-of-00003.gguf"
+    packed = Packed(tensors={})
+    packed.pairs = {}
+    packed.set("split.no", U16, 1).set("split.count", U16, 3).set("split.tensors.count", I32, 9).write(path)
+    with pytest.raises(
+        ModelNotFoundError, match=r"file 2 of 3 of a split model; give the first, m-00001-of-00003\.gguf"
+    ):
+        read_model_info(path)

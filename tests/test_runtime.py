@@ -11,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine import Engine
+from packed import U32, Packed
 from texts import prose
 
+from triattn_local.cache_layout import cache_layout
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
 from triattn_local.errors import StateError, StatsError, UsageError
 from triattn_local.evaluation.texts import read_text
+from triattn_local.model_info import read_model_info
 from triattn_local.runtime import Done, Prefill, Runtime, Token
 
 pytestmark = pytest.mark.slow
@@ -175,6 +178,43 @@ def test_damaged_or_foreign_sessions_are_refused_and_change_nothing(smollm2_tria
         pytest.raises(StateError, match="evicts"),
     ):
         rt.load_state(saved)
+
+
+@pytest.mark.parametrize("eviction", [None, EvictionConfig(budget_tokens=256, window=32)])
+def test_rows_that_are_rotated_are_not_read_as_others(
+    smollm2_triattn: Path, eviction: EvictionConfig | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = RuntimeConfig(n_ctx=1024, cache_type_k="q8_0", cache_type_v="q8_0")
+    monkeypatch.delenv("LLAMA_ATTN_ROT_DISABLE", raising=False)
+    with Runtime.load(smollm2_triattn, config, eviction) as rt:
+        list(rt.generate(rt.tokenize(prose(100)), max_tokens=4))
+        saved = rt.snapshot()
+    with Runtime.load(smollm2_triattn, config, eviction) as rt:
+        monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")  # of no consequence any more
+        rt.restore(saved)
+    with Runtime.load(smollm2_triattn, config, eviction) as rt:
+        with pytest.raises(StateError, match="rotated = True, this context has False"):
+            rt.restore(saved)
+        plain = rt.snapshot()
+    monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "0")
+    with (
+        Runtime.load(smollm2_triattn, config, eviction) as rt,
+        pytest.raises(StateError, match="rotated = False, this context has True"),
+    ):
+        rt.restore(plain)
+
+
+def test_frequencies_of_long_contexts_are_part_of_the_layout(tmp_path: Path) -> None:
+    name = "rope_factors_long.weight"
+    model = Packed().set("ARCH.rope.scaling.original_context_length", U32, 64)
+    plain = read_model_info(model.write(tmp_path / "plain.gguf"))
+    model.tensors[name] = (0, (2,), np.ones(2, "<f4").tobytes())
+    long = read_model_info(model.write(tmp_path / "long.gguf"))
+    short_ctx, long_ctx = RuntimeConfig(n_ctx=64, n_batch=64), RuntimeConfig(n_ctx=512)
+    assert cache_layout(plain, short_ctx) == cache_layout(plain, long_ctx)
+    assert cache_layout(long, short_ctx)["rope_factors"] == "short"
+    assert cache_layout(long, long_ctx)["rope_factors"] == "long"
+    assert "rotated" not in cache_layout(long, long_ctx)  # f16 rows never are
 
 
 def test_what_a_prompt_shares_is_not_read_again(smollm2_triattn: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,7 +27,8 @@ from triattn_local.server.api import Api
 from triattn_local.server.child import Child, Keeper, Line, why_it_ended
 from triattn_local.server.choose import check_port, choose, free_port
 from triattn_local.server.command import ServerConfig, command, environment, executable, is_loopback
-from triattn_local.server.openclaw import provider_block
+from triattn_local.server.handed_on import NEUTRAL, check_flags, flags_of, unheeded
+from triattn_local.server.openclaw import provider_block, remark
 from triattn_local.settings import Settings
 
 PROGRAM = Path(sys.executable).parent / "triattn-local"
@@ -68,10 +71,121 @@ def test_the_key_is_not_on_the_command_line() -> None:
     secret = config(api_key="sesame")
     assert not any("sesame" in word for word in command(secret, Path("x")))
     assert environment(secret, {})["LLAMA_API_KEY"] == "sesame"
+    with pytest.raises(UsageError, match="environment LLAMA_API_KEY"):
+        environment(config(), {"LLAMA_API_KEY": "sesame"})
 
 
 def test_own_flags_come_last() -> None:
     assert command(config(extra=("--slot-save-path", "/x")), Path("x"))[-2:] == ["--slot-save-path", "/x"]
+
+
+@functools.cache
+def told() -> str:
+    """llama-server's own help."""
+    return subprocess.run([executable(), "--help"], capture_output=True, text=True, timeout=60, check=False).stdout
+
+
+def known_names() -> list[list[str]]:
+    """The names of each flag of llama-server, as its own help has them."""
+    heads = [re.split(r" {2,}(?=[a-z(])", line)[0] for line in told().splitlines() if line.startswith("-")]
+    return [re.findall(r"(?:^|(?<=[ ,]))--?[A-Za-z][\w.-]*", line) for line in heads]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--port", "1"],
+        ["--port=1"],
+        ["--host", "::"],
+        ["--api-prefix", "/llm"],
+        ["--api_prefix", "/llm"],
+        ["--ssl-key-file=k"],
+        ["-c", "5"],
+        ["--ctx-size=5"],
+        ["-m", "x.gguf"],
+        ["-hf", "org/name"],
+        ["--models-dir", "x"],
+        ["-a", "name"],
+        ["--slot-save-path", "x", "-np", "4"],
+        ["-no-kvu"],
+        ["--no-log-jsonl"],
+        ["--fim-qwen-7b-default"],
+        ["--help"],
+        ["--version"],
+        ["--override-kv", "a=int:1,triattention.budget=int:5"],
+        ["--api-key", "secret"],
+    ],
+)
+def test_what_serve_sets_is_not_set_behind_its_back(words: list[str]) -> None:
+    with pytest.raises(UsageError, match="sets what serve sets itself"):
+        config(extra=tuple(words))
+
+
+def test_no_other_name_of_a_flag_gets_through() -> None:
+    """llama-server's help is the truth: all names of a flag that serve sets are refused, or may be given instead."""
+    assert len(known_names()) > 150
+    line = command(config(idle_unload_s=5, runtime=RuntimeConfig(n_threads=1, tensor_split=(1,))), Path("x"))
+    mine = set(flags_of(line)) | set(NEUTRAL)
+    instead = {"--cors-origins", "--sse-ping-interval", "--threads-http", "--threads-batch", "--tensor-split"}
+    switches = {"--jinja", "--metrics", "--slots", "--no-reasoning-preserve", "--override-kv"}
+    seen = set()
+    for names in known_names():
+        ours = mine.intersection(names)
+        seen |= ours
+        if not ours or ours & (instead | switches):
+            continue
+        for name in names:
+            with pytest.raises(UsageError):
+                check_flags([name])
+    assert mine - seen == set(), "a flag that llama-server does not know"
+
+
+def test_variables_of_llama_server_are_heeded_where_they_are_not_ours() -> None:
+    inherited = {"LLAMA_ARG_PORT": "1", "LLAMA_ARG_NO_KV_UNIFIED": "1", "LLAMA_ARG_API_PREFIX": "/x"}
+    assert unheeded(inherited).keys() == inherited.keys()
+    assert environment(config(), {**inherited, "LLAMA_ARG_TOP_K": "3", "PATH": "/"}) == {
+        "LLAMA_ARG_TOP_K": "3",
+        "PATH": "/",
+    }
+    variables = set(re.findall(r"\(env: (\w+)\)", told().replace("\n", " ")))
+    assert len([name for name in variables if unheeded({name: "1"})]) >= 20
+
+
+def test_what_may_be_given_is_given_once() -> None:
+    words = ("--cors-origins", "*", "--override-kv", "a.b=int:1", "--sse_ping_interval", "9")
+    line = command(config(extra=words), Path("x"))
+    assert line.count("--cors-origins") == line.count("--override-kv") == 1
+    assert "--sse-ping-interval" not in line
+    assert value_of(line, "--override-kv") == "triattention.budget=str:off,a.b=int:1"
+    assert line[-4:] == ["--cors-origins", "*", "--sse_ping_interval", "9"]
+    assert "--no-reasoning-preserve" in line, "thoughts of earlier answers stay out of the prompt"
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("a,b", "a-b"),
+        (" a / b ", "a - b"),
+        ("x\ny", "x-y"),
+        ("caf\udce9", "caf?"),
+        (",", "-"),
+    ],
+)
+def test_a_name_survives_llama_server(alias: str, name: str) -> None:
+    assert config(alias=alias).name == name
+
+
+def test_a_file_without_a_name_to_give() -> None:
+    assert config(model=Path("/m/ .gguf")).name == "model"
+    assert config(model=Path("/m/a,b.triattn.gguf")).name == "a-b"
+
+
+def test_a_proxy_is_not_asked_for_a_server_on_this_machine(
+    described: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port('127.0.0.1')}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert Api(described(5)).model().n_ctx == 5
 
 
 def test_name_and_url() -> None:
@@ -93,6 +207,11 @@ def test_name_and_url() -> None:
         ({"idle_unload_s": 0}, "--idle-unload"),
         ({"api_key": " "}, "--api-key"),
         ({"api_key": "a,b"}, "--api-key"),
+        ({"api_key": 'a"b'}, "--api-key"),
+        ({"api_key": "a b"}, "--api-key"),
+        ({"api_key": "clé"}, "--api-key"),
+        ({"alias": " "}, "--alias"),
+        ({"start_timeout_s": 0}, "--start-timeout"),
     ],
 )
 def test_settings_that_cannot_be(values: dict[str, object], said: str) -> None:
@@ -140,7 +259,7 @@ def test_log_lines() -> None:
     assert Line.read('{"level":"odd","msg":"x"}') == Line("info", "x")
 
 
-def keeper(script: str, tmp_path: Path, *, max_restarts: int = 2) -> tuple[Keeper, list[Line]]:
+def keeper(script: str, tmp_path: Path, *, max_restarts: int = 2, start_s: float = 60) -> tuple[Keeper, list[Line]]:
     """Keeps a Python script, which is ready as soon as it wrote a file."""
     log: list[Line] = []
     ready = tmp_path / "ready"
@@ -150,7 +269,7 @@ def keeper(script: str, tmp_path: Path, *, max_restarts: int = 2) -> tuple[Keepe
         line = [sys.executable, "-c", f"import sys, time, os, signal; ready = {str(ready)!r}\n{script}"]
         return Child(line, os.environ, log.append)
 
-    return Keeper(start, ready.exists, log.append, max_restarts), log
+    return Keeper(start, ready.exists, log.append, max_restarts, start_s=start_s), log
 
 
 READY = "open(ready, 'w').close()\n"
@@ -160,6 +279,27 @@ def test_a_child_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     script = """print('{"level":"error","msg":"the reason"}'); sys.exit(3)"""
     kept, _ = keeper(script, tmp_path)
     with pytest.raises(TriattnError, match="ended with code 3: the reason"):
+        kept.run(lambda pid: None)
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_child_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf: bool) -> None:
+    monkeypatch.setattr("triattn_local.server.child.GRACE_S", 0.5)
+    script = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if deaf else ""
+    script += """for i in range(9): print(f'{{"level":"info","msg":"line {i}"}}', flush=True)\ntime.sleep(600)"""
+    kept, _ = keeper(script, tmp_path, start_s=1.0)
+    start = time.monotonic()
+    with pytest.raises(TriattnError, match=r"after 1 s; it said at last: line 4 \| .* \| line 8; --start-timeout"):
+        kept.run(lambda pid: None)
+    assert time.monotonic() - start < 10
+
+
+def test_one_that_answers_no_more_after_a_crash_is_given_up(tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    script = f"first = not os.path.exists({str(once)!r}); open({str(once)!r}, 'w').close()\n"
+    script += f"if not first: time.sleep(600)\n{READY}time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)"
+    kept, _ = keeper(script, tmp_path, start_s=2.0)
+    with pytest.raises(TriattnError, match="does not answer after 2 s"):
         kept.run(lambda pid: None)
 
 
@@ -241,6 +381,9 @@ def test_a_flag_that_llama_server_does_not_know(smollm2_triattn: Path) -> None:
     done = run(str(smollm2_triattn), "--port", "0", "--", "--no-such-flag")
     assert done.returncode == 1
     assert "no-such-flag" in done.stderr
+    done = run(str(smollm2_triattn), "--port", "0", "--", "--port=18977")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'--port=18977' sets what serve sets itself; give --port" in done.stderr
 
 
 @pytest.mark.slow
@@ -309,10 +452,75 @@ def test_an_idle_model_leaves_the_memory_and_comes_back(smollm2_triattn: Path, t
         while not server.get("/props")["is_sleeping"]:
             assert time.monotonic() < deadline
             time.sleep(0.2)
+        for _ in range(3):  # as one who watches does
+            (slot,) = server.get("/slots")
+            assert slot["triattention"]["budget"] == 256
+            assert slot["triattention"]["n_states"] > 0
+            assert server.metric("triattn_states") > 0
+            time.sleep(0.3)
+        assert server.get("/props")["is_sleeping"], "looking wakes nobody"
         again = server.chat(messages, 4)
         assert again["choices"][0]["message"] == first["choices"][0]["message"]
         n_prompt = again["usage"]["prompt_tokens"]
         assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == n_prompt - 1
+
+
+KEEPING = """
+{%- for m in messages -%}
+<|im_start|>{{ m.role }}\n
+{%- if m.reasoning_content and ((clear_thinking is defined and not clear_thinking)
+    or not truncate_history_thinking | default(true) or loop.last) -%}
+<think>{{ m.reasoning_content }}</think>
+{%- endif -%}
+{{ m.content }}<|im_end|>\n
+{%- endfor -%}
+<|im_start|>assistant\n"""
+"""a template that can keep the thoughts of earlier answers, by the words of GLM 4.7 and Nemotron 3"""
+
+
+@pytest.mark.slow
+def test_thoughts_of_earlier_answers_stay_out(smollm2_triattn: Path, tmp_path: Path) -> None:
+    template = tmp_path / "keeping.jinja"
+    template.write_text(KEEPING)
+    messages = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Yes.", "reasoning_content": "a deep thought"},
+        {"role": "user", "content": "Two?"},
+    ]
+    for flags, is_kept in (([], False), (["--reasoning-preserve"], True)):
+        more = [
+            "--ctx",
+            "512",
+            "--budget",
+            "256",
+            "--window",
+            "64",
+            "--",
+            "--chat-template-file",
+            str(template),
+            *flags,
+        ]
+        with Served(smollm2_triattn, tmp_path / "log", *more) as server:
+            said = server.post("/apply-template", {"messages": messages})["prompt"]
+            assert ("a deep thought" in said) == is_kept
+            kwargs = {"chat_template_kwargs": {"preserve_reasoning": True}}
+            said = server.post("/apply-template", {"messages": messages, **kwargs})["prompt"]
+            assert "a deep thought" in said
+
+
+@pytest.mark.slow
+def test_nothing_in_the_environment_moves_it(smollm2_triattn: Path, tmp_path: Path) -> None:
+    """Variables, a proxy and llama.cpp's own config.ini would have it at another place, or asked at another."""
+    (tmp_path / "llama.cpp").mkdir()
+    (tmp_path / "llama.cpp" / "config.ini").write_text("[*]\napi-prefix = /llm\nport = 1\nmodels-preset = /no/such\n")
+    variables = {"LLAMA_ARG_API_PREFIX": "/llm", "LLAMA_ARG_PORT": "1", "LLAMA_ARG_ALIAS": "aaa"}
+    proxy = {"http_proxy": f"http://127.0.0.1:{free_port('127.0.0.1')}", "no_proxy": ""}
+    env = {**variables, **proxy, "XDG_CONFIG_HOME": str(tmp_path), "TRIATTN_CONFIG": os.devnull}
+    more = ["--ctx", "512", "--budget", "256", "--window", "64", "--alias", "b,c/d"]
+    with Served(smollm2_triattn, tmp_path / "log", *more, env=env) as server:
+        told = Api(server.base_url).model()
+        assert (told.name, told.n_ctx) == ("b-c-d", 512)
+        assert "environment LLAMA_ARG_PORT is not heeded; give --port" in server.text()
 
 
 # ---- what others are told
@@ -364,8 +572,45 @@ def test_openclaw_is_told_what_the_server_says(described: Callable[[int], str]) 
 
 
 def test_openclaw_wants_a_long_context(described: Callable[[int], str]) -> None:
-    with pytest.raises(UsageError, match="8,192 tokens, OpenClaw wants 16,384"):
-        provider_block(Api(described(8192)), "mine")
+    """It refuses below 4,000 tokens and warns below 8,000; what it sends takes more."""
+    with pytest.raises(UsageError, match="3,999 tokens, OpenClaw refuses fewer than 4,000"):
+        provider_block(Api(described(3999)), "mine")
+    for n_ctx, said in ((4000, "warns below 8,000"), (8000, "about 18,000 tokens"), (32768, None)):
+        api = Api(described(n_ctx))
+        assert provider_block(api, "mine")["models"]["providers"]["mine"]["models"][0]["contextWindow"] == n_ctx
+        remarked = remark(api.model())
+        assert (said is None) == (remarked is None)
+        assert said is None or said in str(remarked)
+        assert n_ctx != 8000 or "warns" not in str(remarked)
+
+
+def openclaw(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [PROGRAM, "openclaw-config", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_openclaw_config_is_written_whole_or_not_at_all(described: Callable[[int], str], tmp_path: Path) -> None:
+    written = tmp_path / "openclaw.json"
+    nobody = f"http://127.0.0.1:{free_port('127.0.0.1')}/v1"
+    assert openclaw(nobody, "--output", written).returncode == 1
+    assert openclaw(described(100), "--output", written).returncode == 2
+    assert not list(tmp_path.iterdir())
+
+    url = described(65536)
+    done = openclaw(url, "--output", written, "--api-key", "secret")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert json.loads(written.read_text())["models"]["providers"]["triattn"]["baseUrl"] == url
+    assert written.stat().st_mode & 0o077 == 0, "the key is in it"
+    assert json.loads(openclaw(url, "--api-key", "secret").stdout) == json.loads(written.read_text())
+
+    before = written.read_bytes()
+    assert openclaw(url, "--output", written).returncode == 2
+    assert openclaw(nobody, "--output", written, "--force").returncode == 1
+    assert openclaw(url, "--output", tmp_path / "no" / "such").returncode == 2
+    assert written.read_bytes() == before
+    assert openclaw(url, "--output", written, "--force", "--provider", "mine").returncode == 0
+    assert "mine" in written.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["openclaw.json"]
 
 
 def test_questions_to_nobody() -> None:

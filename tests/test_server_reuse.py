@@ -46,6 +46,45 @@ def test_another_conversation_starts_behind_system_prompt_and_tools(smollm2_tria
         assert server.metric("triattn_restored_total") == 1
 
 
+MERGED = """
+{%- if messages[0].role == 'system' %}{% set first = messages[0].content + '\\n\\n' %}{% set rest = messages[1:] %}
+{%- else %}{% set first = '' %}{% set rest = messages %}{% endif %}
+{%- for m in rest -%}
+<|im_start|>{{ m.role }}\n{{ first if loop.first else '' }}{{ m.content }}<|im_end|>\n
+{%- endfor -%}
+<|im_start|>assistant\n"""
+"""a template that knows no system prompt, and puts it into the first message, as Gemma's and Mistral's do"""
+
+
+@pytest.mark.parametrize(
+    "before",
+    [[], [""], ["", "You are an agent."], ["You are an agent.", "Speak like a pirate.", ""]],
+    ids=["alone", "none", "the beginning of it", "others"],
+)
+def test_a_system_prompt_inside_the_first_message_is_found(
+    before: list[str], smollm2_triattn: Path, tmp_path: Path
+) -> None:
+    """Whatever was asked before: the prefixes of other conversations begin this prompt too, and are not its own."""
+    template = tmp_path / "merged.jinja"
+    template.write_text(MERGED)
+    system = f"You are an agent. {prose(250)}"
+    more = ["--ctx", "4096", "--", "--chat-template-file", str(template)]
+    with Served(smollm2_triattn, tmp_path / "log", *FLAGS, *more) as server:
+
+        def cached(system: str, seed: int) -> int:
+            turns = [{"role": "user", "content": prose(130, seed=seed)}]
+            reply = server.chat([{"role": "system", "content": system}, *turns] if system else turns, 2)
+            return int(reply["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+        for i, other in enumerate(before):
+            cached(other, 10 + i)
+        n_system = len(server.post("/tokenize", {"content": system})["tokens"])
+        cached(system, 1)
+        assert cached(system, 2) >= 0.95 * n_system
+        cached("", 3)
+        assert cached(system, 4) >= 0.95 * n_system
+
+
 @pytest.mark.parametrize("model", ["smollm2_triattn", "gemma3_triattn"])
 def test_a_client_that_drops_the_thinking_reads_only_what_is_new(
     model: str, tmp_path: Path, request: pytest.FixtureRequest

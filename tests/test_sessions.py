@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from triattn_local.errors import StateError, UsageError
+from triattn_local.errors import StateError, TriattnError, UsageError
 from triattn_local.sessions import (
     Attachment,
     Message,
@@ -334,3 +336,85 @@ def test_a_disk_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     shelf.put("s", 1, snapshot(100))
     shelf.close()
     assert len(said) == 1
+
+
+def fill_disk(store: SessionStore) -> None:
+    """SQLite's own limit: from here on it says that the disk is full."""
+    store._db.execute("PRAGMA max_page_count=1")  # it takes the number of pages that there are
+
+
+def make_room(store: SessionStore) -> None:
+    store._db.execute("PRAGMA max_page_count=1000000")
+
+
+def test_an_answer_that_ended_on_a_full_disk_is_ended_when_there_is_room(store: SessionStore, tmp_path: Path) -> None:
+    session, (question,) = talk(store, "Why?")
+    answer = store.add(session, question.id, "assistant", state="streaming")
+    store.append(answer.id, "content", "Because")
+    fill_disk(store)
+    append = partial(store.append, answer.id, "content", " so" * 100)
+    with pytest.raises(TriattnError, match="disk is full"):
+        deque((append() for _ in range(10_000)), maxlen=0)
+    with pytest.raises(TriattnError, match=r"disk is full.*make room"):
+        store.finish(answer.id, "stopped", {"why": "x" * 100_000})
+    seen = store.messages(session)[-1]
+    assert seen.state == "stopped", "it has ended"
+    assert seen.content.startswith("Because so so")
+    make_room(store)
+    store.add(session, answer.id, "user", "And?")
+    with_other_eyes = SessionStore(tmp_path / "sessions")
+    stored = with_other_eyes.messages(session)[1]
+    with_other_eyes.close()
+    assert (stored.content, stored.state, stored.report) == (seen.content, "stopped", {"why": "x" * 100_000})
+
+
+def test_what_cannot_be_ended_before_the_program_ends_keeps_its_words(store: SessionStore, tmp_path: Path) -> None:
+    session, (question,) = talk(store, "Why?")
+    answer = store.add(session, question.id, "assistant", state="streaming")
+    store.append(answer.id, "content", "Because")
+    fill_disk(store)
+    with pytest.raises(TriattnError):
+        store.finish(answer.id, "failed", {"why": "x" * 100_000})
+    store.close()
+    later = SessionStore(tmp_path / "sessions")
+    later.open(session)
+    seen = later.messages(session)[-1]
+    later.close()
+    assert (seen.content, seen.state) == ("Because", "interrupted")
+
+
+def test_a_session_that_is_open_elsewhere_is_not_deleted(store: SessionStore, tmp_path: Path) -> None:
+    session, _ = talk(store, "Why?")
+    other = SessionStore(tmp_path / "sessions")
+    with pytest.raises(UsageError, match="is open in another"):
+        other.delete(session)
+    assert [s.id for s in other.sessions()] == [session]
+    store.release(session)
+    other.delete(session)
+    assert other.sessions() == []
+    with pytest.raises(UsageError, match="no session"):
+        store.open(session)
+    other.undelete(session)
+    store.open(session)  # the deletion holds nothing
+    other.close()
+
+
+def test_what_is_written_into_is_not_deleted_whoever_deleted_it(store: SessionStore) -> None:
+    session, (question,) = talk(store, "Why?")
+    store._db.execute("UPDATE sessions SET deleted=1 WHERE id=?", (session,))  # as an older program did
+    store._db.conn.commit()
+    store.add(session, question.id, "assistant", "Because.")
+    assert [s.id for s in store.sessions()] == [session]
+
+
+def test_purge_leaves_what_is_open_elsewhere(store: SessionStore, tmp_path: Path) -> None:
+    empty = store.create(title="no message yet")
+    deleted, _ = talk(store, "Why?")
+    store.delete(deleted)
+    time.sleep(0.01)
+    other = SessionStore(tmp_path / "sessions")
+    assert other.purge(0) == []
+    store.release(empty.id)
+    store.release(deleted)
+    assert sorted(other.purge(0)) == sorted([empty.id, deleted])
+    other.close()

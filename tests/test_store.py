@@ -470,6 +470,7 @@ def test_a_damaged_download_is_not_placed(models: Path, tiny: Hub, arrives: byte
         store.pull(f"{REPO}:Q8_0", models, hub=tiny.api)
     assert "remove" in str(caught.value.fix)
     assert leftovers(models) == []
+    assert list(models.iterdir()) == [], "no empty folder"
 
 
 def test_something_that_is_no_gguf_is_not_placed(models: Path, cache: Path) -> None:
@@ -608,3 +609,50 @@ def test_a_split_model_without_all_its_files_is_refused(models: Path) -> None:
 
 def test_a_token_is_never_shown() -> None:
     assert hub.variables({"HF_TOKEN": "secret", "HF_HOME": "/h", "HOME": "/"}) == {"HF_HOME": "/h", "HF_TOKEN": "set"}
+
+
+def test_linked_folders_are_entered_once(tmp_path: Path) -> None:
+    models, disk = tmp_path / "models", tmp_path / "disk"
+    (models / "own").mkdir(parents=True)
+    (disk / "deep").mkdir(parents=True)
+    for path in (models / "own" / "a.gguf", disk / "b.gguf", disk / "deep" / "c.GGUF", models / "Upper.GGUF"):
+        path.write_bytes(b"GGUF")
+    (models / "a-link").symlink_to("own")
+    (models / "more").symlink_to(disk)
+    (models / "more-again").symlink_to(disk)
+    (disk / "round").symlink_to(disk)
+    (disk / "back").symlink_to(models)
+    (disk / "up").symlink_to(tmp_path)
+    (models / "gone").symlink_to(tmp_path / "nowhere")
+    assert [entry.name for entry in store.entries(models)] == ["Upper", "more/b", "more/deep/c", "own/a"]
+    for name in ("upper", "UPPER.GGUF", "more/deep/c", "c", "c.gguf"):
+        assert store.resolve(name, models).is_file()
+
+
+def test_large_letters_of_a_file_name() -> None:
+    assert quant_label("Model-Q4_K_M.GGUF") == "Q4_K_M"
+    assert quant_label("MODEL.GGUF") == "MODEL"
+
+
+def test_a_pull_that_brings_nothing_leaves_no_folder(models: Path, tiny: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    models.mkdir(exist_ok=True)
+    with pytest.raises(ModelNotFoundError):
+        store.pull(f"{REPO}:Q3_K_S", models, hub=tiny.api)
+    tiny.api.hf_hub_download.side_effect = refused
+    with pytest.raises(KeyboardInterrupt):
+        store.pull(REPO, models, hub=tiny.api)
+    tiny.api.model_info.side_effect = refused
+    with pytest.raises(KeyboardInterrupt):
+        store.pull(REPO, models, hub=tiny.api)
+    assert list(models.iterdir()) == []
+
+
+def test_a_pull_that_fails_leaves_what_was_there(models: Path, tiny: Hub) -> None:
+    here = store.pull(REPO, models, hub=tiny.api)
+    tiny.files = {**FILES, "Tiny-Q8_0.gguf": b"GGUF"}
+    with pytest.raises(ModelNotFoundError):
+        store.pull(f"{REPO}:Q8_0", models, hub=tiny.api)
+    assert here.is_file()

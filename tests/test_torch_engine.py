@@ -13,6 +13,7 @@ import tiny_transformers
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize as dequantize_numpy
+from retouched import retouched
 from texts import prose
 from tiny_models import write_tiny
 
@@ -28,6 +29,7 @@ from triattn_local.calib_tools.tokens import SKIP_TOKENS, open_vocabulary, seque
 from triattn_local.calib_tools.weights import Weights
 from triattn_local.devices import Device
 from triattn_local.errors import CalibrationError
+from triattn_local.gguf_file import ValueType
 from triattn_local.model_info import read_model_info
 from triattn_local.stats import TriattnStats
 
@@ -92,6 +94,16 @@ def test_each_family_is_what_llama_cpp_computes(family: str, tmp_path: Path) -> 
     print(f"{family}: torch engine and llama.cpp differ by {difference:.1e}")
     # its cache is float16, and so are some of its intermediate steps
     assert difference < 2e-2
+
+
+@pytest.mark.parametrize("family", tiny_transformers.FAMILIES)
+def test_keys_of_other_architectures_mean_nothing(family: str, tmp_path: Path) -> None:
+    """llama.cpp reads a key for some architectures only: where it does not, this engine must not either."""
+    _, plain = tiny_transformers.make(family, tmp_path / "plain.gguf")
+    arch = read_model_info(plain).arch
+    foreign = ("attention.scale", "expert_weights_scale", "residual_scale", "embedding_scale", "attention.clamp_kqv")
+    path = retouched(plain, tmp_path / "m.gguf", {f"{arch}.{key}": (ValueType.FLOAT32, 3.0) for key in foreign})
+    assert largest_difference(watch_torch(path, TEXTS), watch_runtime(path, TEXTS)) < 2e-2
 
 
 def test_fused_weights_are_taken_apart(tmp_path: Path) -> None:

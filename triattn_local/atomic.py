@@ -30,7 +30,7 @@ _CREATING_S = 1.0
 
 
 @contextlib.contextmanager
-def atomic_write(dst: Path, n_bytes: int, *, fix: str = _MAKE_ROOM) -> Iterator[BinaryIO]:
+def atomic_write(dst: Path, n_bytes: int, *, fix: str = _MAKE_ROOM, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A file that takes the name ``dst`` only when it is whole and on the disk, and else leaves no trace.
 
     Parameters
@@ -39,6 +39,8 @@ def atomic_write(dst: Path, n_bytes: int, *, fix: str = _MAKE_ROOM) -> Iterator[
         What is going to be written; checked against the free disk first.
     fix : str
         What else can be done when the disk is too small.
+    mode : int
+        Of the file, less the umask.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def atomic_write(dst: Path, n_bytes: int, *, fix: str = _MAKE_ROOM) -> Iterator[
     try:
         try:
             # not mkstemp: it ignores the umask, and a model is to be readable like any other file
-            with temporary.open("xb") as out:
+            with open(temporary, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as out:
                 _lock(out)
                 yield out
                 out.flush()
@@ -64,14 +66,16 @@ def atomic_write(dst: Path, n_bytes: int, *, fix: str = _MAKE_ROOM) -> Iterator[
             raise
         sync_folder(dst.parent)
     except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)).parent != dst.parent:
+            raise  # of what is read meanwhile
         if error.errno in DISK_FULL:
             raise _disk_full(dst, n_bytes, None, fix) from None
         raise _not_writable(dst, error) from None
 
 
-def write_whole(dst: Path, data: bytes) -> None:
+def write_whole(dst: Path, data: bytes, *, mode: int = 0o666) -> None:
     """``atomic_write`` of what is in memory. Raises the same."""
-    with atomic_write(dst, len(data)) as out:
+    with atomic_write(dst, len(data), mode=mode) as out:
         out.write(data)
 
 

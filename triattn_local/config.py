@@ -47,7 +47,7 @@ def _whole(config: Any, where: dict[str, str], *, low: int = -_INT32, high: int 
         except TypeError:
             raise UsageError(f"{value!r} is not a whole number", where=called) from None
         if not low <= number <= high:
-            raise UsageError(f"must be from {low:,} to {high:,}, not {number:,}", where=called)
+            raise UsageError(f"{number} is not in {low} ... {high}", where=called)
         object.__setattr__(config, name, number)
 
 
@@ -63,6 +63,18 @@ def _real(config: Any, where: dict[str, str]) -> None:
             raise UsageError(f"{value!r} is not a number", where=called) from None
         if not math.isfinite(number):
             raise UsageError(f"must be finite, not {number}", where=called)
+
+
+def _shares(split: object) -> tuple[int, ...]:
+    try:
+        if isinstance(split, (str, bytes)):
+            raise TypeError
+        shares = tuple(operator.index(share) for share in split)  # type: ignore[attr-defined]  # that is the question
+    except TypeError:
+        raise UsageError(f"{split!r} are no whole numbers", where="tensor_split") from None
+    if any(not 0 <= share <= _INT32 for share in shares):
+        raise UsageError(f"{split!r} has numbers that are no numbers of layers", where="tensor_split")
+    return shares
 
 
 def _truth(config: Any, *names: str) -> None:
@@ -182,14 +194,13 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         _choice("cache-type-k", self.cache_type_k, CACHE_TYPES)
         _choice("cache-type-v", self.cache_type_v, CACHE_TYPES)
-        _whole(self, {name: name for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max")})
+        _whole(self, {name: name for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max")}, low=1)
         _whole(self, {"n_gpu_layers": "--gpu-layers"})
         if self.n_threads is not None:
             _whole(self, {"n_threads": "--threads"})
+        if self.tensor_split is not None:
+            object.__setattr__(self, "tensor_split", _shares(self.tensor_split))
         _truth(self, "flash_attn", "use_mmap", "verbose")
-        for name in ("n_ctx", "n_batch", "n_ubatch", "n_seq_max"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}", where=name)
         if self.n_threads is not None and self.n_threads < 1:
             raise UsageError(f"threads must be at least 1, not {self.n_threads}", where="--threads")
         if not self.flash_attn and self.cache_type_v not in ("f32", "f16", "bf16"):

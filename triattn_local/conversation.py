@@ -1,9 +1,9 @@
 """One turn after another through a cache that forgets: what is read, what is restored, what is said about it.
 
 A prompt is always the whole conversation in the model's template; what of it is read again depends on what the cache
-holds. What was evicted cannot be rewound, so that going back (to drop the thinking of an answer, to answer anew, to
-edit, to resume) restores a snapshot of the cache: the last point of the branch that has one. What no snapshot covers
-is read again, and counted.
+holds. What was evicted cannot be rewound, nor can a sliding window or a recurrent state that has gone on, so that going
+back (to drop the thinking of an answer, to answer anew, to edit, to resume) restores a snapshot of the cache: the last
+point of the branch that has one. What no snapshot covers is read again, and counted.
 
 Knows nothing of terminals and databases: messages in, events out.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from .config import SamplingConfig
 from .errors import StateError, UsageError
 from .runtime import Cancel, Done, Prefill, Runtime, Token
 from .sessions import Message, Shelf
-from .thinking import Kind, ThinkingSplitter, marks_of
+from .thinking import Kind, TokenSplitter, marks_of
 
 WORTH_A_FILE = 512
 """tokens: a prompt of fewer is read again as soon as its snapshot is read from the disk"""
@@ -126,6 +127,27 @@ class Span:
 Event = Ready | Prefill | Piece | Answered | Settled
 
 
+class TooLongError(UsageError):
+    """What is to be read leaves no room for an answer. Nothing was read, and nothing in the cache has changed."""
+
+    def __init__(self, n_tokens: int, n_ctx: int) -> None:
+        self.n_tokens, self.n_ctx = n_tokens, n_ctx
+        what = f"a conversation of {n_tokens:,} tokens exceeds the context of {n_ctx:,}"
+        if n_tokens <= n_ctx:
+            what = f"a conversation of {n_tokens:,} tokens leaves no room for an answer in the context of {n_ctx:,}"
+        super().__init__(what, fix=f"a context of {context_for(n_tokens):,} has room for it")
+
+
+def context_for(n_tokens: int) -> int:
+    """A context for a prompt of so many tokens, an answer, and some more turns: a multiple of 256."""
+    return -(-n_tokens * 5 // 4 // 256) * 256
+
+
+def room_for_answer(n_ctx: int) -> int:
+    """Tokens of a context that a prompt has to leave: an answer of a few words helps nobody."""
+    return min(256, n_ctx // 16)
+
+
 class Conversation:
     """The turns of one session after another, in one Runtime. Not for several threads at once.
 
@@ -139,7 +161,6 @@ class Conversation:
         self.rt = rt
         self.shelf = shelf
         self.marks = marks_of(rt.vocabulary.chat_template)
-        self._marked: dict[int, str] = {}
         self._pieces_of: dict[int, bytes] = {}
 
     # ------------------------------------------------------------------ text
@@ -166,6 +187,24 @@ class Conversation:
 
     def _tokens(self, text: str) -> list[int]:
         return self.rt.tokenize(text, add_special=True, parse_special=True)
+
+    def oldest_to_leave_out(self, system: str, path: Sequence[Message]) -> tuple[list[Message], int]:
+        """The oldest turns of a branch without which a quarter of the context is free, if that is possible.
+
+        Returns
+        -------
+        list of Message, int
+            The messages to leave out, and the tokens of the rest. Of the last turn nothing is left out: the rest may
+            still be too long.
+        """
+        starts = [i for i, message in enumerate(path) if message.role == "user"]
+        wanted = self.rt.stats().n_ctx * 3 // 4
+
+        def n_tokens(start: int) -> int:
+            return len(self.prompt(system, path[start:]))
+
+        start = starts[min(bisect_left(starts, True, key=lambda i: n_tokens(i) <= wanted), len(starts) - 1)]
+        return list(path[:start]), n_tokens(start)
 
     def lasting(self, system: str, path: Sequence[Message]) -> list[int]:
         """Tokens that every continuation of the conversation begins with, whatever is said next."""
@@ -198,15 +237,21 @@ class Conversation:
 
         Raises
         ------
+        TooLongError
+            The conversation does not fit the context, with an answer.
         UsageError
-            The conversation does not fit the context, or the template refuses it.
+            The template refuses it.
         """
         text = self.prompt_text(system, path)
         tokens = self._tokens(text)
+        n_ctx = self.rt.stats().n_ctx
+        room = room_for_answer(n_ctx)
+        if len(tokens) + (room if max_tokens is None else min(room, max_tokens)) > n_ctx:
+            raise TooLongError(len(tokens), n_ctx)
         earlier = self.lasting(system, path) if len(path) > 1 else []
         yield self._go_back(session, path, tokens, earlier)
 
-        splitter = ThinkingSplitter(self.marks, text)
+        splitter = TokenSplitter(self.marks, text, self.rt.token_bytes)
         counts: dict[Kind, int] = {"thinking": 0, "content": 0}
         snapshot_bytes = 0
         thinking_s, first_s = 0.0, time.perf_counter()
@@ -214,13 +259,13 @@ class Conversation:
             if isinstance(event, Prefill):
                 yield event
                 first_s = time.perf_counter()
-                if event.n_done == event.n_total and self.rt.eviction is not None:
+                if event.n_done == event.n_total and self.rt.forgets:
                     to_disk = event.n_total - WORTH_A_FILE >= 0
                     snapshot_bytes = self._take(session, path[-1].id, in_memory=True, on_disk=to_disk)
                     first_s = time.perf_counter()
             elif isinstance(event, Token):
                 kind = splitter.kind
-                parts = splitter.push(event.text or self._mark_text(event.id))
+                parts = splitter.push_token(event.id, event.text)
                 if kind == "thinking" and splitter.kind == "content":
                     thinking_s = time.perf_counter() - first_s
                 counts[splitter.kind] += 1
@@ -245,14 +290,6 @@ class Conversation:
         for kind, text in parts or [(now, "")]:
             yield Piece(kind, text, counts[kind])
 
-    def _mark_text(self, token: int) -> str:
-        """The text of a control token, which is not shown, if it is part of a mark."""
-        if token not in self._marked:
-            text = self.rt.token_bytes(token, special=True).decode("utf-8", "replace")
-            hidden = not self.rt.token_bytes(token)
-            self._marked[token] = text if hidden and any(text in mark for pair in self.marks for mark in pair) else ""
-        return self._marked[token]
-
     def settle(
         self, session: str, system: str, path: Sequence[Message], *, cancel: Cancel | None = None
     ) -> Iterator[Event]:
@@ -262,10 +299,13 @@ class Conversation:
 
         Yields
         ------
-        Prefill while the answer is read, then Settled; nothing more once `cancel` is set.
+        Prefill while the answer is read, then Settled; nothing more once `cancel` is set, and nothing at all where the
+        conversation fills the context.
         """
         tokens = self.lasting(system, path)
         before = self.rt.stats().n_past
+        if len(tokens) > self.rt.stats().n_ctx:
+            return  # the answer ended with the context: the next turn cannot begin with all of it anyway
         n_read = 0
         if self._in_cache(tokens) < len(tokens) - 1:
             self._go_back(session, path, tokens, tokens)
@@ -276,8 +316,7 @@ class Conversation:
                     if event.reason == "cancelled":
                         return
                     n_read = event.n_prompt - event.n_cached
-        evicts = self.rt.eviction is not None
-        size = self._take(session, path[-1].id, in_memory=evicts, on_disk=True)
+        size = self._take(session, path[-1].id, in_memory=self.rt.forgets, on_disk=True)
         yield Settled(n_read=n_read, n_dropped=max(0, before - self.rt.stats().n_past), snapshot_bytes=size)
 
     # ------------------------------------------------------------------ look
@@ -302,6 +341,10 @@ class Conversation:
             last = int(np.searchsorted(ends, cursor - 1, side="right"))
             spans[message.id] = Span(first, ends[first : last + 1] - begin + lead)
         return Retained((heads / most).astype(np.float32), spans, text, ends)
+
+    def nothing_retained(self) -> Retained:
+        """Of a conversation that the cache does not hold."""
+        return Retained(np.zeros((self.rt.heads_holding().shape[0], 0), np.float32), {}, b"", np.zeros(0, np.int64))
 
     def _bytes(self, token: int) -> bytes:
         if token not in self._pieces_of:
@@ -349,7 +392,7 @@ class Conversation:
 
     @staticmethod
     def _reusable(have: Sequence[int], pos_whole: int, want: Sequence[int]) -> int:
-        """How many tokens of `want` need not be read, if `have` is in the cache and whole from `pos_whole` on."""
+        """How many tokens of `want` need not be read, if `have` is in the cache and can be cut from `pos_whole` on."""
         n = _n_shared(have, want[:-1])  # the last one is read in any case, for its logits
         return n if n == len(have) or n >= pos_whole else 0
 

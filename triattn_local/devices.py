@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -201,8 +202,40 @@ def nvidia_driver() -> str | None:
 def free_memory() -> int:
     """Bytes of main memory that a program can have without making others swap.
 
-    Linux counts them; elsewhere three quarters of all memory are taken for free.
+    Linux counts them; elsewhere three quarters of all memory are taken for free. What a container or a limit of this
+    process (``ulimit -v``) leaves is less.
     """
+    return min([_free_here(), *_left_by_groups(), *_left_by_limit()])
+
+
+def _left_by_limit() -> Iterator[int]:
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        with suppress(OSError):
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            yield max(0, most - pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _left_by_groups(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Of each control group (version 2) around this process that has a limit: what it may still have."""
+    try:
+        lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    inside = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    folder = groups / inside
+    while True:
+        with suppress(OSError, ValueError):  # no limit is the word "max"
+            most = int((folder / "memory.max").read_text(encoding="ascii"))
+            used = int((folder / "memory.current").read_text(encoding="ascii"))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+            yield max(0, most - used + int(stat.get("inactive_file", 0)))
+        if folder == groups or groups not in folder.parents:
+            return
+        folder = folder.parent
+
+
+def _free_here() -> int:
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

@@ -197,8 +197,10 @@ def _model(path: Path, settings: Settings) -> Iterator[Check]:
 
     try:
         report = inspect_model(path, sidecar=settings.stats)
-    except TriattnError as error:
-        yield Check("model", "fail", str(error), error.fix, error.exit_code)
+    except (TriattnError, OSError) as error:
+        told = from_system(error)
+        assert told is not None
+        yield Check("model", "fail", str(told), told.fix, told.exit_code)
         return
     yield Check("model", "ok", f"{report.name}, {report.architecture}, {report.kv_bytes_per_token:,} KV bytes a token")
     stats = report.statistics

@@ -11,6 +11,7 @@ Knows nothing of what a key means, and never reads tensor data.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import mmap
 import struct
@@ -21,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from .errors import ModelNotFoundError
+from .errors import DoesNotFitError, ModelNotFoundError
+from .ggml_types import block_of
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -106,7 +107,7 @@ class TensorInfo:
     offset: int
     """bytes from the start of the tensor data"""
     n_bytes: int | None
-    """None for a tensor type that this version of gguf-py does not know"""
+    """None for a tensor type that neither gguf-py nor the library knows"""
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,10 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
     except IsADirectoryError:
         raise ModelNotFoundError("is a folder", where=str(path), fix="give the .gguf file in it") from None
     except OSError as error:
+        if error.errno == errno.ENOMEM:  # the file is there, and no room to look at it
+            raise DoesNotFitError(
+                "out of memory", where=str(path), fix="raise the limit of memory (ulimit -v)"
+            ) from None
         raise ModelNotFoundError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except ValueError as error:  # an empty file cannot be mapped
         raise not_gguf from error
@@ -386,11 +391,8 @@ def _read_tensor_info(path: Path, cursor: _Cursor) -> TensorInfo:
 
 
 def _tensor_bytes(shape: tuple[int, ...], ggml_type: int) -> int | None:
-    try:
-        n_block, n_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)]
-    except (ValueError, KeyError):
-        return None
-    return math.prod(shape) // int(n_block) * int(n_bytes)
+    block = block_of(ggml_type)
+    return None if block is None else math.prod(shape) // block[0] * block[1]
 
 
 def _check_tensors(

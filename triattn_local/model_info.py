@@ -32,6 +32,9 @@ from .gguf_file import GGML_TYPE_F32, GgufFile, TensorInfo, read_gguf
 
 MAX_LAYERS = 512
 """llama.cpp's LLAMA_MAX_LAYERS"""
+MAX_EXPERTS = 1024
+"""llama.cpp's LLAMA_MAX_EXPERTS"""
+ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,19 @@ class ModelInfo:
     @property
     def is_recurrent(self) -> bool:
         return self.arch in RECURRENT
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why TriAttention cannot work on this model, in a clause; None: it can, or only the library knows."""
+        if not self.is_causal:
+            return f"is an encoder ({self.arch})"
+        if self.is_recurrent:
+            return f"is recurrent ({self.arch}) and has no KV cache"
+        if self.is_known and (self.rope_type is None or self.n_rot == 0):
+            return f"has no RoPE ({self.arch})"
+        if self.is_mla:
+            return "caches a latent instead of keys (multi-head latent attention)"
+        return None
 
     @property
     def shards(self) -> tuple[Path, ...]:
@@ -209,19 +225,19 @@ def shard_paths(path: Path, split: Split | None) -> tuple[Path, ...]:
 
 
 def _model_info(file: GgufFile) -> ModelInfo:
+    split = _split(file)
+    if split is not None and split.index > 0:  # such a file has no keys but these
+        raise ModelNotFoundError(
+            f"is file {split.index + 1} of {split.count} of a split model",
+            where=str(file.path),
+            fix=f"give the first, {shard_paths(file.path, split)[0].name}",
+        )
     arch = file.text("general.architecture")
     if not arch:
         raise file.broken("has no general.architecture")
     kind = file.text("general.type", "model")
     if kind != "model":
         raise ModelNotFoundError(f"holds a {kind}, not a model", where=str(file.path), fix="give the model's own GGUF")
-    split = _split(file)
-    if split is not None and split.index > 0:
-        raise ModelNotFoundError(
-            f"is file {split.index + 1} of {split.count} of a split model",
-            where=str(file.path),
-            fix=f"give the first, {shard_paths(file.path, split)[0].name}",
-        )
 
     def required(key: str, most: int) -> int:
         value = file.integer(f"{arch}.{key}")
@@ -239,6 +255,8 @@ def _model_info(file: GgufFile) -> ModelInfo:
 
     n_layer_all = required("block_count", MAX_LAYERS)
     n_layer = n_layer_all - optional("nextn_predict_layers", 0, n_layer_all)
+    if n_layer == 0:
+        raise file.broken(f"has {n_layer_all} layers, all of them for multi-token prediction")
     n_embd = required("embedding_length", 2**24)
     n_head = _per_layer(file, f"{arch}.attention.head_count", n_layer_all, (0,) * n_layer_all)
     n_head_kv = _per_layer(file, f"{arch}.attention.head_count_kv", n_layer_all, n_head)
@@ -258,6 +276,10 @@ def _model_info(file: GgufFile) -> ModelInfo:
     if arch in NEOX_WITH_SECTIONS and any(_ints(file, f"{arch}.rope.dimension_sections") or ()):
         rope_type = "neox"
 
+    _check_experts(file, arch, n_layer_all)
+    rope_scaling = file.text(f"{arch}.rope.scaling.type", "linear") or ""
+    if rope_scaling not in ROPE_SCALINGS:
+        raise file.broken(f"{arch}.rope.scaling.type is {rope_scaling!r}, not one of {', '.join(ROPE_SCALINGS)}")
     n_ctx_train = required("context_length", 2**31 - 1)
     base = file.number(f"{arch}.rope.freq_base", 10000.0) or 0.0
     factor = file.number(f"{arch}.rope.scaling.factor") or file.number(f"{arch}.rope.scale_linear") or 1.0
@@ -278,7 +300,7 @@ def _model_info(file: GgufFile) -> ModelInfo:
         rope_type=rope_type,
         rope_freq_base=base,
         rope_freq_scale=1.0 / factor,
-        rope_scaling=file.text(f"{arch}.rope.scaling.type", "linear") or "linear",
+        rope_scaling=rope_scaling,
         rope_attn_factor=file.number(f"{arch}.rope.scaling.attn_factor", 1.0) or 1.0,
         n_ctx_orig=optional("rope.scaling.original_context_length", n_ctx_train),
         n_ctx_train=n_ctx_train,
@@ -289,6 +311,27 @@ def _model_info(file: GgufFile) -> ModelInfo:
         file_bytes=file.file_size,
         split=split,
     )
+
+
+def _check_experts(file: GgufFile, arch: str, n_layer: int) -> None:
+    """What llama.cpp takes for granted of a mixture of experts: otherwise it ends the process."""
+    if arch in ("hunyuan-dense", "hunyuan_vl"):  # a single expert is none
+        return
+
+    def count(key: str) -> int:
+        return file.integer(f"{arch}.{key}", 0) or 0
+
+    n_all, n_used = count("expert_count"), max(_per_layer(file, f"{arch}.expert_used_count", n_layer, (0,)))
+    n_groups, n_groups_used = count("expert_group_count"), count("expert_group_used_count")
+    if not 0 <= n_all <= MAX_EXPERTS:
+        raise file.broken(f"{arch}.expert_count is {n_all}, not in 0 ... {MAX_EXPERTS}")
+    if n_used > n_all or (n_all > 0 and n_used == 0):
+        raise file.broken(f"{arch}.expert_used_count is {n_used}, of {n_all} experts")
+    # without experts there are no groups of them
+    if not 0 <= n_groups < max(n_all, 1) or (n_groups > 1 and n_all % n_groups):
+        raise file.broken(f"{arch}.expert_group_count is {n_groups}, of {n_all} experts")
+    if n_groups > 1 and not 0 < n_groups_used < n_groups:
+        raise file.broken(f"{arch}.expert_group_used_count is {n_groups_used}, of {n_groups} groups")
 
 
 def _split(file: GgufFile) -> Split | None:

@@ -164,6 +164,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "llama_triattn_get_params": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(Params)]),
     "llama_triattn_get_stats": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(_Stats)]),
     "llama_triattn_seq_pos_whole": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "llama_triattn_seq_pos_cut": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
     "llama_triattn_evict": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32]),
     "llama_triattn_score": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
     "llama_triattn_set_abort_flag": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_bool)]),
@@ -280,6 +281,12 @@ def get_stats(ctx: int) -> tuple[EngineStats, bool]:
 def seq_pos_whole(ctx: int, seq_id: int = 0) -> int:
     """T: the first position from which every token is present in every head."""
     return int(library().llama_triattn_seq_pos_whole(ctx, seq_id))
+
+
+# llama_pos llama_triattn_seq_pos_cut(const struct llama_context * ctx, llama_seq_id seq_id);
+def seq_pos_cut(ctx: int, seq_id: int = 0) -> int:
+    """The first position that the sequence can be cut at: T, or later for a sliding window or a recurrent state."""
+    return int(library().llama_triattn_seq_pos_cut(ctx, seq_id))
 
 
 # int32_t llama_triattn_evict(struct llama_context * ctx, llama_seq_id seq_id, uint32_t n_tokens);

@@ -1,16 +1,13 @@
 """A model, its context and one sequence: load, generate, look, save, restore.
 
-The thinnest layer over ``llama_cpp.Llama`` that gives typed events instead of dictionaries, and that knows what an
-evicted sequence can still do (rewind to T and later, see ``native.seq_pos_whole``) and what needs a new prefill.
+The thinnest layer over ``contexts`` that gives typed events, and that reads a prompt anew where the cache cannot go
+back.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import operator
 import os
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,24 +15,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
-import gguf
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
 from . import native
-from .config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig, kv_overrides
-from .errors import DoesNotFitError, ModelNotFoundError, StateError, StatsError, TriattnError, UsageError
+from .cache_layout import cache_layout
+from .config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig
+from .contexts import Context, Model
+from .errors import StateError, StatsError, TriattnError, UsageError
 from .metadata import read_stats
 from .model_info import fingerprint, read_model_info
 from .sampling import Sampler
 from .snapshot import Snapshot, read_snapshot, write_snapshot
 from .stop import Stop
 from .text_stream import TextStream
-from .thinking import Kind, ThinkingSplitter, marks_of
+from .thinking import Kind, TokenSplitter, marks_of
 from .tool_calls import MARKS, ToolCall, ToolCallSplitter
 from .turns import Turns
-from .vocabulary import Vocabulary
 
 T = TypeVar("T")
 
@@ -110,7 +107,7 @@ class RuntimeStats:
     kv_bytes_full: int
     """what full attention would hold for the same n_ctx"""
     pos_whole: int
-    """T: the sequence can be rewound to here and later"""
+    """the sequence can be rewound to here and later: before, heads have evicted or a window has gone on"""
     mode: Mode | None
     """None: full attention"""
     budget_tokens: int | None
@@ -130,17 +127,16 @@ class Runtime:
     StateError, as everything does after ``close``.
     """
 
-    def __init__(self, llama: llama_cpp.Llama, config: RuntimeConfig, eviction: EvictionConfig | None) -> None:
-        self._llama = llama
+    def __init__(self, context: Context, eviction: EvictionConfig | None) -> None:
+        self._context = context
+        self._layout = cache_layout(context.model.info, context.model.config)
         self._turns = Turns("Runtime")
-        self.config = config
+        self.config = context.model.config
         self.eviction = eviction
-        self.vocabulary = Vocabulary(self._model, llama)
-        self._recurs = bool(
-            llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
-        )
+        self.vocabulary = context.model.vocabulary
+        self.forgets = eviction is not None or context.model.n_window > 0 or context.model.recurs
+        """whether there are rewinds that the cache refuses"""
         self._stop: Stop | None = None  # what the library looks at
-        self._tokens: list[int] = []  # in the cache, or evicted from it
         self._pending: int | None = None  # drawn, given out, and not decoded yet
 
     # ------------------------------------------------------------------ load
@@ -176,66 +172,47 @@ class Runtime:
             The model or context cannot evict, or llama.cpp cannot load it.
         """
         path = _path(path, "path")
-        stats_path = None if stats_path is None else _path(stats_path, "stats_path")
+        stats_path = None if stats_path in (None, "") else _path(stats_path, "stats_path")
         config = RuntimeConfig() if config is None else _of_type(config, RuntimeConfig, "config")
         if eviction is not None:
             _of_type(eviction, EvictionConfig, "eviction")
-        native.library()
         if config.n_batch > config.n_ctx:
             raise UsageError(
                 f"a batch of {config.n_batch} tokens is larger than the context of {config.n_ctx}",
                 where="n_batch",
                 fix=f"give n_batch {config.n_ctx} or less",
             )
-        read_model_info(path)
         if eviction is not None and eviction.policy == "triattention":
             check_stats(path, stats_path)
 
-        n_threads = config.n_threads or physical_cores()
+        model = Model(path, config, stats_path)
         try:
-            with _stats_from(stats_path):
-                llama = llama_cpp.Llama(
-                    model_path=str(path),
-                    n_gpu_layers=config.n_gpu_layers,
-                    tensor_split=None if config.tensor_split is None else list(config.tensor_split),
-                    use_mmap=config.use_mmap,
-                    kv_overrides=kv_overrides(eviction),
-                    n_ctx=config.n_ctx,
-                    n_batch=config.n_batch,
-                    n_ubatch=min(config.n_ubatch, config.n_batch),
-                    n_threads=n_threads,
-                    n_threads_batch=n_threads,
-                    flash_attn=config.flash_attn,
-                    type_k=ggml_type(config.cache_type_k),
-                    type_v=ggml_type(config.cache_type_v),
-                    verbose=config.verbose,
-                )
-        except UnicodeEncodeError:
-            raise ModelNotFoundError("has a name that is not UTF-8", where=str(path), fix="rename it") from None
-        except (ValueError, RuntimeError) as err:
-            why = native.last_error()
-            if why:
-                raise TriattnError(why, where=str(path)) from err
-            raise DoesNotFitError(
-                f"llama.cpp cannot load it: {err}", where=str(path), fix="run with --verbose to see its log"
-            ) from err
-        return cls(llama, config, eviction)
+            return cls(model.context(eviction, config.n_ctx), eviction)
+        except BaseException:
+            model.close()
+            raise
 
     @property
-    def llama(self) -> llama_cpp.Llama:
-        """The binding's own object, for everything that is not here; it knows nothing of turns."""
+    def context(self) -> Context:
+        """What holds the sequence, for everything that is not here; it knows nothing of turns."""
         self._turns.check()
-        return self._llama
+        return self._context
+
+    @property
+    def model(self) -> Model:
+        """The weights, as ``context``."""
+        return self.context.model
 
     def close(self) -> None:
         """Free the model and its cache, once the call at hand is through. Every later call raises StateError."""
         self._turns.close(self._free)
 
     def _free(self) -> None:
-        self.vocabulary.close()
-        self._llama.close()
+        self._context.close()
+        self._context.model.close()
 
     def __enter__(self) -> Runtime:
+        self._turns.check()
         return self
 
     def __exit__(
@@ -247,11 +224,17 @@ class Runtime:
 
     @property
     def _model(self) -> Any:
-        return self.llama._model.model  # once closed this raises
+        return self.model.handle
 
     @property
     def _ctx(self) -> Any:
-        return self.llama._ctx.ctx
+        self._turns.check()
+        return self.context.handle
+
+    @property
+    def _tokens(self) -> list[int]:
+        """In the cache, or evicted from it."""
+        return self.context.tokens
 
     @property
     def tokens(self) -> list[int]:
@@ -395,28 +378,18 @@ class Runtime:
         text = self.apply_chat_template(messages, tools=tools)
         prompt = self.tokenize(text, parse_special=True)
         marks = marks_of(self.vocabulary.chat_template)
-        thinking, calls = ThinkingSplitter(marks, text), ToolCallSplitter()
-        known = [mark for pair in (*marks, *MARKS) for mark in pair]
+        known = [mark for pair in MARKS for mark in pair]
+        thinking, calls = TokenSplitter(marks, text, self.token_bytes, known), ToolCallSplitter()
         for event in self.generate(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, cancel=cancel):
             if isinstance(event, Prefill):
                 yield event
                 continue
-            if isinstance(event, Token):
-                parts = thinking.push(event.text or self._mark(event.id, known))
-            else:
-                parts = thinking.flush()
+            parts = thinking.push_token(event.id, event.text) if isinstance(event, Token) else thinking.flush()
             for kind, part in parts:
                 yield from _told_apart(kind, part, calls)
             if isinstance(event, Done):
                 yield from _told_apart("content", None, calls)
                 yield event
-
-    def _mark(self, token: int, known: Sequence[str]) -> str:
-        """The text of a control token, which is not part of an answer otherwise, if one of these marks has it."""
-        if self.token_bytes(token):
-            return ""
-        text = self.token_bytes(token, special=True).decode("utf-8", "replace")
-        return text if any(text in mark for mark in known) else ""
 
     def _draw(
         self,
@@ -467,43 +440,22 @@ class Runtime:
         n = 0
         while n < min(len(tokens) - 1, len(self._tokens)) and tokens[n] == self._tokens[n]:
             n += 1
-        if n == len(self._tokens):
-            return n
-        memory = llama_cpp.llama_get_memory(self._ctx)
-        if n == 0 or not llama_cpp.llama_memory_seq_rm(memory, _SEQ, n, -1):
-            llama_cpp.llama_memory_seq_rm(memory, _SEQ, -1, -1)
+        if not self.context.can_rewind(n):
             n = 0
-        self._tokens = self._tokens[:n]
+        self.context.rewind(n)
         return n
 
     def _decode(self, tokens: Sequence[int], cancel: Cancel | None = None) -> bool:
         """One batch into the cache; False if it was cancelled, then nothing of it is there."""
         if cancel is not None and cancel.is_set():
             return False
-        array = (llama_cpp.llama_token * len(tokens))(*tokens)
         self._heed(cancel)
-        status = llama_cpp.llama_decode(self._ctx, llama_cpp.llama_batch_get_one(array, len(tokens)))
-        if status == 2:
-            # micro-batches that were done go too: the batch is read anew from where rounds would find it
-            llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._ctx), _SEQ, len(self._tokens), -1)
-            return False
-        if status == 1:
-            raise DoesNotFitError(
-                f"the cache has no room for {len(tokens)} more tokens at position {len(self._tokens)}",
-                where="llama_decode",
-                fix="give a larger --ctx, or --budget",
-            )
-        if status != 0:
-            raise TriattnError(
-                f"llama.cpp failed with status {status} at position {len(self._tokens)}", where="llama_decode"
-            )
-        self._tokens.extend(tokens)
-        return True
+        return self.context.put(tokens)
 
     def _heed(self, cancel: Cancel | None) -> None:
         """Have the library look at it amid a batch, if it can."""
         # a recurrent state that a batch has begun to change cannot go back
-        stop = cancel if isinstance(cancel, Stop) and not self._recurs else None
+        stop = cancel if isinstance(cancel, Stop) and not self.model.recurs else None
         if stop is not self._stop:
             native.set_abort(self._ctx, stop)
             self._stop = stop
@@ -511,12 +463,8 @@ class Runtime:
     def reset(self) -> None:
         """Forget the sequence; the counters of ``stats`` go on."""
         with self._turns.change():
-            self._forget()
-
-    def _forget(self) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._ctx), False)
-        self._tokens = []
-        self._pending = None
+            self.context.clear()
+            self._pending = None
 
     # ------------------------------------------------------------------ look
 
@@ -537,7 +485,7 @@ class Runtime:
             evict_ms=engine.t_total_us / 1000,
             kv_bytes=engine.kv_bytes + engine.kv_bytes_other,
             kv_bytes_full=engine.kv_bytes_full + engine.kv_bytes_other,
-            pos_whole=native.seq_pos_whole(self._ctx, _SEQ),
+            pos_whole=self.context.pos_cut,
             mode=self.eviction.mode if evicts and self.eviction else None,
             budget_tokens=self.eviction.budget_tokens if evicts and self.eviction else None,
         )
@@ -580,14 +528,9 @@ class Runtime:
 
     # --------------------------------------------------------- save, restore
 
-    def _context(self) -> dict[str, str | int | bool]:
+    def _shape(self) -> dict[str, str | int | bool]:
         """What another context must share to read this one's state."""
-        shape: dict[str, str | int | bool] = {
-            "cache_type_k": self.config.cache_type_k,
-            "cache_type_v": self.config.cache_type_v,
-            "flash_attn": self.config.flash_attn,
-            "evicts": self.eviction is not None,
-        }
+        shape = {**self._layout, "evicts": self.eviction is not None}
         if self.eviction is not None:
             shape["mode"] = self.eviction.mode
         return shape
@@ -598,17 +541,16 @@ class Runtime:
             return self._snapshot()
 
     def _snapshot(self) -> Snapshot:
-        size = int(llama_cpp.llama_state_seq_get_size(self._ctx, _SEQ))
-        buffer = (ctypes.c_uint8 * size)()
-        if llama_cpp.llama_state_seq_get_data(self._ctx, buffer, size, _SEQ) != size:
-            raise StateError("llama.cpp wrote less state than it announced")
+        n_past, pos_cut = len(self._tokens), self.context.pos_cut
+        if self.model.n_window and n_past > self.model.n_window:
+            pos_cut = max(pos_cut, n_past - 1)  # of a window, what the next token needs is saved, and no more
         return Snapshot(
             model=native.fingerprint(self._model),
-            context=self._context(),
+            context=self._shape(),
             tokens=list(self._tokens),
             pending=self._pending,
-            state=bytes(buffer),
-            pos_whole=native.seq_pos_whole(self._ctx, _SEQ),
+            state=self.context.state().tobytes(),
+            pos_whole=pos_cut,
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -630,7 +572,7 @@ class Runtime:
         model = native.fingerprint(self._model)
         if snapshot.model != model:
             raise StateError(f"was saved with another model ({snapshot.model}, this is {model})")
-        for name, value in self._context().items():
+        for name, value in self._shape().items():
             if snapshot.context.get(name) != value:
                 raise StateError(f"was saved with {name} = {snapshot.context.get(name)}, this context has {value}")
         n_ctx = llama_cpp.llama_n_ctx(self._ctx)
@@ -639,11 +581,11 @@ class Runtime:
                 f"holds {len(snapshot.tokens)} tokens, the context {n_ctx}",
                 fix=f"give --ctx {len(snapshot.tokens) + 512} or more",
             )
-        buffer = (ctypes.c_uint8 * len(snapshot.state)).from_buffer_copy(snapshot.state)
-        if llama_cpp.llama_state_seq_set_data(self._ctx, buffer, len(snapshot.state), _SEQ) == 0:
-            self._forget()
-            raise StateError("llama.cpp cannot restore the state", fix="use the same --budget or more")
-        self._tokens = list(snapshot.tokens)
+        try:
+            self.context.set_state(np.frombuffer(snapshot.state, np.uint8), snapshot.tokens)
+        except StateError:
+            self._pending = None
+            raise StateError("llama.cpp cannot restore the state", fix="use the same --budget or more") from None
         self._pending = snapshot.pending
 
     def save(self, path: Path | str) -> int:
@@ -719,26 +661,9 @@ def _told_apart(kind: Kind, text: str | None, calls: ToolCallSplitter) -> Iterat
         yield part if isinstance(part, ToolCall) else Text("content", part)
 
 
-def ggml_type(name: str) -> int:
-    """The number of a cache type in ggml.h."""
-    return int(gguf.GGMLQuantizationType[name.upper()])
-
-
 def has_gpu() -> bool:
     """Whether the library can put layers on a device other than the CPU."""
     return bool(llama_cpp.llama_supports_gpu_offload())
-
-
-def physical_cores() -> int:
-    """Cores that this process may use, two hyperthreads counted once."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    siblings = set()
-    for cpu in allowed:
-        try:
-            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip())
-        except OSError:
-            siblings.add(str(cpu))
-    return max(len(siblings), 1)
 
 
 def check_stats(path: Path, stats_path: Path | None) -> None:
@@ -748,33 +673,17 @@ def check_stats(path: Path, stats_path: Path | None) -> None:
     ------
     StatsError
         They are missing, damaged, or of another model.
+    TriattnError
+        The model is of a kind that cannot evict.
     """
     source = stats_path or Path(os.environ.get("TRIATTN_STATS") or path)
     stats = read_stats(source)
+    info = read_model_info(path)
+    if info.obstacle is not None:  # then statistics would not help
+        raise TriattnError(f"cannot evict: it {info.obstacle}", where=str(path), fix="run it with --no-evict")
     if stats is None:
         raise StatsError(
             "holds no TriAttention statistics", where=str(source), fix=f"make them with: triattn-local convert {path}"
         )
     stats.check_belongs(fingerprint(path))
-    stats.validate(read_model_info(path))
-
-
-_environment = threading.Lock()
-
-
-@contextlib.contextmanager
-def _stats_from(stats_path: Path | str | None) -> Iterator[None]:
-    """The sidecar's path for the library: through the environment, since a KV override holds 127 characters only."""
-    if stats_path is None:
-        yield
-        return
-    with _environment:
-        before = os.environ.get("TRIATTN_STATS")
-        os.environ["TRIATTN_STATS"] = str(stats_path)
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["TRIATTN_STATS"]
-            else:
-                os.environ["TRIATTN_STATS"] = before
+    stats.validate(info)

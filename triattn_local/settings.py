@@ -264,6 +264,9 @@ class Settings:
     idle_unload: int | None = _setting(
         None, _integer, "--idle-unload", "Seconds without a request after which the model leaves the memory."
     )
+    start_timeout: int = _setting(
+        600, _integer, "--start-timeout", "Seconds until it must answer, else it is given up."
+    )
     restarts: int = _setting(3, _integer, "--restarts", "Crashes within ten minutes after which it is started again.")
 
     theme: str | None = _setting(None, _word, "--theme", "Colours of the chat; the chat lists them under Theme.")

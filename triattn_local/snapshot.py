@@ -36,7 +36,7 @@ class Snapshot:
     """token drawn last and not decoded yet"""
     state: bytes
     pos_whole: int = 0
-    """T of the sequence: restored, it can be rewound to here and later"""
+    """restored, it can be rewound to here and later"""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import operator
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +15,32 @@ from typing import Any
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from .errors import StateError, TriattnError, UsageError
+from .deep_stack import with_stack
+from .errors import ModelNotFoundError, StateError, TriattnError, UsageError
 from .messages import mappings
 from .tool_calls import for_template
+
+SHORT_RUN = 256
+"""bytes of a line, or of white space, that every thread's stack has room for"""
+STACK_PER_BYTE = 1024
+"""libstdc++'s regular expressions, by which some tokenizers cut, were seen to take 330 for each character of a match"""
+STACK_FLOOR = 8 << 20
+LONGEST_RUN = 3 << 20
+_RUN = re.compile(rb"\s*[^\n]*")
+
+TEMPLATE_FIX = "use `run --raw` or another file of this model"
+
+_ASKED = "Question 3917"
+
+
+def template_syntax_fault(template: str) -> str | None:
+    """What is wrong with a chat template as a Jinja program; None: it is one."""
+    try:
+        Jinja2ChatFormatter(template, "", "")
+    except Exception as error:  # no Jinja, or whatever else a compiler trips over
+        line = getattr(error, "lineno", None)
+        return f"the model's chat template is broken{f' in its line {line}' if line else ''}: {error}"
+    return None
 
 
 class Vocabulary:
@@ -93,11 +118,21 @@ class Vocabulary:
         Raises
         ------
         UsageError
-            No text, or one with half a character, which UTF-8 cannot hold.
+            No text, one with half a character, which UTF-8 cannot hold, or a line that is longer than any tokenizer can
+            be given.
         """
         data = _utf8(text)
+        longest = max((len(run) for run in _RUN.findall(data)), default=0)
+        if longest > LONGEST_RUN:
+            raise UsageError(
+                f"the text has {longest:,} bytes in one line, or of white space; {LONGEST_RUN:,} can be read",
+                fix="break it into lines",
+            )
         with self._inside():
-            return self._tokenize(data, add_special, parse_special)
+            if longest <= SHORT_RUN:
+                return self._tokenize(data, add_special, parse_special)
+            n_stack = STACK_FLOOR + longest * STACK_PER_BYTE
+            return with_stack(n_stack, lambda: self._tokenize(data, add_special, parse_special))
 
     def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
         n_max = len(data) + 16
@@ -146,10 +181,10 @@ class Vocabulary:
 
     @property
     def chat_template(self) -> str | None:
-        """Jinja source, None if the model has none."""
+        """Jinja source, None if the model has none: a blank one is none."""
         with self._inside():
             text = llama_cpp.llama_model_chat_template(self._model, None)
-            return None if text is None else bytes(text).decode("utf-8", "replace")
+            return None if text is None or not bytes(text).strip() else bytes(text).decode("utf-8", "replace")
 
     def apply_chat_template(
         self,
@@ -167,21 +202,45 @@ class Vocabulary:
         ------
         UsageError
             No messages as OpenAI's protocol has them, such with pictures, or the template refuses them.
+        ModelNotFoundError
+            The template is broken.
         """
         template = self.chat_template
         tools = mappings(tools, "tools")
         turns = for_template(template, messages, tools)
         if template is None:
             return "\n\n".join(str(turn["content"]) for turn in turns)
-        bos, eos = (self._special_text(f(self._vocab)) for f in (llama_cpp.llama_vocab_bos, llama_cpp.llama_vocab_eos))
-        formatter = Jinja2ChatFormatter(template, eos, bos, add_generation_prompt=add_generation_prompt)
+        if self._template_fault is not None:
+            raise ModelNotFoundError(self._template_fault, fix=TEMPLATE_FIX)
         try:
-            prompt = formatter(messages=turns, **({"tools": list(tools)} if tools else {})).prompt
+            prompt = self._render(turns, tools, add_generation_prompt)
+        except StateError:
+            raise
         except Exception as err:  # the template is a program of the model's maker: it may raise anything
             raise UsageError(f"the model's chat template refuses the conversation: {err}") from err
         # tokenize() puts BOS in front where the model wants one: not twice
+        bos = self._special_text(llama_cpp.llama_vocab_bos(self._vocab))
         adds_bos = bool(bos) and llama_cpp.llama_vocab_get_add_bos(self._vocab)
-        return str(prompt.removeprefix(bos) if adds_bos else prompt)
+        return prompt.removeprefix(bos) if adds_bos else prompt
+
+    def _render(
+        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool
+    ) -> str:
+        bos, eos = (self._special_text(f(self._vocab)) for f in (llama_cpp.llama_vocab_bos, llama_cpp.llama_vocab_eos))
+        formatter = Jinja2ChatFormatter(self.chat_template or "", eos, bos, add_generation_prompt=add_generation_prompt)
+        return str(formatter(messages=list(turns), **({"tools": list(tools)} if tools else {})).prompt)
+
+    @functools.cached_property
+    def _template_fault(self) -> str | None:
+        """Why no conversation can go through the template: it is no Jinja, or leaves out what is asked."""
+        template = self.chat_template or ""
+        if (fault := template_syntax_fault(template)) is not None:
+            return fault
+        try:
+            prompt = self._render([{"role": "user", "content": _ASKED}], (), True)
+        except Exception:  # it may want other messages, and says so when it gets the real ones
+            return None
+        return None if _ASKED in prompt else "the model's chat template leaves out what the user says"
 
     def _special_text(self, token: int) -> str:
         return self.token_bytes(token, special=True).decode("utf-8", "replace") if token >= 0 else ""

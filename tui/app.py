@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.console import RenderableType
 from textual.app import App, SystemCommand
@@ -17,6 +18,7 @@ from textual.screen import Screen
 from triattn_local.config import SamplingConfig
 from triattn_local.conversation import Retained
 from triattn_local.errors import TriattnError, UsageError
+from triattn_local.inspection import glance
 from triattn_local.paths import is_file
 from triattn_local.runtime import RuntimeStats
 from triattn_local.sessions import Message, Session, SessionStore, Shelf
@@ -28,6 +30,7 @@ from .jobs import Job, JobDone, JobProgress
 from .keys import check_keys
 from .screens.chat import ChatScreen
 from .session import OpenSession
+from .terminal_keys import ChatDriver
 from .theme import DEFAULT, THEMES
 
 PURGE_S = 7 * 24 * 3600
@@ -71,7 +74,7 @@ class ChatApp(App[None]):
         UsageError, StateError
             The store cannot be opened, there is no such session, or a setting cannot be taken.
         """
-        super().__init__()
+        super().__init__(driver_class=ChatDriver)
         self.settings = settings
         self.start = start or Start()
         self.sampling: SamplingConfig = settings.sampling()
@@ -89,6 +92,8 @@ class ChatApp(App[None]):
         )
         for gone in self.store.purge(PURGE_S):
             self.shelf.forget(gone)
+        self._remembered: dict[str, Any] = {}
+        """preferences as they are, also those that could not be stored"""
         theme = settings.theme or self.store.preference("theme", DEFAULT)
         if theme not in self.available_themes:
             if settings.theme:
@@ -105,6 +110,8 @@ class ChatApp(App[None]):
         if self.start.system and self.session.session is not None:
             self.session.change(system=self.start.system)
         self.model: Path | None = None
+        self.other_models: list[Path] = []
+        """named by path, and not in the models folder"""
         self.failed: Path | None = None
         """what could not be loaded with the settings as they are"""
         self.evict = self.start.evict
@@ -113,6 +120,7 @@ class ChatApp(App[None]):
         self.loaded: RuntimeStats | None = None
         """what the model was loaded with"""
         self.map_open = False
+        self._leaves = False
         self.chat = ChatScreen(settings.keys)
         self.engine = Engine(self.chat.post_message, self.store, self.shelf)
         self.job = Job(self.post_message, settings.models)
@@ -134,17 +142,35 @@ class ChatApp(App[None]):
     def model_name(self) -> str:
         return self.model.name.removesuffix(".gguf") if self.model else ""
 
+    def preference(self, name: str, default: Any = None) -> Any:
+        """What was remembered."""
+        return self._remembered.get(name, self.store.preference(name, default))
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a preference, for this time at least."""
+        self._remembered[name] = value
+        with self.telling():
+            self.store.remember(name, value)
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """What goes wrong inside is told, and ends what is inside only: a full disk, a session that is gone."""
+        try:
+            yield
+        except TriattnError as error:
+            self.notify(str(error), severity="error", timeout=15)
+
     def get_default_screen(self) -> Screen[None]:
         return self.chat
 
     def on_mount(self) -> None:
-        self.theme_changed_signal.subscribe(self, lambda theme: self.store.remember("theme", theme.name))
+        self.theme_changed_signal.subscribe(self, lambda theme: self.remember("theme", theme.name))
         self.call_after_refresh(self._first_model)
 
     def _first_model(self) -> None:
         """The model that was asked for, else the session's, else the last one; else a choice."""
         named = [self.start.model, self.session.session.model if self.session.session else None]
-        for candidate in [*named, self.store.preference("model")]:
+        for candidate in [*named, self.preference("model")]:
             if candidate and is_file(Path(candidate)):
                 self.load_model(Path(candidate))
                 return
@@ -163,7 +189,7 @@ class ChatApp(App[None]):
         self.loading, self.loaded = False, stats
         if why:
             self.notify(why, title=self.model_name)
-        self.store.remember("model", str(path))
+        self.remember("model", str(path))
 
     def model_failed(self, path: Path) -> None:
         self.model, self.failed, self.loading, self.loaded = None, path, False, None
@@ -185,6 +211,7 @@ class ChatApp(App[None]):
             session = self.store.open(session.id)
         if session is None or session.id != self.session.id:
             self.session.close()
+            self.chat.forget_numbers()
         self.session = OpenSession(self.store, session, system=self.start.system)
         await self.chat.show_session()
 
@@ -206,6 +233,9 @@ class ChatApp(App[None]):
             self.chat.status.state, self.chat.status.busy = "ready" if self.model else "no model", False
         if isinstance(self.screen, ModelsScreen):
             self.screen.show_done(event)
+        elif event.path is not None and self.model is None and not self.chat.busy and glance(event.path)[1]:
+            self.notify(f"{event.path.name} is ready.")
+            self.load_model(event.path)
         elif event.path is not None:
             self.notify(f"{event.path.name} is ready; F3 opens it.")
         elif event.error is not None:
@@ -260,10 +290,11 @@ class ChatApp(App[None]):
 
         self._push(ModelsScreen())
 
-    def action_settings(self) -> None:
+    def action_settings(self, ctx: int | None = None) -> None:
+        """F4; with a context that is proposed."""
         from .screens.settings import SettingsScreen
 
-        self._push(SettingsScreen())
+        self._push(SettingsScreen(ctx))
 
     def action_map(self) -> None:
         from .screens.map import MapScreen
@@ -271,7 +302,7 @@ class ChatApp(App[None]):
         self.map_open = True
         self.engine.map_wanted = True
         self._push(MapScreen())
-        self.engine.look(self.session.path)
+        self.engine.look(self.session.id, self.session.read)
 
     def show_map(self, retained: Retained, path: Sequence[Message]) -> None:
         from .screens.map import MapScreen
@@ -284,7 +315,15 @@ class ChatApp(App[None]):
         super().panic(*renderables)
         self._return_code = 1
 
+    def _handle_exception(self, error: Exception) -> None:
+        """What fails because the screen goes while it is still being made is for the log alone."""
+        if self._leaves:
+            traceback.print_exception(error)
+        else:
+            super()._handle_exception(error)
+
     async def action_quit(self) -> None:
+        self._leaves = True
         self.engine.stop()
         self.exit()
 

@@ -7,9 +7,10 @@ instead, which the interface empties at its own pace; it is stored before it is 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,16 @@ from textual.message import Message as TextualMessage
 from triattn_local import planning
 from triattn_local import runtime as runtime_module
 from triattn_local.config import SamplingConfig
-from triattn_local.conversation import Answered, Conversation, Piece, Ready, Settled
+from triattn_local.conversation import Answered, Conversation, Piece, Ready, Settled, TooLongError
 from triattn_local.errors import TriattnError, from_system
-from triattn_local.runtime import Prefill, RuntimeStats
+from triattn_local.runtime import Prefill
 from triattn_local.sessions import Message, SessionStore, Shelf, State
 from triattn_local.settings import Settings
 from triattn_local.stop import Stop
 from triattn_local.thinking import Kind
 
 from . import events
+from .numbers import Numbers
 
 LOOK_S = 0.25
 """seconds between two looks at the cache's numbers"""
@@ -59,6 +61,8 @@ class Engine:
         self._shelf = shelf
         self._thread = ThreadPoolExecutor(1, "engine")
         self._conversation: Conversation | None = None
+        self._vocabulary_in_use = threading.Lock()
+        """held while another thread counts tokens, and while the model they are counted with is freed"""
         self._stop = Stop()
         self._settling = Stop()
         self.pieces: deque[tuple[Kind, str, int]] = deque()
@@ -66,7 +70,7 @@ class Engine:
         self.map_wanted = False
         """whether somebody looks at what every head holds"""
         self._looked_s = self._mapped_s = 0.0
-        self._mapped_rounds = -1
+        self._numbers: Numbers | None = None
 
     # ------------------------------------------------------------------- jobs
 
@@ -77,7 +81,7 @@ class Engine:
         self._submit(self._load, path, settings, evict, verbose)
 
     def answer(self, turn: Turn) -> None:
-        """``TurnReady``, ``Reading``, pieces, ``Looked``, ``TurnEnded``; then ``TurnSettled``."""
+        """``TurnReady``, ``Reading``, pieces, ``Looked``, ``TurnEnded``; then ``TurnSettled``. Or ``TooLong``."""
         self._settling.set()
         self._stop = Stop()
         self._settling = Stop()
@@ -87,9 +91,9 @@ class Engine:
         """End the answer that is coming, in its prompt too."""
         self._stop.set()
 
-    def look(self, path: Sequence[Message] = ()) -> None:
-        """``Looked`` as soon as the engine is free."""
-        self._submit(self._look, True, tuple(path))
+    def look(self, session: str | None = None, path: Sequence[Message] = ()) -> None:
+        """``Looked`` as soon as the engine is free: what the cache holds of a session."""
+        self._submit(self._look, True, session, tuple(path))
 
     def close(self) -> None:
         """Stop all, free the model."""
@@ -99,9 +103,10 @@ class Engine:
         self._thread.shutdown()
 
     def count_tokens(self, text: str) -> int | None:
-        """Tokens of a text; None without a model. May be called from any thread: the vocabulary never changes."""
-        conversation = self._conversation
-        return None if conversation is None else len(conversation.rt.tokenize(text, add_special=False))
+        """Tokens of a text; None without a model. May be called from any thread: the model stays meanwhile."""
+        with self._vocabulary_in_use:
+            conversation = self._conversation
+            return None if conversation is None else len(conversation.rt.tokenize(text, add_special=False))
 
     # ----------------------------------------------------------- in the thread
 
@@ -110,15 +115,15 @@ class Engine:
             try:
                 job(*args)
             except Exception as error:
-                told = from_system(error) or TriattnError(f"{type(error).__name__}: {error}", fix="this is a bug")
-                self._post(events.Failed(told))
+                self._post(events.Failed(_found(error)))
 
         return self._thread.submit(run)
 
     def _unload(self) -> None:
-        if self._conversation is not None:
-            self._conversation.rt.close()
-            self._conversation = None
+        with self._vocabulary_in_use:
+            conversation, self._conversation = self._conversation, None
+            if conversation is not None:
+                conversation.rt.close()
 
     def _load(self, path: Path, settings: Settings, evict: bool, verbose: bool) -> None:
         self._unload()
@@ -127,14 +132,11 @@ class Engine:
                 path, settings, evict=evict, checkpoint_bytes=settings.snapshot_memory << 20, verbose=verbose
             )
             rt = runtime_module.Runtime.load(path, plan.config, plan.eviction, stats_path=settings.stats)
-        except Exception as error:
-            told = from_system(error)
-            if told is None:
-                raise
-            self._post(events.LoadFailed(path, told))
+        except BaseException as error:  # the interface waits for one of the two
+            self._post(events.LoadFailed(path, _found(error)))
             return
         self._conversation = Conversation(rt, self._shelf)
-        self._mapped_rounds = -1
+        self._numbers = Numbers(rt.stats())
         self._post(events.Loaded(path, rt.stats(), rt.eviction, plan.why))
 
     def _answer(self, turn: Turn, stop: Stop, settling: Stop) -> None:
@@ -142,6 +144,8 @@ class Engine:
         if conversation is None:
             self._fail(turn, TriattnError("no model is loaded", fix="choose one with F3"))
             return
+        assert self._numbers is not None
+        self._numbers.hold(turn.session, conversation.rt.stats())
         start_s = time.perf_counter()
         state: State = "complete"
         try:
@@ -160,35 +164,44 @@ class Engine:
                     n_new = event.n_done - ready.n_cached
                     tps = n_new / event.elapsed_s if event.elapsed_s > 0 else 0.0
                     self._post(events.Reading(event.n_done, event.n_total, tps))
-                    self._look(event.n_done == event.n_total, turn.path)
+                    self._look(event.n_done == event.n_total, turn.session, turn.path)
                     start_s = time.perf_counter()
                 elif isinstance(event, Piece):
                     if event.text:
                         self._store.append(turn.answer, event.kind, event.text)
                     self.pieces.append((event.kind, event.text, event.n_tokens))
-                    self._look(False, turn.path)
+                    self._look(False, turn.session, turn.path)
                 elif isinstance(event, Answered):
                     state = _STATES[event.reason]
                     report = self._report(event, time.perf_counter() - start_s, ready)
-                    answer = self._store.finish(turn.answer, state, report)
-                    self._look(True, [*turn.path, answer])
+                    answer = self._finish(turn, state, report)
+                    self._look(True, turn.session, [*turn.path, answer])
                     self._post(events.TurnEnded(answer))
-        except TriattnError as error:
-            self._fail(turn, error)
+        except TooLongError as error:
+            self._post(events.TooLong(turn.answer, error, *conversation.oldest_to_leave_out(turn.system, turn.path)))
             return
         except BaseException as error:
-            self._fail(turn, from_system(error) or TriattnError(f"{type(error).__name__}: {error}"))
-            raise
+            self._fail(turn, _found(error))
+            return
         if state == "stopped" and not (answer.content or answer.thinking):
             return  # stopped in the prompt: reading on is what was not wanted
         for event in conversation.settle(turn.session, turn.system, [*turn.path, answer], cancel=settling):
             if isinstance(event, Settled):
-                self._look(True, [*turn.path, answer])
+                self._look(True, turn.session, [*turn.path, answer])
                 self._post(events.TurnSettled(turn.answer, event))
 
     def _fail(self, turn: Turn, error: TriattnError) -> None:
-        answer = self._store.finish(turn.answer, "failed", {"error": str(error)})
+        answer = self._finish(turn, "failed", {"error": str(error)})
         self._post(events.TurnEnded(answer, error))
+
+    def _finish(self, turn: Turn, state: State, report: Mapping[str, object]) -> Message:
+        """Whatever the disk says, the turn ends: nobody could speak any more if it did not."""
+        try:
+            return self._store.finish(turn.answer, state, report)
+        except TriattnError as error:
+            if state != "failed":  # else it is being told already
+                self._post(events.Failed(error))
+            return self._store.message(turn.answer)
 
     def _report(self, done: Answered, decode_s: float, ready: Ready) -> dict[str, object]:
         conversation = self._conversation
@@ -206,16 +219,21 @@ class Engine:
             "tokens_per_s": round(n / decode_s, 1) if decode_s > 0 else 0.0,
         }
 
-    def _look(self, now: bool, path: Sequence[Message]) -> None:
+    def _look(self, now: bool, session: str | None, path: Sequence[Message]) -> None:
         """Tell how the cache is: at once, or if it is some time ago that it was told."""
-        conversation = self._conversation
+        conversation, numbers = self._conversation, self._numbers
         clock_s = time.monotonic()
-        if conversation is None or (not now and clock_s - self._looked_s < LOOK_S):
+        if conversation is None or numbers is None or (not now and clock_s - self._looked_s < LOOK_S):
             return
         self._looked_s = clock_s
-        stats: RuntimeStats = conversation.rt.stats()
+        stats = numbers.of(session, conversation.rt.stats())
         retained = None
         if self.map_wanted and (now or clock_s - self._mapped_s >= MAP_S):
-            retained = conversation.retained(path)
+            retained = conversation.retained(path) if session == numbers.holder else conversation.nothing_retained()
             self._mapped_s = time.monotonic()
-        self._post(events.Looked(stats, retained, self._shelf.memory_bytes))
+        self._post(events.Looked(session, stats, retained, self._shelf.memory_bytes))
+
+
+def _found(error: BaseException) -> TriattnError:
+    """What is no error of ours, told."""
+    return from_system(error) or TriattnError(f"{type(error).__name__}: {error}", fix="this is a bug")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from textual.message import Message as TextualMessage
 
 from triattn_local.config import EvictionConfig
-from triattn_local.conversation import Ready, Retained, Settled
+from triattn_local.conversation import Ready, Retained, Settled, TooLongError
 from triattn_local.errors import TriattnError
 from triattn_local.runtime import RuntimeStats
 from triattn_local.sessions import Message
@@ -56,11 +57,25 @@ class Reading(EngineEvent):
 
 
 class Looked(EngineEvent):
-    """How the cache is; what every head holds only if somebody wants to know."""
+    """What the cache holds of a session; what every head holds only if somebody wants to know."""
 
-    def __init__(self, stats: RuntimeStats, retained: Retained | None, snapshot_bytes: int) -> None:
+    def __init__(
+        self, session: str | None, stats: RuntimeStats, retained: Retained | None, snapshot_bytes: int
+    ) -> None:
         super().__init__()
+        self.session = session
         self.stats, self.retained, self.snapshot_bytes = stats, retained, snapshot_bytes
+
+
+class TooLong(EngineEvent):
+    """The conversation has no room in the context: nothing was read, there is no answer.
+
+    Without ``oldest`` it would have ``n_after`` tokens; if these are too many too, it is the last message alone.
+    """
+
+    def __init__(self, answer: int, error: TooLongError, oldest: Sequence[Message], n_after: int) -> None:
+        super().__init__()
+        self.answer, self.error, self.oldest, self.n_after = answer, error, oldest, n_after
 
 
 class TurnEnded(EngineEvent):

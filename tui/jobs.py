@@ -12,7 +12,9 @@ from pathlib import Path
 from textual.message import Message as TextualMessage
 
 from triattn_local import store
+from triattn_local.calib_tools.shards import default_output
 from triattn_local.errors import BackendMissingError, TriattnError, from_system
+from triattn_local.model_info import read_model_info
 
 DEMO_TOKENS = 4096
 """calibration tokens of the demo model: half of the usual, for half of the wait"""
@@ -97,7 +99,7 @@ class Job:
         self._post(JobProgress(stage, done, total or 0))
 
     def _convert(self, path: Path, n_tokens: int | None) -> Path:
-        target = path.with_suffix(".triattn.gguf")
+        target = default_output(read_model_info(path), sidecar=False)
         if target.is_file():
             return target
         try:
@@ -109,4 +111,4 @@ class Job:
                 "torch is not installed, and a conversion needs it",
                 fix="pip install '.[calib]' in the folder of triattn-local",
             ) from None
-        return convert(path, target, n_tokens=n_tokens or DEFAULT_TOKENS, resume=True, progress=self._progress).path
+        return convert(path, None, n_tokens=n_tokens or DEFAULT_TOKENS, resume=True, progress=self._progress).path

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from triattn_local.config import SamplingConfig
@@ -41,6 +41,27 @@ class OpenSession:
     def path(self) -> list[Message]:
         """The branch that is read."""
         return path_to(self.messages, self.session.leaf if self.session else None)
+
+    @property
+    def read(self) -> list[Message]:
+        """Of the branch, what the model reads."""
+        return [message for message in self.path if not message.left_out]
+
+    def turn_of(self, message: Message) -> list[Message]:
+        """A message of the user on the branch that is read, and the answer to it; or the other way round."""
+        path = self.path
+        question = message.id if message.role == "user" else message.parent
+        return [m for m in path if question in (m.id, m.parent if m.role == "assistant" else None)]
+
+    def leave_out(self, messages: Iterable[Message], out: bool = True) -> None:
+        """Keep the model from reading messages, or let it read them again."""
+        self._store.leave_out([message.id for message in messages], out)
+        self.reload()
+
+    def withdraw(self, answer: Message) -> None:
+        """Take away an answer of which nothing came."""
+        self._store.withdraw(answer)
+        self.reload()
 
     def siblings(self, message: Message) -> list[Message]:
         return siblings(self.messages, message)

@@ -10,7 +10,8 @@
 //
 // cells, whatever n_ctx is (never more than n_ctx asks for). n_ctx stays the logical context: positions grow up to it as
 // they always did. Whenever a sequence holds budget + window tokens at the start of a llama_decode, and whenever a batch
-// finds no room, a round brings it down to budget tokens.
+// finds no room, a round brings it down to budget tokens. Caches of sliding-window layers get cells for their window and a
+// micro-batch, also where swa_full is true.
 //
 // Where a setting comes from, the first that is there:
 //   1. llama_triattn_set_params() on the model
@@ -148,6 +149,10 @@ extern "C" {
     // T: the first position from which every token is present in every head; 0 while nothing was evicted or eviction is off.
     // A sequence can be rewound to T and later, not to before.
     LLAMA_API llama_pos llama_triattn_seq_pos_whole(const struct llama_context * ctx, llama_seq_id seq_id);
+
+    // The first position that the sequence can be cut at: T, or later where a cache of sliding-window layers no longer holds what
+    // tokens from there on attend to; its end for a recurrent state. Without eviction too.
+    LLAMA_API llama_pos llama_triattn_seq_pos_cut(const struct llama_context * ctx, llama_seq_id seq_id);
 
     // Cells that the sequence takes, 0 if eviction is off.
     LLAMA_API int32_t llama_triattn_seq_n_cells(const struct llama_context * ctx, llama_seq_id seq_id);

@@ -58,7 +58,7 @@ bool llama_triattn_server::attach(llama_context * lctx, common_params & cparams,
 
     is_evicting = ctx != nullptr;
     is_keeping  = ctx && cparams.cache_ram_mib != 0 && is_plain;
-    can_cut     = cparams.swa_full || std::none_of(contexts.begin(), contexts.end(), has_window);
+    can_cut     = std::none_of(contexts.begin(), contexts.end(), has_window); // --swa-full has no effect beside eviction
     limit       = cparams.cache_ram_mib > 0 ? 1024ull*1024ull*cparams.cache_ram_mib : 0;
 
     slots.assign(cparams.n_parallel, {});

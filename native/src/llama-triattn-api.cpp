@@ -131,6 +131,11 @@ llama_pos llama_triattn_seq_pos_whole(const struct llama_context * ctx, llama_se
     return triattn && seq_id >= 0 && seq_id < LLAMA_MAX_SEQ ? triattn->seq_pos_whole(seq_id) : 0;
 }
 
+llama_pos llama_triattn_seq_pos_cut(const struct llama_context * ctx, llama_seq_id seq_id) {
+    const auto * memory = ctx && seq_id >= 0 && seq_id < (llama_seq_id) ctx->n_seq_max() ? ctx->get_memory() : nullptr;
+    return memory ? llama_triattn::seq_pos_cut(memory, seq_id) : 0;
+}
+
 int32_t llama_triattn_seq_n_cells(const struct llama_context * ctx, llama_seq_id seq_id) {
     const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
     return triattn && seq_id >= 0 && seq_id < (llama_seq_id) ctx->n_seq_max() ? triattn->n_used(seq_id) : 0;

@@ -65,6 +65,48 @@ bool llama_triattn::has_failed(const llama_context & lctx) {
     return triattn && !triattn->why_failed.empty();
 }
 
+// Where a sliding-window cache can be cut: its cells are those of an unbroken stretch of positions up to the last.
+static llama_pos window_pos_cut(const llama_kv_cache & kv, uint32_t n_swa, llama_swa_type swa_type, llama_seq_id seq_id) {
+    const llama_pos first = kv.seq_pos_min(seq_id);
+    const llama_pos last  = kv.seq_pos_max(seq_id);
+
+    llama_pos res = std::max(first, 0);
+    while (first > 0 && res <= last && !llama_hparams::is_masked_swa(n_swa, swa_type, first - 1, res)) {
+        ++res;
+    }
+    return first > 0 ? res : 0;
+}
+
+bool llama_triattn::can_rm(
+        const llama_kv_cache & kv, const llama_kv_cache & kv_swa, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    if (!kv.triattn) {
+        return true;
+    }
+    if (seq_id < 0) {
+        const auto all = kv.triattn->seqs();
+        return std::all_of(all.begin(), all.end(), [&](llama_seq_id s) { return can_rm(kv, kv_swa, s, p0, p1); });
+    }
+    if (!kv.triattn->can_rm(seq_id, p0, p1)) {
+        return false;
+    }
+    const bool is_all = p0 <= 0 && (p1 < 0 || p1 > kv_swa.seq_pos_max(seq_id));
+    return is_all || p0 >= window_pos_cut(kv_swa, kv_swa.n_swa, kv_swa.swa_type, seq_id);
+}
+
+llama_pos llama_triattn::seq_pos_cut(const llama_memory_i * memory, llama_seq_id seq_id) {
+    auto * mem = const_cast<llama_memory_i *>(memory);
+
+    const auto * iswa = as<llama_kv_cache_iswa>(mem);
+    const auto * kv   = iswa ? iswa->get_base() : as<llama_kv_cache>(mem);
+    const auto * swa  = iswa ? iswa->get_swa()  : kv;
+    if (!kv) {
+        // a recurrent state, alone or in a hybrid, is that of its last token alone; what other memories hold is not known
+        return mem->seq_pos_max(seq_id) + 1;
+    }
+    const llama_pos t = kv->triattn ? kv->triattn->seq_pos_whole(seq_id) : 0;
+    return swa == kv && kv->triattn ? t : std::max(t, window_pos_cut(*swa, swa->n_swa, swa->swa_type, seq_id));
+}
+
 llama_triattn::llama_triattn(
         llama_kv_cache & kv, const llama_triattn_params & params, const llama_cparams & cparams, uint32_t n_cells_full) :
     kv(kv), params(params), n_cells_full(n_cells_full), whole(LLAMA_MAX_SEQ, 0) {

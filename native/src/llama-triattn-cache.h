@@ -48,6 +48,12 @@ public:
     // true if the last round of a context failed: it cannot go on, see why_failed
     static bool has_failed(const llama_context & lctx);
 
+    // can_rm of a memory with a sliding-window half, whose cells outside the window may be gone
+    static bool can_rm(const llama_kv_cache & kv, const llama_kv_cache & kv_swa, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+
+    // the first position that the sequence can be cut at so that whatever comes behind it finds all that it attends to
+    static llama_pos seq_pos_cut(const llama_memory_i * memory, llama_seq_id seq_id);
+
     // The sliding-window half of a memory whose other half evicts: its cells too go back to where they were, see state_read.
     // Around upstream's own state_write and instead of its state_read.
     static void write_layout (const llama_kv_cache & kv, llama_io_write_i & io, llama_seq_id seq_id);

@@ -81,6 +81,11 @@ bool llama_triattn_scope::can_evict(const llama_kv_cache & kv) {
 }
 
 uint32_t llama_triattn_scope::n_cells(const llama_kv_cache & kv, uint32_t n_cells_full) {
+    if (g_scope && g_scope->active && kv.swa_type != LLAMA_SWA_TYPE_NONE && !kv.other && &kv.hparams == &kv.model.hparams) {
+        // as llama_kv_cache_iswa reckons without swa_full, which is true by default and asks for as many as full attention
+        const uint32_t n = kv.n_swa*(kv.n_stream == 1 ? kv.n_seq_max : 1) + g_scope->cparams.n_ubatch;
+        return std::min(n_cells_full, GGML_PAD(n, 256));
+    }
     if (!g_scope || !g_scope->active || !can_evict(kv)) {
         return n_cells_full;
     }

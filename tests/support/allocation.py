@@ -13,8 +13,8 @@ from llama_cpp._logger import llama_log_callback
 
 from triattn_local import native
 from triattn_local.config import EvictionConfig
+from triattn_local.context_options import ggml_type
 from triattn_local.planning.accounting import Shape
-from triattn_local.runtime import ggml_type
 
 _SIZES = {
     "weights": re.compile(r"(\S+) model buffer size = +([\d.]+) MiB"),

@@ -47,6 +47,7 @@ class ScriptedRuntime:
 
     def __init__(self, path: Path, config: RuntimeConfig, eviction: EvictionConfig | None) -> None:
         self.path, self.config, self.eviction = path, config, eviction
+        self.forgets = eviction is not None
         self.vocabulary = SimpleNamespace(chat_template=TEMPLATE)
         self.n_read = 0
         self.n_answers = 0

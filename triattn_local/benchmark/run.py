@@ -8,11 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..config import EvictionConfig, RuntimeConfig
-from ..contexts import Model
+from ..contexts import Model, physical_cores
 from ..devices import Device, capped, check_cap, devices, nvidia_driver, used_bytes
 from ..errors import UsageError
 from ..model_info import read_model_info
-from ..runtime import physical_cores
 from .job import Job
 from .measure import Measuring
 from .report import Report

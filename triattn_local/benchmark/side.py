@@ -50,6 +50,8 @@ class Side:
         """of each block"""
         self.prefill_tps = 0.0
         self._memory_bytes = 0
+        self._at_depth: NDArray[np.uint8] | None = None
+        """to go back to, where a block is longer than what a sliding window can be cut by"""
         self._before: EngineStats | None = None
 
     def close(self) -> None:
@@ -99,6 +101,9 @@ class Side:
 
     def warm_up(self, tokens: Sequence[int]) -> None:
         """Decode a block that does not count; what the device holds more than before the context is its own."""
+        model = self.context.model
+        if not self.evicts and (model.n_window or model.recurs):
+            self._at_depth = self.context.state()
         self._decode(tokens)
         self._before = self.context.stats()
         if used := used_bytes(self._device):
@@ -115,8 +120,18 @@ class Side:
             self.context.synchronize()
         took_s = time.perf_counter() - began_s
         if not self.evicts:
-            self.context.rewind(self.depth)
+            self._go_back()
         return took_s
+
+    def _go_back(self) -> None:
+        if self.context.can_rewind(self.depth):
+            self._at_depth = None
+            self.context.rewind(self.depth)
+        elif self._at_depth is not None:
+            self.context.set_state(self._at_depth, self.context.tokens[: self.depth])
+            self.context.copy_to_all()
+        else:
+            self.context.rewind(self.depth)  # says why not
 
     def rounds(self) -> tuple[int, float]:
         """Number of the rounds in the blocks, and their seconds."""

@@ -109,11 +109,16 @@ def import_stats(
     """
     from .. import store
     from ..model_info import read_model_info
+    from ..store.folder import is_gguf
 
     calibration, official = calib_tools("convert"), calib_tools("official")
+    if file.is_file() and is_gguf(file):
+        raise UsageError(
+            "is a model, and the statistics come first", where=str(file), fix="triattn-local import-stats FILE.pt MODEL"
+        )
     info = read_model_info(store.resolve(model, Settings.load(context.params).models))
-    path = calibration.output_path(info, output, sidecar, force)
     stats = official.read_official(file, info)
+    path = calibration.output_path(info, output, sidecar, force)
     calibration.write_output(info, path, stats, sidecar)
     if as_json:
         console.write_json({"path": str(path), "model": stats.model, "layers": list(stats.layers)})

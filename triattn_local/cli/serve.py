@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import console
+from ..errors import UsageError
 from ..settings import Settings
 from .app import EXIT_INTERRUPTED, app
 from .flags import (
@@ -46,6 +48,7 @@ def serve(
     slots: Annotated[int | None, flag("slots", "N", SERVER)] = None,
     cache_ram: Annotated[int | None, flag("cache_ram", "MIB", SERVER)] = None,
     idle_unload: Annotated[int | None, flag("idle_unload", "SECONDS", SERVER)] = None,
+    start_timeout: Annotated[int | None, flag("start_timeout", "SECONDS", SERVER)] = None,
     restarts: Annotated[int | None, flag("restarts", "N", SERVER)] = None,
     ctx: PlannedCtx = None,
     budget: PlannedBudget = None,
@@ -67,7 +70,8 @@ def serve(
     """Serve a model to agents, over OpenAI's protocol, until Ctrl-C.
 
     The base URL is on stdout once requests are answered; the log is on stderr. What is not given, such as context
-    and budget, is chosen for this machine, as `plan` shows. What follows ` -- ` are flags for llama-server itself.
+    and budget, is chosen for this machine, as `plan` shows. What follows ` -- ` are flags for llama-server itself,
+    but for those that set what is set here.
     """
     from .. import store
     from ..server.choose import choose
@@ -120,14 +124,33 @@ def openclaw_config(
             "--launch", metavar="MODEL", help="Let OpenClaw start the server with this model.", show_default=False
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write it there, whole or not at all.", show_default=False),
+    ] = None,
+    force: Annotated[bool, switch("--force", "Write over a file that is there.")] = False,
 ) -> None:
     """Print the part of openclaw.json that makes a running server a provider of OpenClaw.
 
     The model's name and context are what the server itself says.
     """
+    from ..atomic import write_whole
     from ..server.api import Api
-    from ..server.openclaw import provider_block
+    from ..server.openclaw import provider_block, remark
 
     settings = Settings.load(context.params)
-    block = provider_block(Api(url, settings.api_key), provider, launch=launch)
-    print(json.dumps(block, indent=2, ensure_ascii=False))
+    if output is not None and output.exists() and not force:
+        raise UsageError(
+            "is there already", where=str(output), fix="put the block into it, or give --force to write over it"
+        )
+    api = Api(url, settings.api_key)
+    served = api.model()
+    block = provider_block(api, provider, launch=launch, served=served)
+    text = json.dumps(block, indent=2, ensure_ascii=False)
+    said = remark(served)
+    if said is not None:
+        console.log("warn", said)
+    if output is None:
+        print(text)
+    else:
+        write_whole(output, f"{text}\n".encode(), mode=0o600)  # it may hold the key

@@ -18,6 +18,7 @@ from typing import Any
 from triattn_local import __version__, native
 from triattn_local.atomic import write_whole
 from triattn_local.config import EvictionConfig, RuntimeConfig
+from triattn_local.context_options import ContextOptions
 from triattn_local.contexts import Context, Model
 from triattn_local.errors import TriattnError, UsageError
 
@@ -150,7 +151,7 @@ def _run(model: Model, task: Task, case: Case, method: Method, kept: float, grid
     opened: list[_Watched] = []
 
     def open_context(n_tokens: int) -> Context:
-        context = _Watched(model, eviction, n_tokens + 1)
+        context = _Watched(model, eviction, ContextOptions.of(model.config, n_tokens + 1, 1))
         opened.append(context)
         if method.attach is not None:
             method.attach(context)

@@ -12,23 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import llama_cpp
 
-from .. import native
-from ..config import EvictionConfig
+from ..config import EvictionConfig, RuntimeConfig
+from ..context_options import ContextOptions
+from ..contexts import Context, Model
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
 from ..gguf_file import read_gguf
 from ..model_info import ModelInfo, read_model_info
-from ..runtime import ggml_type
 
 HOST = "host"
 """memory that is no card's"""
@@ -56,21 +54,13 @@ class Weights:
         return self.input + sum(self.layers) + self.output
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A context to account for. Tokens; the logical context is that of each sequence."""
+@dataclass(frozen=True, kw_only=True)
+class Shape(ContextOptions):
+    """A context to account for, and how it forgets. Tokens."""
 
-    n_ctx: int
-    n_batch: int
-    n_ubatch: int
-    type_k: str
-    type_v: str
     budget: int | None
     """None: full attention"""
     window: int
-    n_seq_max: int = 1
-    kv_unified: bool = False
-    flash_attn: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,7 +83,7 @@ class ContextBytes:
 class Accountant:
     """A model loaded without its weights. Contexts are made, asked and freed."""
 
-    def __init__(self, path: Path, n_gpu_layers: int = 0, tensor_split: Sequence[float] | None = None) -> None:
+    def __init__(self, path: Path, n_gpu_layers: int = 0, tensor_split: tuple[int, ...] | None = None) -> None:
         """
         Raises
         ------
@@ -103,19 +93,16 @@ class Accountant:
         self.path = path
         self.info: ModelInfo = read_model_info(path)
         self.weights = _weights(self.info)
-        native.library()
-        params = llama_cpp.llama_model_default_params()
-        params.no_alloc = True
-        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-        params.n_gpu_layers = n_gpu_layers
-        if tensor_split is not None:
-            shares = [*tensor_split, *[0.0] * llama_cpp.LLAMA_MAX_DEVICES][: llama_cpp.LLAMA_MAX_DEVICES]
-            self._split = (ctypes.c_float * len(shares))(*shares)  # the library keeps the pointer
-            params.tensor_split = self._split
+        config = RuntimeConfig(n_gpu_layers=n_gpu_layers, tensor_split=tensor_split)
         with _log() as lines:
-            self.handle: Any = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-        if not self.handle:
-            raise ModelNotFoundError(_reason(lines), where=str(path), fix="take another file of this model")
+            try:
+                self.model = Model(path, config, no_alloc=True)
+            except ModelNotFoundError:
+                raise
+            except TriattnError as error:
+                raise ModelNotFoundError(
+                    _reason(lines), where=str(path), fix="take another file of this model"
+                ) from error
         self._known: dict[Shape, ContextBytes] = {}
 
     def context(self, shape: Shape) -> ContextBytes:
@@ -138,24 +125,15 @@ class Accountant:
             eviction = EvictionConfig(
                 budget_tokens=shape.budget, window=shape.window, n_keep=n_keep, policy="streaming"
             )
-        native.set_params(self.handle, eviction)
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = shape.n_ctx * shape.n_seq_max
-        params.n_batch = shape.n_batch
-        params.n_ubatch = shape.n_ubatch
-        params.n_seq_max = shape.n_seq_max
-        params.kv_unified = shape.kv_unified
-        params.type_k, params.type_v = ggml_type(shape.type_k), ggml_type(shape.type_v)
-        params.flash_attn_type = int(shape.flash_attn)
-        params.swa_full = False
         with _log() as lines:
-            handle = llama_cpp.llama_init_from_model(self.handle, params)
-        if not handle:
-            raise DoesNotFitError(native.last_error() or _reason(lines), where=f"a context of {shape.n_ctx} tokens")
-        try:
-            stats, _ = native.get_stats(handle)
-        finally:
-            llama_cpp.llama_free(handle)
+            try:
+                context = Context(self.model, eviction, shape)
+            except DoesNotFitError:
+                raise DoesNotFitError(_reason(lines), where=f"a context of {shape.n_ctx} tokens") from None
+            except TriattnError as error:
+                raise DoesNotFitError(error.what, where=f"a context of {shape.n_ctx} tokens") from error
+        with context:
+            stats = context.stats()
         compute: dict[str, int] = {}
         for buffer, mebibytes in _COMPUTE.findall("".join(lines)):
             # the CPU's buffer may lie in memory that a card can read fast: CUDA_Host
@@ -166,7 +144,7 @@ class Accountant:
         return ContextBytes(stats.n_cells, stats.kv_bytes + stats.kv_bytes_other, compute)
 
     def close(self) -> None:
-        llama_cpp.llama_model_free(self.handle)
+        self.model.close()
 
     def __enter__(self) -> Accountant:
         return self
@@ -186,9 +164,9 @@ def _weights(info: ModelInfo) -> Weights:
             name = tensor.name.decode("utf-8", "replace")
             if tensor.n_bytes is None:
                 raise ModelNotFoundError(
-                    f"tensor {name} has type {tensor.ggml_type}, which gguf does not know",
+                    f"tensor {name} has type {tensor.ggml_type}, which this llama.cpp does not know",
                     where=str(shard),
-                    fix="pip install -U gguf",
+                    fix="take another quantisation of this model, or update triattn-local",
                 )
             layer = _LAYER.match(tensor.name)
             has_output = has_output or tensor.name == b"output.weight"

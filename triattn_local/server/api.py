@@ -12,8 +12,10 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..errors import TriattnError, UsageError
+from .command import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:8080/v1"
 
@@ -38,6 +40,8 @@ class Api:
 
     base_url: str = DEFAULT_URL
     api_key: str | None = None
+    is_near: bool = False
+    """it is on this machine, whatever its address; a proxy is not asked for it, nor for a loopback address"""
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
@@ -51,7 +55,7 @@ class Api:
     def is_healthy(self) -> bool:
         """Whether it answers requests: not while it loads."""
         try:
-            with urllib.request.urlopen(self._request("/health"), timeout=5):
+            with self._opener().open(self._request("/health"), timeout=5):
                 return True
         except (OSError, http.client.HTTPException):
             return False
@@ -113,9 +117,14 @@ class Api:
             headers["Authorization"] = f"Bearer {self.api_key}"
         return urllib.request.Request(self.root + path, data, headers)
 
+    def _opener(self) -> urllib.request.OpenerDirector:
+        if self.is_near or is_loopback(urlsplit(self.base_url).hostname or ""):
+            return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        return urllib.request.build_opener()
+
     def _open(self, request: urllib.request.Request, timeout_s: float) -> Any:
         try:
-            return urllib.request.urlopen(request, timeout=timeout_s)
+            return self._opener().open(request, timeout=timeout_s)
         except urllib.error.HTTPError as error:
             if error.code == 401:
                 raise UsageError("the server wants another API key", where=self.root, fix="give --api-key") from None

@@ -30,6 +30,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S = 0.1
 _LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be
 _KEPT_LINES = 200
+_LAST_LINES = 5
 
 Level = Literal["debug", "info", "warn", "error"]
 _LEVELS: dict[object, Level] = {"debug": "debug", "info": "info", "warn": "warn", "warning": "warn", "error": "error"}
@@ -96,6 +97,13 @@ class Child:
         self._reader.join(GRACE_S)
         return code
 
+    def end(self) -> None:
+        """Ask it to end, and kill it if it does not."""
+        self.send(signal.SIGTERM)
+        if self.wait(GRACE_S) is None:
+            self.send(signal.SIGKILL)
+            self.wait()
+
     def send(self, signum: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signum)
@@ -114,15 +122,24 @@ class Keeper:
         Takes a line of our own.
     max_restarts : int
         Crashes within ten minutes that are mended by starting again.
+    start_s : float
+        Seconds until a child must answer.
     """
 
     def __init__(
-        self, start: Callable[[], Child], is_ready: Callable[[], bool], log: Callable[[Line], None], max_restarts: int
+        self,
+        start: Callable[[], Child],
+        is_ready: Callable[[], bool],
+        log: Callable[[Line], None],
+        max_restarts: int,
+        *,
+        start_s: float = 600.0,
     ) -> None:
         self._start = start
         self._is_ready = is_ready
         self._log = log
         self._max_restarts = max_restarts
+        self._start_s = start_s
         self._child: Child | None = None
         self._stopped_by: int | None = None
 
@@ -137,7 +154,7 @@ class Keeper:
         Raises
         ------
         TriattnError
-            It does not start, or crashes too often.
+            It does not start, does not answer in time, or crashes too often.
         """
         crashes: collections.deque[float] = collections.deque()
         has_run = False
@@ -174,9 +191,18 @@ class Keeper:
 
     def _wait_ready(self, child: Child) -> bool:
         """Wait until it answers. False if it ended, or is asked to."""
+        deadline_s = time.monotonic() + self._start_s
         while not self._is_ready():
             if child.wait(_POLL_S) is not None or self._is_stopped():
                 return False
+            if time.monotonic() > deadline_s:
+                child.end()
+                said = " | ".join(line.text for line in list(child.lines)[-_LAST_LINES:]) or "nothing"
+                raise TriattnError(
+                    f"runs and does not answer after {self._start_s:.0f} s; it said at last: {said}",
+                    where="llama-server",
+                    fix="--start-timeout gives it longer",
+                )
         return True
 
     @contextlib.contextmanager

@@ -10,13 +10,17 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..contexts import physical_cores
 from ..devices import free_memory
-from ..errors import UsageError
+from ..errors import ModelNotFoundError, UsageError
+from ..gguf_file import read_gguf
 from ..model_info import read_model_info
 from ..planning import plan_run
-from ..runtime import has_gpu, physical_cores
+from ..runtime import has_gpu
 from ..settings import Settings
+from ..vocabulary import template_syntax_fault
 from .command import ServerConfig
+from .handed_on import check_flags
 
 CPU_BATCH = 128
 """tokens: on a CPU a batch of this size is through within the second in which a client's leaving is to be noticed"""
@@ -33,7 +37,10 @@ def choose(settings: Settings, path: Path, *, evict: bool = True, extra: Sequenc
         The model has no statistics to evict by.
     UsageError
         A setting that cannot be taken.
+    ModelNotFoundError
+        The chat template is broken.
     """
+    check_flags(extra)  # before the plan, which takes seconds
     n_ctx_train = read_model_info(path).n_ctx_train
     if n_ctx_train and settings.is_given("ctx") and settings.ctx > n_ctx_train:
         raise UsageError(
@@ -61,9 +68,30 @@ def choose(settings: Settings, path: Path, *, evict: bool = True, extra: Sequenc
         n_slots=settings.slots,
         cache_ram_mib=settings.cache_ram,
         idle_unload_s=settings.idle_unload,
-        extra=tuple(extra),
+        start_timeout_s=settings.start_timeout,
+        extra=(*template_words(path, extra), *extra),
         why=plan.why,
     )
+
+
+def template_words(model: Path, extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """What llama-server is told about the chat template: a blank one is none, and ChatML stands in for it.
+
+    Raises
+    ------
+    ModelNotFoundError
+        The model's own template is broken, and `extra` names no other.
+    """
+    if any(word.startswith("--chat-template") for word in extra):
+        return ()
+    template = read_gguf(model).text("tokenizer.chat_template")
+    if template is None:
+        return ()
+    if not template.strip():
+        return ("--chat-template", "chatml")
+    if (fault := template_syntax_fault(template)) is not None:
+        raise ModelNotFoundError(fault, where=str(model), fix="serve it with another one: -- --chat-template-file FILE")
+    return ()
 
 
 def _fitted(settings: Settings) -> Settings:

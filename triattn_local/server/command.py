@@ -8,12 +8,15 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import EvictionConfig, RuntimeConfig, kv_overrides
+from ..context_options import ContextOptions
 from ..errors import BackendMissingError, UsageError
+from .handed_on import NEUTRAL, check_flags, flags_of, overrides_in, unheeded
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class ServerConfig:
     """MiB of memory for states of sequences to go back to; 0 for none, -1 for no limit"""
     idle_unload_s: int | None = None
     """seconds without a request after which the model leaves the memory; the next one loads it again"""
+    start_timeout_s: int = 600
+    """seconds until it must answer"""
     extra: Sequence[str] = ()
-    """flags for llama-server itself; they come last, and win"""
+    """flags for llama-server itself; they come last, and win, but must not set what is set here"""
     why: str | None = None
     """what was chosen and why, on one line; None where a person fixed everything"""
 
@@ -53,8 +58,16 @@ class ServerConfig:
             raise UsageError(f"must not be negative, not {self.cache_ram_mib}", where="--cache-ram")
         if self.idle_unload_s is not None and self.idle_unload_s < 1:
             raise UsageError(f"must be at least 1 second, not {self.idle_unload_s}", where="--idle-unload")
-        if self.api_key is not None and (not self.api_key.strip() or "," in self.api_key):
-            raise UsageError("an API key is not empty and has no comma", where="--api-key")
+        if self.start_timeout_s < 1:
+            raise UsageError(f"must be at least 1 second, not {self.start_timeout_s}", where="--start-timeout")
+        if self.api_key is not None and not _KEY.fullmatch(self.api_key):
+            raise UsageError(
+                "an API key is letters, digits and signs of ASCII, without space, comma and quotation mark",
+                where="--api-key",
+            )
+        if self.alias is not None and not _plain(self.alias):
+            raise UsageError("is no name", where="--alias")
+        check_flags(self.extra)
         if self.api_key is None and not is_loopback(self.host):
             raise UsageError(
                 f"{self.host} can be reached from other machines, and anybody there could use the model",
@@ -64,8 +77,12 @@ class ServerConfig:
 
     @property
     def name(self) -> str:
-        """The model's name for clients: without a slash, which some of them take for a provider's."""
-        return (self.alias or self.model.stem.removesuffix(".triattn")).replace("/", "-")
+        """The model's name for clients, as llama-server will say it.
+
+        Without a slash, which some clients take for a provider's, without a comma, at which llama-server takes names
+        apart, and in UTF-8.
+        """
+        return _plain(self.alias or "") or _plain(self.model.stem.removesuffix(".triattn")) or "model"
 
     @property
     def address(self) -> str:
@@ -77,6 +94,15 @@ class ServerConfig:
     def base_url(self) -> str:
         """What the clients of OpenAI's protocol call the base URL."""
         return f"{self.address}/v1"
+
+
+_KEY = re.compile(r"[!#-+\--~]+")
+
+
+def _plain(name: str) -> str:
+    """A name that comes out of llama-server's own taking apart as it went in; "" if nothing is left of it."""
+    text = name.encode("utf-8", "replace").decode()
+    return re.sub(r"[/,\x00-\x1f\x7f]", "-", text).strip()
 
 
 def is_loopback(host: str) -> bool:
@@ -109,19 +135,16 @@ PING_S = 5
 def command(config: ServerConfig, program: Path) -> list[str]:
     """The command line. The API key is not on it, for all users of a machine can read command lines."""
     runtime = config.runtime
+    # each slot has cells of its own: a budget each
+    options = ContextOptions.of(runtime, n_seq=config.n_slots)
+    overrides, extra = overrides_in(config.extra)
+    overrides = [f"{key}={_typed(value)}" for key, value in kv_overrides(config.eviction).items()] + overrides
     words: dict[str, object] = {
         "--model": config.model,
         "--alias": config.name,
         "--host": config.host,
         "--port": config.port,
-        # the context is shared out among the slots, and each has cells of its own: a budget each
-        "--ctx-size": runtime.n_ctx * config.n_slots,
-        "--parallel": config.n_slots,
-        "--batch-size": runtime.n_batch,
-        "--ubatch-size": min(runtime.n_ubatch, runtime.n_batch),
-        "--cache-type-k": runtime.cache_type_k,
-        "--cache-type-v": runtime.cache_type_v,
-        "--flash-attn": "on" if runtime.flash_attn else "off",
+        **options.server_flags(),
         "--gpu-layers": "all" if runtime.n_gpu_layers < 0 else runtime.n_gpu_layers,
         "--cache-ram": config.cache_ram_mib,
         # a client that sends its request slowly holds one; the pool that grows as needed may let others wait behind it
@@ -131,7 +154,8 @@ def command(config: ServerConfig, program: Path) -> list[str]:
         "--cors-origins": "localhost",
         # the memory was planned: llama-server is not to shrink the context to what it thinks is free
         "--fit": "off",
-        "--override-kv": ",".join(f"{key}={_typed(value)}" for key, value in kv_overrides(config.eviction).items()),
+        "--override-kv": ",".join(overrides),
+        **NEUTRAL,
     }
     if runtime.tensor_split is not None:
         words["--tensor-split"] = ",".join(str(part) for part in runtime.tensor_split)
@@ -139,13 +163,30 @@ def command(config: ServerConfig, program: Path) -> list[str]:
         words["--threads"] = words["--threads-batch"] = runtime.n_threads
     if config.idle_unload_s is not None:
         words["--sleep-idle-seconds"] = config.idle_unload_s
-    flags = ["--no-kv-unified", "--jinja", "--metrics", "--slots", "--log-jsonl"]
-    return [str(program), *(str(part) for pair in words.items() for part in pair), *flags, *config.extra]
+    words |= dict.fromkeys(("--jinja", "--metrics", "--slots", "--log-jsonl"))
+    # thoughts of earlier answers cost tokens in every prompt, and llama-server would have templates keep them
+    words["--no-reasoning-preserve"] = None
+    given = flags_of(extra)
+    pairs = [pair for pair in words.items() if pair[0] not in given]
+    return [str(program), *(str(part) for pair in pairs for part in pair if part is not None), *extra]
 
 
 def environment(config: ServerConfig, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment: the settings of eviction are on the command line, and only there."""
-    kept = {name: value for name, value in inherited.items() if not name.startswith("TRIATTN_")}
+    """The environment: what is set on the command line is set there only.
+
+    Raises
+    ------
+    UsageError
+        It has a key for llama-server that clients would not be told of.
+    """
+    if inherited.get("LLAMA_API_KEY") and config.api_key is None:
+        raise UsageError(
+            "llama-server would ask clients for a key that serve knows nothing of",
+            where="environment LLAMA_API_KEY",
+            fix="set TRIATTN_API_KEY in its place, or unset it",
+        )
+    not_ours = unheeded(inherited)
+    kept = {name: text for name, text in inherited.items() if not name.startswith("TRIATTN_") and name not in not_ours}
     if config.stats_path is not None:
         # a KV override holds 127 characters only
         kept["TRIATTN_STATS"] = str(config.stats_path)

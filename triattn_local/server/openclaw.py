@@ -9,8 +9,14 @@ from urllib.parse import urlsplit
 from ..errors import UsageError
 from .api import Api, Served
 
-SMALLEST_CTX = 16384
-"""tokens: OpenClaw refuses models with a shorter context"""
+SMALLEST_CTX = 4000
+"""tokens: OpenClaw 2026.9.6 refuses a model whose context is shorter"""
+
+WARNED_CTX = 8000
+"""tokens: it warns of a context that is shorter"""
+
+INSTRUCTIONS = 18000
+"""tokens of instructions and tools that it sends with every request"""
 
 LONGEST_ANSWER = 8192
 """tokens that an answer may have, or a quarter of the context if that is less"""
@@ -22,7 +28,23 @@ NO_KEY = "none"
 """OpenClaw wants a key; a server without one takes any"""
 
 
-def provider_block(api: Api, provider: str, *, launch: str | None = None) -> dict[str, Any]:
+_LONGER = "serve with --ctx 32768 or more, if the model was trained for that"
+
+
+def remark(served: Served) -> str | None:
+    """What there is to say about a context that OpenClaw takes and that is short all the same."""
+    if served.n_ctx >= INSTRUCTIONS + LONGEST_ANSWER // 2:
+        return None
+    warns = f", and it warns below {WARNED_CTX:,}" if served.n_ctx < WARNED_CTX else ""
+    return (
+        f"OpenClaw's instructions and tools take about {INSTRUCTIONS:,} tokens, of a context of "
+        f"{served.n_ctx:,}{warns}; {_LONGER}"
+    )
+
+
+def provider_block(
+    api: Api, provider: str, *, launch: str | None = None, served: Served | None = None
+) -> dict[str, Any]:
     """What to merge into openclaw.json.
 
     Parameters
@@ -31,6 +53,8 @@ def provider_block(api: Api, provider: str, *, launch: str | None = None) -> dic
         What OpenClaw is to call the server.
     launch : str, optional
         Model with which OpenClaw may start the server itself when it needs it.
+    served : Served, optional
+        What the server says of itself, if that is known already.
 
     Raises
     ------
@@ -41,12 +65,12 @@ def provider_block(api: Api, provider: str, *, launch: str | None = None) -> dic
     """
     if not provider or "/" in provider:
         raise UsageError("the name of a provider has no slash", where="--provider")
-    served = api.model()
+    served = served or api.model()
     if served.n_ctx < SMALLEST_CTX:
         raise UsageError(
-            f"the server has a context of {served.n_ctx:,} tokens, OpenClaw wants {SMALLEST_CTX:,}",
+            f"the server has a context of {served.n_ctx:,} tokens, OpenClaw refuses fewer than {SMALLEST_CTX:,}",
             where=api.root,
-            fix=f"serve with --ctx {4 * SMALLEST_CTX}, if the model was trained for that",
+            fix=_LONGER,
         )
     block: dict[str, Any] = {
         "baseUrl": f"{api.root}/v1",

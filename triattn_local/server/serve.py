@@ -10,6 +10,7 @@ from .api import Api
 from .child import Child, Keeper, Line
 from .choose import check_port
 from .command import ServerConfig, command, environment, executable
+from .handed_on import unheeded
 
 _CHATTER = re.compile(
     r"cmn |que |warning: (?:one possible|consult)|"
@@ -49,13 +50,17 @@ def serve(
     BackendMissingError
         There is no llama-server.
     TriattnError
-        It does not start, or crashes too often.
+        It does not start, does not answer in time, or crashes too often.
     """
     line = command(config, executable())
     variables = environment(config, os.environ)
-    api = Api(config.base_url, config.api_key)
+    for name, instead in unheeded(os.environ).items():
+        log(Line("warn", f"environment {name} is not heeded; {instead}"))
+    api = Api(config.base_url, config.api_key, is_near=True)
     check_port(config)
-    keeper = Keeper(lambda: Child(line, variables, log), api.is_healthy, log, max_restarts)
+    keeper = Keeper(
+        lambda: Child(line, variables, log), api.is_healthy, log, max_restarts, start_s=config.start_timeout_s
+    )
     return keeper.run(ready)
 
 

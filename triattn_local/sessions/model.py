@@ -45,9 +45,14 @@ class Message:
     attachments: tuple[Attachment, ...] = ()
     state: State = "complete"
     report: Mapping[str, Any] = field(default_factory=dict)
-    """of an answer: tokens, seconds, tokens/s, model"""
+    """of an answer: tokens, seconds, tokens/s, model; of any message: whether it is left out"""
     created: float = 0.0
     """seconds since 1970"""
+
+    @property
+    def left_out(self) -> bool:
+        """Whether it is kept and shown, and the model does not read it."""
+        return bool(self.report.get("left_out"))
 
     @property
     def prompt(self) -> str:

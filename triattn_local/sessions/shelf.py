@@ -6,6 +6,7 @@ of models: a snapshot is a value with a size.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..errors import StateError, TriattnError
+from ..errors import StateError, TriattnError, from_system
+from ..paths import is_file
 from ..snapshot import Snapshot, read_snapshot, write_snapshot
 
 
@@ -88,12 +90,13 @@ class Shelf:
                 self._memory.move_to_end((session, message))
                 return Shelved(self._memory[session, message], "memory")
         path = self._path(session, message)
-        if path is None or not path.is_file():
+        if path is None or not is_file(path):
             return None
         try:
             return Shelved(read_snapshot(path), "disk")
         except StateError:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder that may not be written keeps it
+                path.unlink(missing_ok=True)
             return None
 
     def forget(self, session: str) -> None:
@@ -128,7 +131,7 @@ class Shelf:
                 used -= size
         except (TriattnError, OSError) as error:
             if self.on_error is not None:
-                self.on_error(error if isinstance(error, TriattnError) else TriattnError(str(error), where=str(path)))
+                self.on_error(from_system(error) or TriattnError(str(error), where=str(path)))
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """(time written, bytes, path)"""

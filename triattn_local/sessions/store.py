@@ -13,7 +13,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +75,8 @@ class SessionStore:
         self.path = folder / "sessions.db"
         self._lock = threading.RLock()
         self._open: dict[str, FileLock] = {}
+        self._owed: dict[int, tuple[State, Mapping[str, Any]]] = {}
+        """message -> how it ended, where the disk was too full to say so; written as soon as something can be"""
         self._synced = 0.0
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -144,6 +146,9 @@ class SessionStore:
 
     def close(self) -> None:
         with self._lock:
+            with suppress(TriattnError):  # then it is known as interrupted, with all its words
+                self._pay()
+            self._owed.clear()
             for lock in self._open.values():
                 lock.release()
             self._open.clear()
@@ -153,6 +158,7 @@ class SessionStore:
     def _writing(self) -> Iterator[Database]:
         """One transaction, on the disk when the outermost block ends."""
         with self._lock:
+            self._pay()
             outermost = not self._db.conn.in_transaction
             try:
                 if outermost:  # the level cannot be changed inside a transaction
@@ -165,6 +171,16 @@ class SessionStore:
                 if outermost:
                     with suppress(sqlite3.Error):  # the first error tells more
                         self._db.execute("PRAGMA synchronous=NORMAL")
+
+    def _pay(self) -> None:
+        """End the messages that could not be ended when they came to their end."""
+        while self._owed:
+            message, ending = self._owed.popitem()
+            try:
+                self._fold(message, *ending)
+            except TriattnError:
+                self._owed[message] = ending
+                raise
 
     def _rows(self, sql: str, *parameters: object) -> list[dict[str, Any]]:
         with self._lock:
@@ -216,18 +232,46 @@ class SessionStore:
         found = self._find(session)
         with self._lock:
             if found.id not in self._open:
-                lock = FileLock(self.folder / "locks" / f"{found.id}.lock")
-                (self.folder / "locks").mkdir(exist_ok=True)
+                lock = self._take(found.id)
                 try:
-                    lock.acquire(timeout=0)
-                except Timeout:
-                    raise UsageError(
-                        "is open in another triattn-local", where=f"session {found.id}", fix="close it there first"
-                    ) from None
+                    self._find(found.id)  # nobody deleted it meanwhile
+                except UsageError:
+                    lock.release()
+                    raise
                 self._open[found.id] = lock
                 for row in self._rows("SELECT id FROM messages WHERE session=? AND state='streaming'", found.id):
                     self.finish(row["id"], "interrupted", {})
         return self.get(found.id)
+
+    def _take(self, session: str) -> FileLock:
+        """The lock of a session that is not open here."""
+        path = self.folder / "locks" / f"{session}.lock"
+        lock = FileLock(path)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UsageError(
+                "is open in another triattn-local", where=f"session {session}", fix="close it there first"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            raise UsageError(
+                f"cannot be locked: {getattr(error, 'strerror', None) or error}",
+                where=str(path),
+                fix="make room on this disk, or set TRIATTN_SESSIONS to a folder that you can write",
+            ) from None
+        return lock
+
+    @contextmanager
+    def _to_ourselves(self, session: str) -> Iterator[None]:
+        """No other process has the session meanwhile. Raises UsageError if one does."""
+        with self._lock:
+            lock = None if session in self._open else self._take(session)
+            try:
+                yield
+            finally:
+                if lock is not None:
+                    lock.release()
 
     def release(self, session: str) -> None:
         """Let other processes have it."""
@@ -303,8 +347,14 @@ class SessionStore:
         return self.get(session)
 
     def delete(self, session: str) -> None:
-        """Put it out of sight; ``undelete`` brings it back until ``purge``."""
-        with self._writing() as db:
+        """Put it out of sight; ``undelete`` brings it back until ``purge``.
+
+        Raises
+        ------
+        UsageError
+            Another process has it open, and would go on writing into it.
+        """
+        with self._to_ourselves(session), self._writing() as db:
             db.execute("UPDATE sessions SET deleted=? WHERE id=?", (time.time(), session))
 
     def undelete(self, session: str) -> None:
@@ -314,18 +364,19 @@ class SessionStore:
     def purge(self, older_than_s: float) -> list[str]:
         """Really remove what was deleted that long ago, and sessions of that age that never got a message."""
         before = time.time() - older_than_s
+        gone: list[str] = []
         with self._writing() as db:
-            gone = [
-                row["id"]
-                for row in self._rows(
-                    "SELECT id FROM sessions WHERE deleted < ? OR (leaf IS NULL AND updated < ?)", before, before
-                )
-                if row["id"] not in self._open
-            ]
-            for session in gone:
-                db.execute("UPDATE messages SET parent=NULL WHERE session=?", (session,))
-                db.execute("DELETE FROM messages WHERE session=?", (session,))
-                db.execute("DELETE FROM sessions WHERE id=?", (session,))
+            for row in self._rows(
+                "SELECT id FROM sessions WHERE deleted < ? OR (leaf IS NULL AND updated < ?)", before, before
+            ):
+                session = row["id"]
+                if session in self._open:
+                    continue
+                with suppress(UsageError), self._to_ourselves(session):  # open elsewhere: next time
+                    db.execute("UPDATE messages SET parent=NULL WHERE session=?", (session,))
+                    db.execute("DELETE FROM messages WHERE session=?", (session,))
+                    db.execute("DELETE FROM sessions WHERE id=?", (session,))
+                    gone.append(session)
         return gone
 
     # ---------------------------------------------------------------- messages
@@ -342,6 +393,7 @@ class SessionStore:
 
     def _message(self, row: Mapping[str, Any]) -> Message:
         parts = {"content": row["content"], "thinking": row["thinking"]}
+        state, report = self._owed.get(row["id"], (row["state"], json.loads(row["report"])))
         if row["state"] == "streaming":
             for kind in parts:
                 parts[kind] += self._streamed(row["id"], kind)
@@ -353,8 +405,8 @@ class SessionStore:
             content=parts["content"],
             thinking=parts["thinking"],
             attachments=tuple(Attachment(**file) for file in json.loads(row["attachments"])),
-            state=row["state"],
-            report=json.loads(row["report"]),
+            state=state,
+            report=report,
             created=row["created"],
         )
 
@@ -391,8 +443,23 @@ class SessionStore:
                 }
             )
             id_ = int(new.last_pk)  # type: ignore[arg-type]  # one integer key
-            db.execute("UPDATE sessions SET leaf=?, updated=? WHERE id=?", (id_, now, session))
+            # what is written into is wanted, whoever deleted it
+            db.execute("UPDATE sessions SET leaf=?, updated=?, deleted=NULL WHERE id=?", (id_, now, session))
         return self.message(id_)
+
+    def leave_out(self, messages: Iterable[int], out: bool) -> None:
+        """Keep the model from reading messages, or let it read them again; they stay where they are."""
+        with self._writing() as db:
+            for id_ in messages:
+                report = {name: value for name, value in self.message(id_).report.items() if name != "left_out"}
+                text = json.dumps({**report, "left_out": True} if out else report)
+                db.execute("UPDATE messages SET report=? WHERE id=?", (text, id_))
+
+    def withdraw(self, answer: Message) -> None:
+        """Take away an answer of which nothing came; the message that it follows is the leaf again."""
+        with self._writing() as db:
+            db.execute("UPDATE sessions SET leaf=? WHERE id=?", (answer.parent, answer.session))
+            db.execute("DELETE FROM messages WHERE id=?", (answer.id,))
 
     def append(self, message: int, kind: Kind, text: str) -> None:
         """One more piece of a streaming message: committed at once, and on the disk within half a second."""
@@ -410,7 +477,21 @@ class SessionStore:
                 raise told(error, self.path, "the answer cannot be stored") from error
 
     def finish(self, message: int, state: State, report: Mapping[str, Any]) -> Message:
-        """Fold the pieces into the message."""
+        """Fold the pieces into the message.
+
+        Raises
+        ------
+        TriattnError
+            The disk is full. The message has ended all the same: it is written with what is written next.
+        """
+        try:
+            self._fold(message, state, report)
+        except TriattnError:
+            self._owed[message] = (state, report)
+            raise
+        return self.message(message)
+
+    def _fold(self, message: int, state: State, report: Mapping[str, Any]) -> None:
         with self._writing() as db:
             db.execute(
                 "UPDATE messages SET content = content || ?, thinking = thinking || ?, state=?, report=? WHERE id=?",
@@ -427,7 +508,6 @@ class SessionStore:
                 "UPDATE sessions SET updated=? WHERE id=(SELECT session FROM messages WHERE id=?)",
                 (time.time(), message),
             )
-        return self.message(message)
 
     def add_draft(self, draft: Draft) -> Session:
         """Store an imported conversation as a new session."""

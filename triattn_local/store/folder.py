@@ -23,7 +23,7 @@ from filelock import FileLock
 from ..atomic import sync_folder
 from ..errors import DISK_FULL, DoesNotFitError, ModelNotFoundError, TriattnError
 from ..paths import exists, expanded, is_dir, is_file, refusal
-from .naming import DEFAULT_QUANT, is_first, quant_label, shards, without_shard
+from .naming import DEFAULT_QUANT, is_first, is_gguf_name, quant_label, shards, without_gguf, without_shard
 
 Progress = Callable[[str, int, int], None]
 """(stage, bytes done, bytes in all; 0 when unknown)"""
@@ -75,14 +75,36 @@ def entries(models: Path) -> list[Entry]:
             f"cannot be looked into: {why}", where=str(models), fix="set TRIATTN_MODELS to a folder of yours"
         )
     found: list[Entry] = []
-    for path in sorted(models.rglob("*.gguf")) if is_dir(models) else []:
+    for path in _gguf_files(models) if is_dir(models) else []:
         inside = path.relative_to(models)
-        if any(part.startswith(".") for part in inside.parts) or not is_first(path.stem) or not is_file(path):
+        if not is_first(path.stem) or not is_file(path):
             continue
         files = shards(path)
         size = sum(file.stat().st_size for file in files if is_file(file))
         found.append(Entry(inside.with_suffix("").as_posix(), path, size, len(files)))
     return found
+
+
+def _gguf_files(models: Path) -> list[Path]:
+    """Files that are named as models, by path; what is hidden is left out, linked folders are entered."""
+    found: list[Path] = []
+    entered = {models.resolve()}
+    for here, folders, names in os.walk(models, followlinks=True):
+        found += [Path(here, name) for name in names if is_gguf_name(name) and not name.startswith(".")]
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and _is_new(Path(here, name), models, entered)
+        ]
+    return sorted(found)
+
+
+def _is_new(folder: Path, models: Path, entered: set[Path]) -> bool:
+    """Whether a folder is still to be looked into: not a link to what is found without it, nor round in a circle."""
+    real, root = folder.resolve(), models.resolve()
+    inside = real.is_relative_to(root) and folder.is_symlink()
+    if inside or root.is_relative_to(real) or real in entered:
+        return False
+    entered.add(real)
+    return True
 
 
 def resolve(name: str, models: Path) -> Path:
@@ -107,7 +129,7 @@ def resolve(name: str, models: Path) -> Path:
         return _checked_gguf(path)
 
     here = entries(models)
-    wanted = _HUB_PREFIX.sub("", name).removesuffix(".gguf").lower()
+    wanted = without_gguf(_HUB_PREFIX.sub("", name)).lower()
     matches = [entry for entry in here if wanted in _names(entry)]
     if len(matches) == 1:
         return _checked_gguf(matches[0].path)
@@ -115,7 +137,7 @@ def resolve(name: str, models: Path) -> Path:
         names = ", ".join(entry.name for entry in matches)
         raise ModelNotFoundError(f"{name!r} may be any of {names}", where=str(models), fix="give one of these names")
 
-    if path.suffix == ".gguf" and len(path.parts) > 1:
+    if is_gguf_name(path.name) and len(path.parts) > 1:
         raise ModelNotFoundError("no such file", where=str(path), fix="triattn-local ls shows the models there are")
     near = difflib.get_close_matches(wanted, [entry.name for entry in here], 1, 0.5)
     if near:
@@ -187,6 +209,24 @@ def folder_errors(folder: Path) -> Iterator[None]:
                 where=str(error.filename or folder),
                 fix="set TRIATTN_MODELS to a folder that you can write",
             ) from None
+        raise
+
+
+@contextlib.contextmanager
+def no_trace(folder: Path, models: Path) -> Iterator[None]:
+    """Whoever brings nothing leaves no empty folder behind, below the models folder."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C too
+        with contextlib.suppress(OSError):
+            partial = folder / ".partial"
+            if list(folder.iterdir()) == [partial] and all(path.suffix == ".lock" for path in partial.iterdir()):
+                for path in partial.iterdir():
+                    path.unlink()
+                partial.rmdir()
+            while folder != models:
+                folder.rmdir()
+                folder = folder.parent
         raise
 
 

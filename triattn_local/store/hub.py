@@ -17,8 +17,19 @@ from .. import __version__
 from ..errors import ModelNotFoundError, TriattnError, UsageError
 from ..gguf_file import GgufFile, HeadCutError, parse_head
 from ..paths import is_file
-from .folder import Progress, entries, folder_errors, is_gguf, lock, need_disk, place, scratch_folder, sha256_of
-from .naming import DEFAULT_QUANT, is_first, quant_label, quant_names, shards, without_shard
+from .folder import (
+    Progress,
+    entries,
+    folder_errors,
+    is_gguf,
+    lock,
+    need_disk,
+    no_trace,
+    place,
+    scratch_folder,
+    sha256_of,
+)
+from .naming import DEFAULT_QUANT, is_first, is_gguf_name, quant_label, quant_names, shards, without_shard
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -57,26 +68,33 @@ def pull_hub(repo: str, quant: str, models: Path, progress: Progress, hub: HubCl
         import huggingface_hub
 
         hub = huggingface_hub.HfApi(library_name="triattn-local", library_version=__version__)
-    with _hub_errors(repo), folder_errors(folder):
+    with _hub_errors(repo):
         progress(f"asking the hub for {repo}", 0, 0)
         sizes = _hub_files(hub, repo)
         names = _choose(repo, quant, sorted(sizes))
         total = sum(sizes[name][0] or 0 for name in names)
         need_disk(_hub_cache(), total - _hub_bytes_here(repo, names))
-        with lock(folder, Path(names[0]).name), scratch_folder(folder, Path(names[0]).name) as scratch:
-            linked: list[tuple[Path, Path]] = []
-            for name in names:
-                # the library shows its own bar, resumes, and reads HF_HOME, HF_TOKEN and HF_HUB_OFFLINE
-                progress(f"fetching {repo} {name}", 0, 0)
-                blob = Path(hub.hf_hub_download(repo, name)).resolve()
-                _verify_blob(blob, name, *sizes[name], progress)
-                link = scratch / Path(name).name
-                _link(blob, link)
-                linked.append((link, folder / link.name))
-            # the first shard last: a model is there when its first shard is
-            for link, target in reversed(linked):
-                place(link, target)
-    return folder / Path(names[0]).name
+    name = Path(names[0]).name
+    with (
+        _hub_errors(repo),
+        no_trace(folder, models),
+        folder_errors(folder),
+        lock(folder, name),
+        scratch_folder(folder, name) as scratch,
+    ):
+        linked: list[tuple[Path, Path]] = []
+        for file in names:
+            # the library shows its own bar, resumes, and reads HF_HOME, HF_TOKEN and HF_HUB_OFFLINE
+            progress(f"fetching {repo} {file}", 0, 0)
+            blob = Path(hub.hf_hub_download(repo, file)).resolve()
+            _verify_blob(blob, file, *sizes[file], progress)
+            link = scratch / Path(file).name
+            _link(blob, link)
+            linked.append((link, folder / link.name))
+        # the first shard last: a model is there when its first shard is
+        for link, target in reversed(linked):
+            place(link, target)
+    return folder / name
 
 
 def hub_heads(repo: str, quant: str, progress: Progress, hub: HubClient | None = None) -> list[GgufFile]:
@@ -127,7 +145,7 @@ def _hub_files(hub: HubClient, repo: str) -> dict[str, tuple[int | None, str | N
     return {
         file.rfilename: (file.size, file.lfs.sha256 if file.lfs else None)
         for file in info.siblings or []
-        if file.rfilename.lower().endswith(".gguf")
+        if is_gguf_name(file.rfilename)
     }
 
 
@@ -142,8 +160,8 @@ def _hub_cached(repo: str) -> dict[str, tuple[int | None, str | None]]:
     return {
         path.relative_to(snapshot).as_posix(): (path.stat().st_size, None)
         for snapshot in (snapshots.iterdir() if snapshots.is_dir() else ())
-        for path in snapshot.rglob("*.gguf")
-        if path.is_file()
+        for path in snapshot.rglob("*")
+        if is_gguf_name(path.name) and path.is_file()
     }
 
 

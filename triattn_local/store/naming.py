@@ -16,9 +16,18 @@ _QUANT = re.compile(
 )
 
 
+def is_gguf_name(file_name: str) -> bool:
+    """Whether a file is named as a model: ``.gguf``, in small or large letters."""
+    return file_name.lower().endswith(".gguf")
+
+
+def without_gguf(file_name: str) -> str:
+    return file_name[: -len(".gguf")] if is_gguf_name(file_name) else file_name
+
+
 def quant_label(file_name: str) -> str:
     """The quantisation that a file's name tells (``Q4_K_M``, ``UD-Q4_K_XL``), or else its stem."""
-    stem = without_shard(file_name.rsplit("/", 1)[-1].removesuffix(".gguf"))
+    stem = without_shard(without_gguf(file_name.rsplit("/", 1)[-1]))
     labels = _QUANT.findall(stem)
     return str(labels[-1]).upper() if labels else stem
 
@@ -45,4 +54,4 @@ def shards(first: Path) -> list[Path]:
     if not shard:
         return [first]
     base = first.stem[: shard.start()]
-    return [first.with_name(f"{base}-{n:05d}-of-{shard[2]}.gguf") for n in range(1, int(shard[2]) + 1)]
+    return [first.with_name(f"{base}-{n:05d}-of-{shard[2]}{first.suffix}") for n in range(1, int(shard[2]) + 1)]

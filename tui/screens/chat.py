@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on, work
@@ -14,12 +15,13 @@ from textual.containers import Center, Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Markdown, Static
 
-from triattn_local.conversation import Retained
+from triattn_local.conversation import Retained, context_for, room_for_answer
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError
 from triattn_local.sessions import Attachment, Message
 
 from .. import events, garbage, pacing, text
 from ..engine import Turn
+from ..numbers import of_nothing
 from ..session import OpenSession
 from ..widgets.code_block import CodeBlock
 from ..widgets.memory_panel import MemoryPanel
@@ -27,6 +29,7 @@ from ..widgets.messages import AnswerMessage, MessageWidget, Notice
 from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine
 from ..widgets.transcript import Earlier, Transcript
+from .full import FullScreen, Way
 
 if TYPE_CHECKING:
     from ..app import ChatApp
@@ -156,7 +159,13 @@ class ChatScreen(Screen[None]):
                     )
                 )
         self.refresh_title()
-        self.app.engine.look(self.session.path)
+        self.app.engine.look(self.session.id, self.session.read)
+
+    def forget_numbers(self) -> None:
+        """Those on the screen belong to a conversation that is left; the engine may be busy with it for some time."""
+        if self.status.stats is not None:
+            self.status.stats = of_nothing(self.status.stats)
+        self.panel.forget(self.status.stats)
 
     def refresh_title(self) -> None:
         """Session, model, and what the prompt is for."""
@@ -178,13 +187,11 @@ class ChatScreen(Screen[None]):
     def lay_out(self) -> None:
         """Show what there is room for, and look no closer than somebody sees."""
         width = self.app.size.width
-        self.panel.display = width >= WIDE and bool(self.app.store.preference("memory", True))
+        self.panel.display = width >= WIDE and bool(self.app.preference("memory", True))
         self._want_map()
 
     def _want_map(self) -> None:
-        self.app.engine.map_wanted = (
-            self.panel.display or bool(self.app.store.preference("dim", False)) or self.app.map_open
-        )
+        self.app.engine.map_wanted = self.panel.display or bool(self.app.preference("dim", False)) or self.app.map_open
 
     # -------------------------------------------------------------- say, answer
 
@@ -225,13 +232,19 @@ class ChatScreen(Screen[None]):
         """Have the engine answer a message of the user, the last of the branch."""
         n_siblings = sum(1 for m in self.session.messages if m.parent == message.id)
         try:
+            if message.left_out:
+                self._leave_out([message], False)
             sampling = self.session.sampling(self.app.sampling, n_siblings)
             max_tokens = self.session.max_tokens(self.app.max_tokens)
-            answer = self.session.answer_to(message)
         except TriattnError as error:
             await self.transcript.say(Notice.of(error, "F4 opens the settings"))
             return
-        path = self.session.path[:-1]
+        try:
+            answer = self.session.answer_to(message)
+        except TriattnError as error:
+            await self.transcript.say(Notice.of(error, "Ctrl+R tries again"))
+            return
+        path = self.session.read[:-1]
         widget = await self.transcript.add(answer)
         assert isinstance(widget, AnswerMessage)
         self._answer, self._ended = widget, None
@@ -284,7 +297,8 @@ class ChatScreen(Screen[None]):
                     await answer.write(kind, "".join(parts), n_tokens)
                 await self.transcript.look()
             self.call_after_refresh(self._shown)
-            if self._ended is not None:
+            # it may have ended meanwhile, in another task, with pieces that this update had no room for
+            if self._ended is not None and not pieces:
                 await self._end(answer, self._ended)
         finally:
             self._draining = False
@@ -293,6 +307,57 @@ class ChatScreen(Screen[None]):
         """What was drained is on the screen."""
         self._pace.shown(time.monotonic())
         self.set_timer(0.001, self._garbage.updated)
+
+    @on(events.TooLong)
+    async def _too_long(self, event: events.TooLong) -> None:
+        """Nothing was read: the question stands alone, and the user says how to go on."""
+        answer, self._answer = self._answer, None
+        self._say_state("ready")
+        with self.app.telling():
+            if answer is not None:
+                self.session.withdraw(answer.message)
+                await answer.remove()
+            self.refresh_title()
+            question = self.session.path[-1]
+            self._leave_out([question])  # until it is asked again: or each message after it would be too long, too
+            room = room_for_answer(event.error.n_ctx)
+            if event.oldest and event.n_after + room <= event.error.n_ctx:
+                self.app.push_screen(FullScreen(event), lambda way: self._go_on(way, event, question))
+            else:
+                await self._say_too_long(event)
+
+    async def _say_too_long(self, event: events.TooLong) -> None:
+        n = min(event.n_after, event.error.n_tokens)
+        await self.transcript.say(
+            Notice(
+                f"This message was not sent: with {n:,} tokens it exceeds the context of {event.error.n_ctx:,}.",
+                fix=f"↑ takes it back into the prompt, to shorten it\n→ F4 raises the context, to {context_for(n):,} "
+                "for this, and Ctrl+R asks again\n→ or go on with another message: the model does not read this one",
+                error=True,
+            )
+        )
+
+    async def _go_on(self, way: Way | None, event: events.TooLong, question: Message) -> None:
+        with self.app.telling():
+            if way == "oldest":
+                self._leave_out(event.oldest)
+                await self._ask(self.session.path[-1])
+            elif way == "raise":
+                self.app.call_later(self.app.action_settings, context_for(event.error.n_tokens))
+            elif way == "shorten":
+                self._edit(question)
+        if way is None:
+            await self.transcript.say(
+                Notice("This message was not sent.", fix="Ctrl+R asks it again; ↑ edits it; or go on with another one")
+            )
+
+    def _leave_out(self, messages: Sequence[Message], out: bool = True) -> None:
+        """Keep the model from reading messages, or let it read them again; and show that."""
+        self.session.leave_out(messages, out)
+        for message in messages:
+            widget = self.transcript.find(message.id)
+            if widget is not None:
+                widget.change(self.app.store.message(message.id))
 
     @on(events.TurnEnded)
     async def _turn_ended(self, event: events.TurnEnded) -> None:
@@ -309,7 +374,8 @@ class ChatScreen(Screen[None]):
         self.refresh_title()
 
     def _next_step(self, error: TriattnError) -> str:
-        return _SMALLER if isinstance(error, DoesNotFitError) else "Ctrl+R tries again"
+        on_disk = isinstance(error.__cause__, sqlite3.Error)
+        return _SMALLER if isinstance(error, DoesNotFitError) and not on_disk else "Ctrl+R tries again"
 
     @on(events.TurnSettled)
     def _settled(self, event: events.TurnSettled) -> None:
@@ -348,6 +414,8 @@ class ChatScreen(Screen[None]):
 
     @on(events.Looked)
     def _looked(self, event: events.Looked) -> None:
+        if event.session != self.session.id:
+            return  # of a conversation that was left meanwhile
         self.status.stats = event.stats
         self.panel.show_stats(event.stats)
         self.panel.show_snapshots(event.snapshot_bytes, self.app.shelf.memory_limit)
@@ -355,7 +423,7 @@ class ChatScreen(Screen[None]):
             self._retained = event.retained
             self.panel.show_retained(event.retained)
             self.app.show_map(event.retained, self.session.path)
-            if self.app.store.preference("dim", False):
+            if self.app.preference("dim", False):
                 self.transcript.mark_forgotten(event.retained)
 
     def _tick(self) -> None:
@@ -408,16 +476,16 @@ class ChatScreen(Screen[None]):
         if self.app.size.width < WIDE:
             self.app.action_map()
             return
-        self.app.store.remember("memory", not self.panel.display)
+        self.app.remember("memory", not self.panel.display)
         self.lay_out()
-        self.app.engine.look(self.session.path)
+        self.app.engine.look(self.session.id, self.session.read)
 
     def action_dim(self) -> None:
-        dim = not self.app.store.preference("dim", False)
-        self.app.store.remember("dim", dim)
+        dim = not self.app.preference("dim", False)
+        self.app.remember("dim", dim)
         self._want_map()
         self.transcript.mark_forgotten(self._retained if dim else None)
-        self.app.engine.look(self.session.path)
+        self.app.engine.look(self.session.id, self.session.read)
         self.notify("What no head holds any more is dimmed." if dim else "All text is shown plainly.")
 
     async def action_new(self) -> None:
@@ -442,9 +510,10 @@ class ChatScreen(Screen[None]):
         if self.app.model is None:
             self.app.action_models()
             return
-        self.session.select(message.id)
-        await self.transcript.show(self.session.path, self.session.siblings)
-        await self._ask(message)
+        with self.app.telling():
+            self.session.select(message.id)
+            await self.transcript.show(self.session.path, self.session.siblings)
+            await self._ask(message)
 
     def action_fold(self) -> None:
         for widget in reversed(self.transcript.message_widgets()):
@@ -473,8 +542,9 @@ class ChatScreen(Screen[None]):
             await self._turn(branching[-1], step)
 
     async def _turn(self, message: Message, step: int) -> None:
-        if not self._refuse_while_busy() and self.session.switch(message, step):
-            await self.show_session()
+        with self.app.telling():
+            if not self._refuse_while_busy() and self.session.switch(message, step):
+                await self.show_session()
 
     def action_scroll(self, direction: int) -> None:
         self.transcript.scroll_page(direction)
@@ -505,6 +575,10 @@ class ChatScreen(Screen[None]):
             widget = self.transcript.find(message.id)
             if isinstance(widget, AnswerMessage):
                 widget.thinking.toggle()
+        elif event.what == "leave_out":
+            with self.app.telling():
+                if not self._refuse_while_busy():
+                    self._leave_out(self.session.turn_of(message), not message.left_out)
         elif question is not None and not self._refuse_while_busy():
             if event.what == "again":
                 await self._again(question)
@@ -551,17 +625,19 @@ class ChatScreen(Screen[None]):
     @work(thread=True, exclusive=True, group="count")
     def _show_attached(self, files: tuple[Attachment, ...]) -> None:
         """Count the tokens before anything is sent; the tokenizer takes its time for a long text."""
-        parts = []
+        parts, stats = [], self.status.stats
         for file in files:
             n_tokens = self.app.engine.count_tokens(file.as_prompt())
             size = text.plural(file.text.count("\n") + 1, "line")
-            parts.append(f"▤ {file.name} · {size}" + ("" if n_tokens is None else f" · {n_tokens:,} tokens"))
+            about = "" if n_tokens is None else f" · {n_tokens:,} tokens"
+            if n_tokens and stats is not None and n_tokens > stats.n_ctx:
+                about += f", more than the context of {stats.n_ctx:,} holds"
+            parts.append(f"▤ {file.name} · {size}{about}")
         self.app.call_from_thread(self._files_line.update, "\n".join([*parts, "  Ctrl+X removes the last"]))
 
-    def on_key(self, event: Any) -> None:
-        if event.key == "ctrl+x" and self._files and not self.prompt.selected_text:
-            event.stop()
-            self._set_files(self._files[:-1])
+    @on(Prompt.DropAttachment)
+    def _drop_attachment(self) -> None:
+        self._set_files(self._files[:-1])
 
     async def on_click(self, event: Any) -> None:
         if isinstance(event.widget, Earlier):

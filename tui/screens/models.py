@@ -14,8 +14,10 @@ from textual.widgets import OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
 from triattn_local import store
-from triattn_local.errors import TriattnError
+from triattn_local.errors import ModelNotFoundError, TriattnError
 from triattn_local.inspection import glance
+from triattn_local.paths import expanded, is_file
+from triattn_local.store.naming import shards
 
 from .. import text
 from ..jobs import JobDone, JobProgress
@@ -45,6 +47,7 @@ class ModelsScreen(Dialog[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("p", "pull", "Fetch one from the Hugging Face hub", id="pull_model"),
+        Binding("o", "open_file", "Open a GGUF file of this machine", id="open_file"),
         Binding("c", "convert", "Convert: measure and add the statistics", id="convert_model"),
         Binding("f", "full", "Open with full attention", id="full_attention"),
         Binding("s", "stop_job", "Stop fetching or converting", id="stop_job"),
@@ -72,6 +75,12 @@ class ModelsScreen(Dialog[None]):
 
     def _list(self, select: Path | None = None) -> None:
         found = store.entries(self.app.settings.models)
+        known = {entry.path for entry in found}
+        for path in self.app.other_models:
+            if path not in known and is_file(path):
+                files = shards(path)
+                size = sum(file.stat().st_size for file in files if is_file(file))
+                found.append(store.Entry(str(path), path, size, len(files)))
         self._models = [(entry.path, glance(entry.path)[1]) for entry in found]
         # what can be opened at once comes first
         order = sorted(range(len(found)), key=lambda i: (not self._models[i][1], found[i].name.lower()))
@@ -92,10 +101,10 @@ class ModelsScreen(Dialog[None]):
         welcome.display = not self._models
         welcome.update(
             "Welcome. There is no model on this machine yet.\n\n"
-            "Enter fetches a small real one to try everything with. For a model of your own press p, and name one "
-            "of the Hugging Face hub: org/repo:quant."
+            "Enter fetches a small real one to try everything with. For a model of your own press o, and name its GGUF "
+            "file, or p, and name one of the Hugging Face hub: org/repo:quant."
         )
-        keys = "Enter opens · c convert · f full attention · p fetch from the hub"
+        keys = "Enter opens · c convert · f full attention · o a file · p the hub"
         self.query_one("#keys", Static).update(f"{keys} · s stop · Esc" if self.app.job.running else f"{keys} · Esc")
         wanted = select or self.app.model
         places = [i for i, (path, _) in enumerate(self._models) if path == wanted]
@@ -115,7 +124,9 @@ class ModelsScreen(Dialog[None]):
         if event.option_index >= len(self._models):
             self._work(lambda: self.app.job.pull("demo"))
             return
-        path, ready = self._models[event.option_index]
+        self._choose(*self._models[event.option_index])
+
+    def _choose(self, path: Path, ready: bool) -> None:
         if not ready and self.app.settings.stats is None:
             self._problem(
                 f"{path.name} has no statistics yet: c measures them (minutes), f opens it with full attention."
@@ -145,10 +156,35 @@ class ModelsScreen(Dialog[None]):
 
     def action_pull(self) -> None:
         def fetch(spec: str | None) -> None:
-            if spec and spec.strip():
-                self._work(lambda: self.app.job.pull(spec.strip()))
+            spec = (spec or "").strip()
+            if is_file(expanded(spec)):
+                self._add(spec)
+            elif spec:
+                self._work(lambda: self.app.job.pull(spec))
 
         self.app.push_screen(AskScreen("Fetch: org/repo:quant of the Hugging Face hub, or demo"), fetch)
+
+    def action_open_file(self) -> None:
+        def add(written: str | None) -> None:
+            if written and written.strip():
+                self._add(written.strip())
+
+        self.app.push_screen(AskScreen("Open a GGUF file", files=True), add)
+
+    def _add(self, written: str) -> None:
+        """A model that lies elsewhere: in the list, and opened if it can be."""
+        path = expanded(written).absolute()
+        try:
+            if not is_file(path):
+                raise ModelNotFoundError("no such file", where=str(path))
+            path = store.resolve(str(path), self.app.settings.models)
+        except TriattnError as error:
+            self._problem(str(error))
+            return
+        if path not in self.app.other_models:
+            self.app.other_models.append(path)
+        self._list(path)
+        self._choose(path, glance(path)[1])
 
     def _work(self, start: object) -> None:
         try:

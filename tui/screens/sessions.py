@@ -135,12 +135,18 @@ class SessionsScreen(Dialog[None]):
             return
 
         def rename(title: str | None) -> None:
-            if title:
+            if not title:
+                return
+            try:
                 self.app.store.update(session.id, title=title.strip())
-                if session.id == self.app.session.id:
-                    self.app.session.reload()
-                    self.app.chat.refresh_title()
-                self._list()
+            except TriattnError as error:
+                self._problem(error)
+                return
+            self._problem(None)
+            if session.id == self.app.session.id:
+                self.app.session.reload()
+                self.app.chat.refresh_title()
+            self._list()
 
         self.app.push_screen(AskScreen("Rename", session.title), rename)
 
@@ -148,7 +154,12 @@ class SessionsScreen(Dialog[None]):
         session = self._current
         if session is None:
             return
-        self.app.store.delete(session.id)
+        try:
+            self.app.store.delete(session.id)
+        except TriattnError as error:
+            self._problem(error)
+            return
+        self._problem(None)
         self._deleted.append(session)
         if session.id == self.app.session.id:
             await self.app.open_session(None)
@@ -157,8 +168,14 @@ class SessionsScreen(Dialog[None]):
 
     def action_undo(self) -> None:
         if self._deleted:
-            session = self._deleted.pop()
-            self.app.store.undelete(session.id)
+            session = self._deleted[-1]
+            try:
+                self.app.store.undelete(session.id)
+            except TriattnError as error:
+                self._problem(error)
+                return
+            self._problem(None)
+            self._deleted.pop()
             self._list()
             self.notify(f"“{session.title}” is back.")
 

@@ -58,6 +58,17 @@ class SettingsScreen(Dialog[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+s", "save", "Save", priority=True, show=False)]
 
+    def __init__(self, ctx: int | None = None) -> None:
+        """Show the form; ``ctx`` is proposed as the context, and is not set before it is saved."""
+        super().__init__()
+        self._ctx = ctx
+
+    def on_mount(self) -> None:
+        if self._ctx is not None:
+            context = self.query_one("#ctx", Input)
+            context.value = str(self._ctx)
+            context.focus()
+
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="box", can_focus=False) as box:
             box.border_title = "Settings"
@@ -99,13 +110,13 @@ class SettingsScreen(Dialog[None]):
             options = self._read_sampling()
             SamplingConfig(**{name: value for name, value in options.items() if name != "max_tokens"})
             settings, evict = self._read_memory()
+            base = self._base()
+            options = {name: value for name, value in options.items() if value != base[name]}
+            self.app.session.change(system=self.query_one("#system", TextArea).text.strip(), options=options)
         except (TriattnError, ValueError) as error:
             problem.update(str(error))
             self.call_after_refresh(problem.scroll_visible, animate=False)
             return
-        base = self._base()
-        options = {name: value for name, value in options.items() if value != base[name]}
-        self.app.session.change(system=self.query_one("#system", TextArea).text.strip(), options=options)
         self.app.change_settings(settings, evict=evict)
         self.dismiss(None)
 

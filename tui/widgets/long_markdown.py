@@ -11,16 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from textual import events, on
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.content import Content
 from textual.widget import Widget
 from textual.widgets import Markdown
 from textual.widgets._markdown import MarkdownParagraph
 from textual.widgets.markdown import MarkdownBlock
 
 from ..cutting import Piece, pieces
+from ..markup import BLANK, parser
 from .backdrop import Backdrop, Growing
 from .code_block import CodeBlock
 from .text_blocks import BLOCKS
@@ -32,13 +34,12 @@ _UNSURE = re.compile(r"\n[ \t]*(?:[-*+>|#]+|\d{1,9}[.)]?|[`~]{1,2})?[ \t]*\Z")
 """a line that may become an item, and is none yet: Textual would take it for a paragraph, and end the list"""
 
 
-def parser() -> MarkdownIt:
-    """HTML is shown as it was written, and not swallowed."""
-    return MarkdownIt("gfm-like", {"html": False})
-
-
 class Paragraph(Growing, MarkdownParagraph):
     """Most of what is written."""
+
+    def _token_to_content(self, token: Token) -> Content:
+        content = super()._token_to_content(token)
+        return Content(content.plain.replace(BLANK, " "), list(content.spans)) if BLANK in content.plain else content
 
 
 class Section(Backdrop, Markdown):

@@ -65,6 +65,14 @@ class MemoryPanel(Vertical):
         yield self.heatmap
         yield self._snapshots
 
+    def forget(self, stats: RuntimeStats | None) -> None:
+        """Another conversation begins: with these numbers, and without a past."""
+        self._stats = self._round_s = None
+        self._speeds.extend([0.0] * _SPEEDS)
+        self.show_speed(0.0)
+        self.show_stats(stats)
+        self.show_retained(None)
+
     def show_stats(self, stats: RuntimeStats | None) -> None:
         """The runtime's own numbers, and nothing else."""
         old, self._stats = self._stats, stats

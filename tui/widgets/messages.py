@@ -24,10 +24,12 @@ from .thinking import Thinking
 _ENDS = {
     "stopped": "stopped",
     "length": "stopped at the answer's token limit",
-    "context": "the context is full: raise it in the settings (F4), or start anew",
+    "context": "the context is full: F4 raises it; or go on, and leave the oldest turns out",
     "interrupted": "cut off when the program ended",
     "failed": "failed",
 }
+
+LEFT_OUT = "left out: the model does not read it (d lets it)"
 
 
 class MessageWidget(Vertical, can_focus=True):
@@ -40,6 +42,7 @@ class MessageWidget(Vertical, can_focus=True):
         Binding("r", "again", "Answer anew", id="again_here"),
         Binding("e", "edit", "Edit and send again", id="edit_here"),
         Binding("t", "fold", "Show or hide the thinking", id="fold_here"),
+        Binding("d,delete", "leave_out", "Keep the model from reading this turn; again lets it", id="leave_out"),
     ]
 
     class Wanted(TextualMessage):
@@ -77,6 +80,17 @@ class MessageWidget(Vertical, can_focus=True):
     def action_fold(self) -> None:
         self.post_message(self.Wanted("fold", self.message))
 
+    def action_leave_out(self) -> None:
+        self.post_message(self.Wanted("leave_out", self.message))
+
+    def change(self, message: Message) -> None:
+        """The same message, with other things to say about it."""
+        self.message = message
+        self._show_foot()
+
+    def _show_foot(self) -> None:
+        raise NotImplementedError
+
 
 class UserMessage(MessageWidget):
     """As it was written, with its files as one line each."""
@@ -92,9 +106,14 @@ class UserMessage(MessageWidget):
         & > .file { color: $accent; height: auto; }
         & > .foot { color: $foreground 50%; height: 1; }
         & > .forgotten { color: $foreground 35%; text-style: dim; }
+        &.left-out { border-left: outer $foreground 18%; color: $foreground 45%; }
         &:focus { border-left: outer $accent; }
     }
     """
+
+    def __init__(self, message: Message, place: int = 0, n_alternatives: int = 1) -> None:
+        super().__init__(message, place, n_alternatives)
+        self._foot = Static("", classes="foot", markup=False)
 
     def compose(self) -> ComposeResult:
         for file in self.message.attachments:
@@ -102,8 +121,16 @@ class UserMessage(MessageWidget):
             yield Static(f"▤ {file.name} · {text.plural(lines, 'line')}", classes="file", markup=False)
         if self.message.content:
             yield Static(self.message.content, classes="words", markup=False)
-        if self.branch:
-            yield Static(self.branch, classes="foot", markup=False)
+        yield self._foot
+
+    def on_mount(self) -> None:
+        self._show_foot()
+
+    def _show_foot(self) -> None:
+        parts = [part for part in (self.branch, LEFT_OUT if self.message.left_out else "") if part]
+        self._foot.update(" · ".join(parts))
+        self._foot.display = bool(parts)
+        self.set_class(self.message.left_out, "left-out")
 
     def mark_forgotten(self, retained: Retained | None) -> None:
         size = len(self.message.content.encode())
@@ -121,6 +148,7 @@ class AnswerMessage(Backdrop, MessageWidget):
         margin: 0 0 1 0;
         padding: 0 0 0 1;
         & > .foot { color: $foreground 40%; padding: 0 2; height: auto; }
+        &.left-out { color: $foreground 45%; }
         &:focus > .foot { color: $accent; }
     }
     """
@@ -183,8 +211,11 @@ class AnswerMessage(Backdrop, MessageWidget):
                 parts.append(f"{report['tokens_per_s']} tok/s")
         if state in _ENDS:
             parts.append(_ENDS[state])
+        if self.message.left_out:
+            parts.append(LEFT_OUT)
         if self.note:
             parts.append(self.note)
+        self.set_class(self.message.left_out, "left-out")
         self._foot.update(" · ".join(parts))
         self._foot.display = bool(parts)
 

@@ -39,7 +39,15 @@ class Prompt(TextArea):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "send", "Send", id="send"),
-        Binding("ctrl+j,shift+enter,alt+enter", "newline", "New line", id="newline"),
+        Binding(
+            "ctrl+j,alt+enter,shift+enter",
+            "newline",
+            "New line; Shift+Enter where the terminal tells it from Enter",
+            id="newline",
+        ),
+        Binding(
+            "ctrl+x,super+x", "cut", "Take the last attachment away; or cut what is selected", id="drop_attachment"
+        ),
         Binding("up", "edit_last", "Edit your last message (in an empty prompt)", id="edit_last"),
     ]
 
@@ -54,6 +62,9 @@ class Prompt(TextArea):
             self.text = text
 
     class EditLast(Message):
+        pass
+
+    class DropAttachment(Message):
         pass
 
     def __init__(self, keys: Mapping[str, str], **options: str) -> None:
@@ -87,6 +98,13 @@ class Prompt(TextArea):
 
     def action_newline(self) -> None:
         self.insert("\n")
+
+    def action_cut(self) -> None:
+        """Textual would cut the whole line where nothing is selected."""
+        if self.selected_text:
+            super().action_cut()
+        else:
+            self.post_message(self.DropAttachment())
 
     def action_edit_last(self) -> None:
         self.post_message(self.EditLast())

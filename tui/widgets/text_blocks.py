@@ -18,6 +18,7 @@ from textual.widgets._markdown import (
     MarkdownOrderedListItem,
     MarkdownParagraph,
     MarkdownTable,
+    MarkdownTH,
 )
 
 from .backdrop import Growing
@@ -189,6 +190,7 @@ class TableBlock(Lines, MarkdownTable):
 
     def compose(self) -> ComposeResult:
         self._headers, self._rows = self._get_headers_and_rows()
+        self._sides = _sides(self)
         self._blocks.clear()
         yield from ()
 
@@ -198,6 +200,7 @@ class TableBlock(Lines, MarkdownTable):
             return
         self._copy_context(block)
         self._headers, self._rows = block._get_headers_and_rows()
+        self._sides = _sides(block)
         self.changed()
 
     def lay_out(self, width: int) -> Iterator[Content]:
@@ -205,9 +208,9 @@ class TableBlock(Lines, MarkdownTable):
         rows = [[*row[:n], *[Content("")] * (n - len(row))] for row in self._rows]
         columns = zip(self._headers, *rows, strict=True)
         widths = column_widths([max(cell.cell_length for cell in column) for column in columns], width)
-        yield from _cells([cell.stylize("bold") for cell in self._headers], widths)
+        yield from _cells([cell.stylize("bold") for cell in self._headers], widths, self._sides)
         yield _rule("━", widths)
-        laid = [list(_cells(row, widths)) for row in rows]
+        laid = [list(_cells(row, widths, self._sides)) for row in rows]
         apart = any(len(lines) > 1 for lines in laid)
         for i, lines in enumerate(laid):
             if i and apart:
@@ -224,11 +227,25 @@ def column_widths(natural: Sequence[int], width: int) -> list[int]:
     return [max(1, min(w, most)) for w in natural]
 
 
-def _cells(row: Sequence[Content], widths: Sequence[int]) -> Iterator[Content]:
+def _sides(block: MarkdownBlock) -> list[str]:
+    """To which side the columns of a table go: left, right or center."""
+    if isinstance(block, MarkdownTH):
+        _, _, side = str(block._token.attrGet("style") or "").partition("text-align:")
+        return [side or "left"]
+    return [side for inner in block._blocks for side in _sides(inner)]
+
+
+def _padded(text: Content, width: int, side: str) -> Content:
+    room = max(0, width - text.cell_length)
+    left = {"right": room, "center": room // 2}.get(side, 0)
+    return text.pad_left(left).pad_right(room - left)
+
+
+def _cells(row: Sequence[Content], widths: Sequence[int], sides: Sequence[str]) -> Iterator[Content]:
     wrapped = [cell.wrap(width) or [Content("")] for cell, width in zip(row, widths, strict=True)]
     for i in range(max(map(len, wrapped), default=0)):
         line = [lines[i] if i < len(lines) else Content("") for lines in wrapped]
-        padded = [text.pad_right(width - text.cell_length) for text, width in zip(line, widths, strict=True)]
+        padded = [_padded(*cell) for cell in zip(line, widths, sides, strict=True)]
         yield " " + Content.styled(" │ ", ".rule").join(padded)
 
 
