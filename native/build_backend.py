@@ -2,8 +2,9 @@
 
 Why it exists: TriAttention is a patch to llama.cpp, and what everybody imports is llama-cpp-python. So this folder
 builds a distribution of that name: upstream's pinned source, the patches of ../patches, the C++ files of include/,
-src/ and server/, and the tools of the same llama.cpp, in one wheel. It puts the steps together (upstream.py
-lays down the tree, toolchain.py compiles it, selfcheck.py tries it, scikit-build-core packs it) and turns every failure into one line.
+src/ and server/, and the tools of the same llama.cpp, in one wheel. It puts the steps together (upstream.py lays down
+the tree, toolchain.py compiles it, selfcheck.py tries it, scikit-build-core packs it) and turns every failure into one
+line.
 
 It does not know what the patches do.
 

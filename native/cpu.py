@@ -1,8 +1,8 @@
 """Can this processor run the libraries in this folder? (llama_cpp/_cpu.py in the wheel.)
 
 Why it exists: the libraries are compiled for the processor that built them. In a shared home, a copied environment or a
-virtual machine that moved, the first product would end the process by SIGILL, without a word. So this is asked before any
-of them is loaded; the answer comes from a library of its own, compiled for the oldest processor.
+virtual machine that moved, the first product would end the process by SIGILL, without a word. So this is asked before
+any of them is loaded; the answer comes from a library of its own, compiled for the oldest processor.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """After a build: does this processor run what was compiled, and if not, with fewer instructions?
 
-Why it exists: -march=native asks the compiler what the processor can do, and now and then it is wrong: a compiler that
-makes wrong code for new instructions, a hypervisor that hides what it announces, an emulator around the interpreter that
-the compiler does not see. Such a library dies by a signal at its first product. So it computes some here, in a process of
-its own, and is compiled again without the suspects if it dies.
+Why it exists: -march=native asks the compiler what the processor can do, and now and then it is wrong: a compiler
+that makes wrong code for new instructions, a hypervisor that hides what it announces, an emulator around the
+interpreter that the compiler does not see. Such a library dies by a signal at its first product. So it computes some
+here, in a process of its own, and is compiled again without the suspects if it dies.
 
 It does not know what the program computes (check/llama-triattn-check.cpp), nor how anything is compiled.
 """
@@ -42,7 +42,7 @@ _OF_X86 = ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")
 
 
 def levels(macros: str) -> list[Level]:
-    """What to compile for, in order: all that the processor announces, then less. ``macros``: what the compiler says."""
+    """What to compile for, in order: all that the processor announces, then less. ``macros``: the compiler's."""
     result = [Level("all instructions of this processor")]
     if not toolchain.platform_is_x86():
         return [*result, Level("the common instructions of its kind", ("GGML_NATIVE=OFF",))]

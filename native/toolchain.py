@@ -149,7 +149,10 @@ class Build:
         configure = [cmake, "-S", str(self.tree), "-B", str(self.folder), "-G", "Ninja"]
         # found anew each time: these may have been in a build environment that is gone
         configure += ["-U", "GGML_CCACHE_FOUND", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-        configure += ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{definition}" for definition in (*self._definitions, *definitions))]
+        configure += [
+            "-DCMAKE_BUILD_TYPE=Release",
+            *(f"-D{definition}" for definition in (*self._definitions, *definitions)),
+        ]
         configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         self._run("configuring", configure)
         self._run("compiling", [cmake, "--build", str(self.folder), "--target", *targets])

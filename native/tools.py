@@ -1,4 +1,4 @@
-"""The commands llama-server, llama-bench, llama-perplexity, llama-quantize, ggml-rpc-server (llama_cpp/_tools.py in the wheel).
+"""The commands llama-server, llama-bench, ggml-rpc-server and so on (llama_cpp/_tools.py in the wheel).
 
 Why it exists: a wheel can put scripts on PATH but not programs that look for their libraries in site-packages. So the
 programs lie in llama_cpp/bin and these entry points become them. It does not know their options.

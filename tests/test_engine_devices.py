@@ -1,7 +1,7 @@
 """Layers on several devices: a round reads and writes each layer where it lies.
 
-Two rpc-servers on the loopback are two real devices whose memory nobody else can read: what is sent to the wrong one ends
-the process.
+Two rpc-servers on the loopback are two real devices whose memory nobody else can read: what is sent to the wrong one
+ends the process.
 """
 
 from __future__ import annotations

@@ -34,9 +34,7 @@ def copy(engine: Engine, source: int, target: int, p0: int = -1, p1: int = -1) -
 
 def tokens_of(engine: Engine, seq: int) -> list[set[int]]:
     """The tokens of each set of a sequence."""
-    return [
-        set(native.get_kept(engine.ctx, il, head, seq)[0].tolist()) for il in range(4) for head in range(2)
-    ]
+    return [set(native.get_kept(engine.ctx, il, head, seq)[0].tolist()) for il in range(4) for head in range(2)]
 
 
 # ---- cells that sequences share

@@ -62,7 +62,9 @@ def test_the_tile_configuration_is_stored_whole(level: str, tmp_path: Path) -> N
     struct = text[text.index("struct tile_config_t") : text.index("// Notes: amx tile config")]
     function = text[text.index("inline void ggml_tile_config_init") :]
     function = function[: function.index("\n}\n") + 3]
-    source = f"#include <immintrin.h>\n#include <cstdint>\n{struct}\n{function}\nvoid use() {{ ggml_tile_config_init(); }}\n"
+    source = (
+        f"#include <immintrin.h>\n#include <cstdint>\n{struct}\n{function}\nvoid use() {{ ggml_tile_config_init(); }}\n"
+    )
     (tmp_path / "tile.cpp").write_text(source)
     command = ["c++", "-std=c++17", level, "-march=sapphirerapids", "-mamx-tile", "-mamx-int8", "-S"]
     command += ["-fno-stack-protector", "-o", str(tmp_path / "tile.s"), str(tmp_path / "tile.cpp")]
@@ -89,7 +91,9 @@ class FakeBuild(toolchain.Build):
         source = self.folder / "check.c"
         source.write_text(self.program)
         flags = [f"-D{definition}" for definition in definitions]
-        subprocess.run([str(CC), *flags, "-DON=1", "-DOFF=0", "-o", str(self.folder / selfcheck.PROGRAM), str(source)], check=True)
+        subprocess.run(
+            [str(CC), *flags, "-DON=1", "-DOFF=0", "-o", str(self.folder / selfcheck.PROGRAM), str(source)], check=True
+        )
 
 
 _DIES = """
@@ -110,7 +114,9 @@ int main(void) {
 def test_a_build_that_dies_is_built_again_with_fewer_instructions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toolchain, "native_macros", lambda: "#define __AMX_TILE__ 1\n#define __AVX512F__ 1\n#define __AVX2__ 1")
+    monkeypatch.setattr(
+        toolchain, "native_macros", lambda: "#define __AMX_TILE__ 1\n#define __AVX512F__ 1\n#define __AVX2__ 1"
+    )
     # dies while AVX-512 is on: with all instructions, where nothing is said, and with all but AMX
     build = FakeBuild(tmp_path, _DIES % "!defined(GGML_AVX512) || GGML_AVX512")
     selfcheck.compile_and_check(build, [])
@@ -140,7 +146,8 @@ def test_a_build_that_computes_wrongly_is_not_taken(tmp_path: Path) -> None:
 
 @needs_compiler
 def test_a_build_for_a_gpu_whose_driver_is_not_here_is_taken(tmp_path: Path) -> None:
-    absent = '#include <stdio.h>\nint main(void) { fputs("error while loading shared libraries: libcuda.so.1\\n", stderr); return 127; }'
+    said = "error while loading shared libraries: libcuda.so.1"
+    absent = f'#include <stdio.h>\nint main(void) {{ fputs("{said}\\n", stderr); return 127; }}'
     build = FakeBuild(tmp_path, absent)
     selfcheck.compile_and_check(build, [])
     assert "could not be started" in json.loads((tmp_path / selfcheck.REPORT).read_text())["self_test"]
@@ -186,12 +193,15 @@ def test_what_a_processor_lacks_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="no qemu-user")
 def test_an_older_processor_is_told_in_a_line(tmp_path: Path) -> None:
     _processor_library(tmp_path, "sse3 avx2 avx512f ")
-    script = f"import sys; sys.path.insert(0, {str(NATIVE)!r}); import cpu, pathlib; cpu.check(pathlib.Path({str(tmp_path)!r}))"
+    script = f"import sys; sys.path.insert(0, {str(NATIVE)!r}); import cpu; "
+    script += f"from pathlib import Path; cpu.check(Path({str(tmp_path)!r}))"
     done = subprocess.run(
         ["qemu-x86_64", "-cpu", "Nehalem", sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1, done.stderr
-    assert "another processor, this one lacks avx2, avx512f; build them here: pip install" in done.stderr.splitlines()[-1]
+    assert (
+        "another processor, this one lacks avx2, avx512f; build them here: pip install" in done.stderr.splitlines()[-1]
+    )
 
 
 def test_the_library_that_is_loaded_fits_this_processor() -> None:

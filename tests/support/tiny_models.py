@@ -101,7 +101,9 @@ def add_byte_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_eos_token_id(2)
 
 
-def _write(path: Path, arch: str, n_head: list[int] | int, n_head_kv: list[int], layer: Callable, add: Callable) -> Path:
+def _write(
+    path: Path, arch: str, n_head: list[int] | int, n_head_kv: list[int], layer: Callable, add: Callable
+) -> Path:
     """A model whose layers differ. ``layer(il)`` gives the names and shapes of a layer's tensors."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(len(n_head_kv))

@@ -2,8 +2,8 @@
 
     python two_devices.py MODEL STATS FOLDER_OF_LIBRARIES N_GPU_LAYERS PORT...
 
-Prints as JSON what must not depend on where layers lie: the text, the tokens that each head kept, the number of rounds, and
-whether a saved state goes on like the sequence that it was taken of.
+Prints as JSON what must not depend on where layers lie: the text, the tokens that each head kept, the number of rounds,
+and whether a saved state goes on like the sequence that it was taken of.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def main() -> None:
         assert engine.set_state(state)
         goes_on = bool(np.array_equal(first, engine.decode([7])))
         kept = [
-            sorted(native.get_kept(engine.ctx, il, head)[0].tolist()) for il in native.get_layers(engine.ctx) for head in (0, 1)
+            sorted(native.get_kept(engine.ctx, il, head)[0].tolist())
+            for il in native.get_layers(engine.ctx)
+            for head in (0, 1)
         ]
         n_rounds = engine.stats().n_rounds
     print(json.dumps({"text": text, "kept": kept, "n_rounds": n_rounds, "goes_on": goes_on}))
