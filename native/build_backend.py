@@ -37,6 +37,9 @@ NATIVE = Path(__file__).resolve().parent
 PATCHES = NATIVE.parent / "patches"
 TOOLS = ("llama-server", "llama-bench", "llama-perplexity", "llama-quantize", "ggml-rpc-server")
 
+# without these upstream's own library does not run everywhere, compared or not
+MENDINGS = ("0004-amx-tile-configuration.patch",)
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -99,7 +102,9 @@ def _lay_patched(cache: Path) -> Path:
 
 
 def _lay_unpatched(cache: Path) -> Path:
-    return _lay_tree(cache, "unpatched", lambda _: {"CMakeLists.txt": (NATIVE / "CMakeLists.txt").read_bytes()})
+    mendings = [patch for patch in read_patches(PATCHES) if patch.name in MENDINGS]
+    ours = {"CMakeLists.txt": (NATIVE / "CMakeLists.txt").read_bytes()}
+    return _lay_tree(cache, "unpatched", lambda pristine: {**apply_patches(mendings, pristine), **ours})
 
 
 def _build(tree: Path, triattn: bool) -> toolchain.Build:
@@ -179,7 +184,7 @@ def build_sdist(sdist_directory: str, config_settings: Mapping[str, str] | None 
 
 @_one_line_errors
 def build_library(out: Path | None, *, patched: bool) -> Path:
-    """Build libllama alone, with eviction or from the source as it came, and return the folder that holds it."""
+    """Build libllama alone, with eviction or as upstream has it, and return the folder that holds it."""
     toolchain.check_tools()
     cache = upstream.cache_root()
     with upstream.locked(cache):

@@ -223,3 +223,20 @@ def test_a_failed_round_is_refused_at_once_with_its_reason(tiny: tuple[Path, Pat
             assert engine.next_pos() == 288
         engine.decode([7])  # a round that works makes good
         assert engine.stats().n_rounds == 1
+
+
+def test_a_state_whose_rows_lie_otherwise_is_refused(smollm2: Path, tmp_path: Path) -> None:
+    random_stats(smollm2, range(read_model_info(smollm2).n_layer), tmp_path / "stats.gguf")
+
+    def engine() -> Engine:
+        return Engine(smollm2, SMALL, stats=tmp_path / "stats.gguf", n_ctx=2048, n_batch=128, type_k="q8_0")
+
+    with engine() as one:
+        one.feed(text(100))
+        state = one.state()
+    with environment(LLAMA_ATTN_ROT_DISABLE="1"), engine() as other:
+        assert not other.set_state(state)
+        other.feed(text(50))
+    with engine() as same:
+        assert same.set_state(state)
+        same.decode([7])

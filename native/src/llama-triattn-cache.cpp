@@ -109,7 +109,8 @@ llama_pos llama_triattn::seq_pos_cut(const llama_memory_i * memory, llama_seq_id
 
 llama_triattn::llama_triattn(
         llama_kv_cache & kv, const llama_triattn_params & params, const llama_cparams & cparams, uint32_t n_cells_full) :
-    kv(kv), params(params), n_cells_full(n_cells_full), whole(LLAMA_MAX_SEQ, 0) {
+    kv(kv), params(params), n_cells_full(n_cells_full),
+    is_long_rope(cparams.n_ctx_seq > kv.hparams.n_ctx_orig_yarn && kv.model.layers[0].rope_long), whole(LLAMA_MAX_SEQ, 0) {
     const auto & model   = kv.model;
     const auto & hparams = kv.hparams;
 
@@ -781,8 +782,12 @@ llama_memory_context_ptr llama_triattn::init_update(llama_context * lctx, bool f
 }
 
 //
-// room for a state
+// states
 //
+
+uint32_t llama_triattn::row_layout() const {
+    return (uint32_t) kv.attn_rot_k | (uint32_t) kv.attn_rot_v << 1 | (uint32_t) is_long_rope << 2;
+}
 
 uint32_t llama_triattn::n_free_without(llama_seq_id seq_id) const {
     const auto & cells = kv.v_cells[kv.seq_to_stream[seq_id]];

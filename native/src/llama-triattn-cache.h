@@ -130,6 +130,8 @@ private:
 
     const uint32_t n_cells_full; // cells of a stream without eviction
 
+    const bool is_long_rope; // keys were turned by the RoPE factors of a long context
+
     std::vector<llama_triattn_layer> layers;
 
     std::vector<uint32_t> set_first; // [n_layer] first set of a layer, `per-layer-head` mode
@@ -192,6 +194,9 @@ private:
 
     // brings sequences other than seq_id down to their budget until n_free cells of its stream could take its state
     void make_room(llama_seq_id seq_id, uint32_t n_free);
+
+    // what makes the same bytes other rows: bits for rotated keys, rotated values, long RoPE factors
+    uint32_t row_layout() const;
 
     void state_read_streams(llama_io_read_i & io, llama_seq_id seq_id, uint32_t n_saved);
 

@@ -8,13 +8,13 @@
 
 // Saving and restoring what an evicting cache holds.
 //
-// header | for each stream: head, cells (index, position, ext, sequences), tokens of the sets | K and V as upstream writes them
+// header (with how rows lie in this cache) | for each stream: head, cells (index, position, ext, sequences), tokens of the sets | K and V as upstream writes them
 //
 // Cells are restored where they were if those are free, since the sums of attention depend on the order of the cells: then a
 // restored sequence continues bit for bit.
 
 static const uint32_t STATE_MAGIC   = 0x41495254; // "TRIA"
-static const uint32_t STATE_VERSION = 1;
+static const uint32_t STATE_VERSION = 2;
 
 template <typename T>
 static void write_value(llama_io_write_i & io, const T & value) {
@@ -54,6 +54,7 @@ void llama_triattn::state_write(llama_io_write_i & io, llama_seq_id seq_id) cons
     write_value<uint32_t>(io, STATE_VERSION);
     write_value<uint32_t>(io, kv.n_stream);
     write_value<uint32_t>(io, n_set);
+    write_value<uint32_t>(io, row_layout());
 
     const uint32_t s0 = seq_id < 0 ? 0           : kv.seq_to_stream[seq_id];
     const uint32_t s1 = seq_id < 0 ? kv.n_stream : s0 + 1;
@@ -108,6 +109,8 @@ void llama_triattn::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
     require(read_value<uint32_t>(io) == STATE_VERSION, "its version is not known here");
     const uint32_t n_stream = read_value<uint32_t>(io);
     require(read_value<uint32_t>(io) == n_set,         "it was saved in another mode, or of another model");
+    require(read_value<uint32_t>(io) == row_layout(),
+            "its rows lie otherwise (LLAMA_ATTN_ROT_DISABLE, or another side of the context that long RoPE factors begin at)");
     const uint32_t n_saved  = read_value<uint32_t>(io);
     require(n_saved == (seq_id < 0 ? kv.n_stream : 1), "it was saved with another number of streams, or is of one sequence only");
     require(seq_id >= 0 || n_stream == kv.n_stream,    "it was saved with another number of streams");

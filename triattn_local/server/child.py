@@ -9,6 +9,7 @@ import collections
 import contextlib
 import ctypes
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ WITHIN_S = 600.0
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_S = 0.1
+_STACK_BYTES = 256 << 20  # of address space for each thread: only what is used takes memory
 _LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be
 _KEPT_LINES = 200
 _LAST_LINES = 5
@@ -257,5 +259,12 @@ def _ended(code: int | None) -> str:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the parent is killed: a model must not stay in the memory without its keeper."""
+    """Ask Linux for SIGTERM when the parent is killed: a model must not stay in the memory without its keeper.
+
+    And for deep stacks, which the threads that take requests begin with: the patterns of some tokenizers call themselves
+    for each letter of a long word, and one such request would end those of all others.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY and 0 <= soft < _STACK_BYTES:
+        resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES if hard < 0 else min(hard, _STACK_BYTES), hard))
     _LIBC.prctl(1, signal.SIGTERM)
