@@ -261,8 +261,8 @@ def _ended(code: int | None) -> str:
 def _die_with_parent() -> None:
     """Ask Linux for SIGTERM when the parent is killed: a model must not stay in the memory without its keeper.
 
-    And for deep stacks, which the threads that take requests begin with: the patterns of some tokenizers call themselves
-    for each letter of a long word, and one such request would end those of all others.
+    And for deep stacks, which the threads that take requests begin with: the patterns of some tokenizers call
+    themselves for each letter of a long word, and one such request would end those of all others.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY and 0 <= soft < _STACK_BYTES:
