@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import pytest
 from machine import slowness
 from texts import prose
@@ -87,7 +88,7 @@ async def test_past_the_cache_back_and_resumed(
         app.chat.prompt.insert("Go on.")
         await answered(pilot, app, "enter")
         report = app.session.path[-1].report
-        assert report["n_again"] == 0
+        assert report.get("n_again") == 0, report
         assert report["n_prompt"] - report["n_cached"] < 30
         contents = [message.content for message in app.session.path]
         app.exit()
@@ -102,7 +103,7 @@ async def test_past_the_cache_back_and_resumed(
             app.chat.prompt.insert("And then?")
             await answered(pilot, app, "enter")
             report = app.session.path[-1].report
-            assert report["n_again"] == 0
+            assert report.get("n_again") == 0, report
             assert report["n_prompt"] - report["n_cached"] < 30
             assert "restored from disk" in list(app.chat.query(AnswerMessage))[-1].note
     finally:
@@ -146,6 +147,18 @@ async def test_escape_amid_a_batch_of_the_prompt(
     assert after_a_stop.content == plain.content
 
 
+def _read_end(rt: Runtime, tokens: list[int], n: int, n_batch: int = 256) -> None:
+    """Put the last n tokens alone into the cache, where they stand."""
+    for first in range(len(tokens) - n, len(tokens), n_batch):
+        batch = llama_cpp.llama_batch_init(n_batch, 0, 1)
+        for i in range(n_batch):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = tokens[first + i], first + i, 1
+            batch.seq_id[i][0], batch.logits[i] = 0, i == n_batch - 1
+        batch.n_tokens = n_batch
+        assert llama_cpp.llama_decode(rt.context.handle, batch) == 0
+        llama_cpp.llama_batch_free(batch)
+
+
 async def test_a_session_of_30000_tokens_opens_without_reading_it_again(
     smollm2_triattn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +176,7 @@ async def test_a_session_of_30000_tokens_opens_without_reading_it_again(
     with Runtime.load(smollm2_triattn, settings.runtime(), settings.eviction()) as rt:
         tokens = Conversation(rt, shelf).lasting("", path)
         assert len(tokens) > 30_000
-        list(rt.generate(tokens[-1024:], max_tokens=0))
+        _read_end(rt, tokens, 1024)
         shelf.put(session.id, path[-1].id, dataclasses.replace(rt.snapshot(), tokens=tokens), in_memory=False)
     shelf.close()
 
@@ -187,7 +200,7 @@ async def test_a_session_of_30000_tokens_opens_without_reading_it_again(
     finally:
         app.shut_down()
     print(f"opened in {opened_s:.2f} s, restored in {restored_s:.2f} s")
-    assert report["n_again"] == 0
+    assert report.get("n_again") == 0, report
     assert report["n_prompt"] > 30_000
     assert report["n_prompt"] - report["n_cached"] < 40
     assert opened_s < 4 * slowness()
