@@ -39,6 +39,8 @@ class Level:
 
 
 _OF_X86 = ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")
+_MORE = ("AVX_VNNI", "AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16", "AMX_TILE", "AMX_INT8", "AMX_BF16")
+OPTIONS = tuple(f"GGML_{name}" for name in ("NATIVE", *_OF_X86, *_MORE))
 
 
 def levels(macros: str) -> list[Level]:
@@ -47,11 +49,8 @@ def levels(macros: str) -> list[Level]:
     if not toolchain.platform_is_x86():
         return [*result, Level("the common instructions of its kind", ("GGML_NATIVE=OFF",))]
 
-    # of a level before, an option stays in CMake's cache: each one is said in both states
     def portable(name: str, common: bool, **more: bool) -> Level:
-        options = {"NATIVE": False} | dict.fromkeys(_OF_X86, common)
-        options |= dict.fromkeys(("AVX_VNNI", "AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16"), False) | more
-        options |= dict.fromkeys(("AMX_TILE", "AMX_INT8", "AMX_BF16"), False)
+        options = {"NATIVE": False} | dict.fromkeys(_OF_X86, common) | dict.fromkeys(_MORE, False) | more
         return Level(name, tuple(f"GGML_{option}={'ON' if on else 'OFF'}" for option, on in options.items()))
 
     if "__AMX_TILE__" in macros and "__AVX512F__" in macros:
@@ -133,7 +132,8 @@ def compile_and_check(build: toolchain.Build, targets: Sequence[str]) -> None:
     """
     dropped: list[str] = []
     for level in levels(toolchain.native_macros()):
-        build.compile([*targets, PROGRAM, "llama-triattn-cpu"], level.definitions)
+        # what another build's level has said is forgotten first
+        build.compile([*targets, PROGRAM, "llama-triattn-cpu"], level.definitions, OPTIONS)
         is_good, said = run(build)
         line = f"self-test with {level.name}: {said}"
         build.note(line)

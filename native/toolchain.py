@@ -138,10 +138,11 @@ class Build:
             "CCACHE_NAMESPACE": f"triattn-{machine}",
         } | dict(os.environ)
 
-    def compile(self, targets: Sequence[str], definitions: Sequence[str] = ()) -> None:
+    def compile(self, targets: Sequence[str], definitions: Sequence[str] = (), forgotten: Sequence[str] = ()) -> None:
         """Configure and compile; on failure print the compiler's words and raise.
 
-        ``definitions`` are for this time: what they change is compiled again, and only that.
+        ``definitions`` are for this time: what they change is compiled again, and only that. CMake
+        remembers what it was told, so options that an earlier time defined are to be named in ``forgotten``.
         """
         cmake, ninja = find_cmake(), find_ninja()
         if cmake is None or ninja is None:
@@ -149,6 +150,7 @@ class Build:
         configure = [cmake, "-S", str(self.tree), "-B", str(self.folder), "-G", "Ninja"]
         # found anew each time: these may have been in a build environment that is gone
         configure += ["-U", "GGML_CCACHE_FOUND", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        configure += [part for name in forgotten for part in ("-U", name)]
         configure += [
             "-DCMAKE_BUILD_TYPE=Release",
             *(f"-D{definition}" for definition in (*self._definitions, *definitions)),

@@ -85,8 +85,9 @@ class FakeBuild(toolchain.Build):
         self.folder, self.log, self.program = folder, folder / "build.log", program
         self.compiled: list[tuple[str, ...]] = []
 
-    def compile(self, targets, definitions=()) -> None:  # type: ignore[no-untyped-def]
+    def compile(self, targets, definitions=(), forgotten=()) -> None:  # type: ignore[no-untyped-def]
         assert selfcheck.PROGRAM in targets
+        assert {definition.partition("=")[0] for definition in definitions} <= set(forgotten)
         self.compiled.append(tuple(definitions))
         source = self.folder / "check.c"
         source.write_text(self.program)
@@ -215,3 +216,17 @@ def test_the_library_that_is_loaded_fits_this_processor() -> None:
     if X86:
         needs = ctypes.c_char.in_dll(library, "llama_triattn_cpu_needs")
         assert ctypes.string_at(ctypes.addressof(needs)).split(), "what the CPU backend was compiled with"
+
+
+@needs_compiler
+def test_cmake_forgets_what_an_earlier_level_said(tmp_path: Path) -> None:
+    """Else a build after one that had to do with less would say that it has all instructions, and have less."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.21)\nproject(x NONE)\noption(GGML_NATIVE x ON)\n"
+        "add_custom_target(all_of_it COMMAND ${CMAKE_COMMAND} -E echo native=${GGML_NATIVE})\n"
+    )
+    build = toolchain.Build(tmp_path / "src", [])
+    for definitions, value in ((["GGML_NATIVE=OFF"], "OFF"), ([], "ON")):
+        build.compile(["all_of_it"], definitions, selfcheck.OPTIONS)
+        assert build.log.read_text().rstrip().endswith(f"native={value}")
