@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import llama_cpp
@@ -240,3 +241,38 @@ def test_a_state_whose_rows_lie_otherwise_is_refused(smollm2: Path, tmp_path: Pa
     with engine() as same:
         assert same.set_state(state)
         same.decode([7])
+
+
+def test_a_picture_larger_than_the_window_does_not_drive_out_the_text(tmp_path: Path) -> None:
+    """Its tokens stand on one position: the window protects the last cells, not the last positions."""
+
+    def add(writer) -> None:
+        writer.add_rope_dimension_sections([4, 6, 6, 0])
+
+    model = write_tiny(tmp_path / "vl.gguf", "qwen2vl", add=add)
+    random_stats(model, range(4), tmp_path / "stats.gguf")
+    with Engine(model, SMALL, stats=tmp_path / "stats.gguf", n_ctx=4096, n_batch=512) as engine:
+        engine.feed(text(200))
+        n, n_embd = 400, 128
+        batch = llama_cpp.llama_batch_init(n, n_embd, 1)
+        values = np.random.default_rng(0).standard_normal(n * n_embd).astype(np.float32)
+        rows, columns = [200 + i // 20 for i in range(n)], [200 + i % 20 for i in range(n)]
+        pos = (llama_cpp.llama_pos * (4 * n))(*[200] * n, *rows, *columns)
+        ctypes.memmove(batch.embd, values.ctypes.data, values.nbytes)
+        own = ctypes.cast(batch.pos, ctypes.c_void_p).value  # room for one number a token: a picture's have four
+        batch.pos = pos
+        for i in range(n):
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, i == n - 1
+        batch.n_tokens = n
+        assert llama_cpp.llama_decode(engine.ctx, batch) == 0
+        batch.pos = ctypes.cast(own, type(batch.pos))
+        llama_cpp.llama_batch_free(batch)
+        for i in range(100):
+            assert engine.try_decode([5 + i], pos=220 + i)[0] == 0
+        assert engine.stats().n_rounds >= 2
+        assert engine.stats().n_cells_used <= 256 + 32 + 1
+        for tokens in tokens_of(engine, 0):
+            assert {0, 1, 2, 3} <= tokens
+            assert set(range(220 + 100 - 32, 320)) <= tokens
+        kept = [native.get_kept(engine.ctx, il, head)[0] for il in range(4) for head in range(2)]
+        assert all((positions < 200).sum() > 4 for positions in kept), "all older text has gone"
