@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -45,7 +46,8 @@ OPTIONS = tuple(f"GGML_{name}" for name in ("NATIVE", *_OF_X86, *_MORE))
 
 def levels(macros: str) -> list[Level]:
     """What to compile for, in order: all that the processor announces, then less. ``macros``: the compiler's."""
-    result = [Level("all instructions of this processor")]
+    is_told = "GGML_NATIVE" in os.environ.get("CMAKE_ARGS", "").upper()
+    result = [Level("what $CMAKE_ARGS asks for" if is_told else "all instructions of this processor")]
     if not toolchain.platform_is_x86():
         return [*result, Level("the common instructions of its kind", ("GGML_NATIVE=OFF",))]
 
