@@ -32,22 +32,28 @@ needs_x86 = pytest.mark.skipif(not X86, reason="the instructions are x86's")
 # ---- the AMX tile configuration, which gcc before 12.4 and 13.3 stores in part
 
 
-def _stored_bytes(assembly: str) -> int:
-    """Of the 64 bytes that ldtilecfg reads, how many are stored before it."""
+FILLED = {0, *range(16, 32), *range(48, 56)}  # palette, columns and rows of eight tiles: what is not zero
+
+
+def _stored_bytes(assembly: str) -> set[int]:
+    """Of the 64 bytes that ldtilecfg reads, those that something else than zeros is stored into before it."""
     target = re.search(r"ldtilecfg\s+(-?\d*)\((%\w+)\)", assembly)
     assert target, "no ldtilecfg in what was compiled"
     first, base = int(target[1] or 0), target[2]
     width = {"%zmm": 64, "%ymm": 32, "%xmm": 16}
     sizes = {"movb": 1, "movw": 2, "movl": 4, "movq": 8}
-    covered: set[int] = set()
+    zeros: set[str] = set()  # numbers of vector registers that hold them
+    stored: set[int] = set()
     for line in assembly[: target.start()].splitlines():
+        if made := re.match(r"\s+(v?\w+)\s+.*%[xyz]mm(\d+)$", line):
+            (zeros.add if "xor" in made[1] else zeros.discard)(made[2])
         store = re.match(rf"\s+(v?mov\w+)\s+([^,]+),\s*(-?\d*)\({re.escape(base)}\)$", line)
-        if not store:
+        if not store or store[2] in ("$0", *(f"%{kind}mm{number}" for kind in "xyz" for number in zeros)):
             continue
         size = width.get(store[2][:4]) or sizes.get(store[1], 8)
         start = int(store[3] or 0) - first
-        covered |= set(range(start, start + size))
-    return len(covered & set(range(64)))
+        stored |= set(range(start, start + size))
+    return stored
 
 
 @needs_compiler
@@ -72,7 +78,7 @@ def test_the_tile_configuration_is_stored_whole(level: str, tmp_path: Path) -> N
     if "sapphirerapids" in done.stderr:
         pytest.skip("this compiler does not know AMX")
     assert done.returncode == 0, done.stderr
-    assert _stored_bytes((tmp_path / "tile.s").read_text()) == 64
+    assert _stored_bytes((tmp_path / "tile.s").read_text()) >= FILLED
 
 
 # ---- a build that dies is compiled again with less
