@@ -24,7 +24,6 @@ from upstream import BuildError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 PROGRAM = "llama-triattn-check"
 REPORT = "triattn-build.json"  # beside the libraries: what the self-test of their build said
@@ -96,25 +95,14 @@ def _lacking(build: toolchain.Build) -> str:
     library = next((path for path in build.folder.rglob("libllama-triattn-cpu.*") if path.is_file()), None)
     if library is None:
         return ""
-    # a copy of its own name is not needed: the file is not loaded again once it was compiled anew
-    with _loaded(library) as lib:
+    import _ctypes
+
+    lib = ctypes.CDLL(str(library))
+    try:
         lib.llama_triattn_cpu_lacks.restype = ctypes.c_char_p
         return str(lib.llama_triattn_cpu_lacks().decode())
-
-
-class _loaded:  # noqa: N801  a function with an end
-    """A library that is unloaded afterwards, so that the next build's is not taken for this one's."""
-
-    def __init__(self, path: Path) -> None:
-        self._lib = ctypes.CDLL(str(path))
-
-    def __enter__(self) -> ctypes.CDLL:
-        return self._lib
-
-    def __exit__(self, *_: object) -> None:
-        import _ctypes
-
-        _ctypes.dlclose(self._lib._handle)
+    finally:
+        _ctypes.dlclose(lib._handle)  # or the next level's library would be taken for this one
 
 
 def _name_of(number: int) -> str:
