@@ -247,6 +247,8 @@ class Context:
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._ranking: native.Ranking | None = None
         self.n_batch = options.n_batch
+        self.n_recall = eviction.recall_period if eviction is not None and eviction.cold != "off" else 0
+        """tokens between two recalls of the cold tier; 0: there are none"""
         self.n_seq = options.n_seq_max
         self.tokens: list[int] = []
         """the first sequence so far, evicted tokens included"""
@@ -360,7 +362,9 @@ class Context:
         last: NDArray[np.float32] = np.empty(0, np.float32)
         for i in range(0, len(tokens), self.n_batch):
             batch = tokens[i : i + self.n_batch]
-            last = self.decode(batch, n_logits=1)[0]
+            is_last = i + len(batch) == len(tokens)
+            logits = self.decode(batch, n_logits=int(is_last))
+            last = logits[0] if is_last else last
             progress(i + len(batch))
         return last
 

@@ -146,6 +146,7 @@ extern "C" {
         uint64_t n_tokens_stored;    // rows out: tokens whose rows were copied to it
         uint64_t n_tokens_destroyed; // that had to leave it, for good
         uint64_t n_recalls;
+        uint64_t n_heads_scored;     // KV heads whose stored keys were compared with queries, summed over recalls and layers
         uint64_t n_rows_recalled;    // K rows that came back, summed over layers and heads
         uint64_t t_store_us;         // rows out
         uint64_t t_recall_us;        // scoring the store and rows in, without t_store_us of the same tokens
@@ -192,6 +193,11 @@ extern "C" {
     // Score the candidates of the sequence as a round would, without evicting: the scores below are of this moment then.
     // Returns the number of candidates, or a negative status.
     LLAMA_API int32_t llama_triattn_score(struct llama_context * ctx, llama_seq_id seq_id);
+
+    // Other recalls from now on than the settings asked for: share of the budget (0 to 0.9, 0: none), tokens that come back together
+    // and queries at the end of a prompt, tokens between recalls while text streams (0: none). Queries and period at most
+    // what the larger of both was when the context was made.
+    LLAMA_API int32_t llama_triattn_set_recall(struct llama_context * ctx, float share, uint32_t block, uint32_t queries, uint32_t period);
 
     // While *flag is true, llama_decode() gives up at the next operation and returns 2, on backends that ask whether to go on
     // (CPU, Metal; the others finish their graph); micro-batches that are done stay in the memory. Any thread may write it: what

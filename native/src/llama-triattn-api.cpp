@@ -181,6 +181,17 @@ static bool is_set(void * flag) {
     return *(const volatile bool *) flag;
 }
 
+int32_t llama_triattn_set_recall(struct llama_context * ctx, float share, uint32_t block, uint32_t queries, uint32_t period) {
+    auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    if (!triattn) {
+        return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
+    }
+    return guarded(LLAMA_TRIATTN_BAD_PARAM, [&] {
+        triattn->set_recall(share, block, queries, period);
+        return LLAMA_TRIATTN_OK;
+    });
+}
+
 int32_t llama_triattn_set_abort_flag(struct llama_context * ctx, const volatile bool * flag) {
     if (!ctx) {
         return fail(LLAMA_TRIATTN_BAD_PARAM, "ctx is NULL");

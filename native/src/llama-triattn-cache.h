@@ -124,6 +124,9 @@ public:
 
     // for the C API
 
+    // Throws std::runtime_error for what cannot be taken.
+    void set_recall(float share, uint32_t block, uint32_t queries, uint32_t period);
+
     void set_ranking(llama_triattn_ranking fn, void * user_data) { ranking = fn; ranking_data = user_data; }
 
     const llama_triattn_params & get_params() const { return params; }
@@ -146,7 +149,7 @@ public:
 private:
     llama_kv_cache & kv;
 
-    const llama_triattn_params params;
+    llama_triattn_params params; // only what concerns recall changes
 
     const uint32_t n_cells_full; // cells of a stream without eviction
 
@@ -191,6 +194,13 @@ private:
         llama_pos at       = 0;     // where the last recall was
         uint32_t  n_prompt = 0;     // tokens since the last output
         bool      is_warned = false;
+
+        // A head that had all that its queries wanted is not asked at the next recalls: 1 of them, 3, 7.
+        struct rest {
+            int n    = 0;
+            int left = 0;
+        };
+        std::vector<std::vector<rest>> rests; // [layer][n_head_kv]
     };
     std::vector<reading> readings; // [n_seq]
 
@@ -200,6 +210,8 @@ private:
     void unmark(uint32_t strm, uint32_t cell); // another token lies there now
 
     bool is_in_parts = false;
+
+    uint32_t n_ring = 0; // queries that are recorded of a sequence
 
     void init_cold(const llama_cparams & cparams);
 
@@ -215,9 +227,10 @@ private:
         uint32_t  n_max;    // cells for them
         uint32_t  n_block;
         bool      must_earn; // a row gives way only to one that is wanted more
+        float     least = -INFINITY; // what is wanted less stays where it is
     };
 
-    llama_triattn_wanting wanting_of(llama_seq_id seq_id, size_t i_layer, const std::vector<llama_pos> & qpos) const;
+    llama_triattn_wanting wanting_of(llama_seq_id seq_id, size_t i_layer, const std::vector<llama_pos> & qpos, size_t n_mean) const;
 
     void choose_recall(llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, recalled_tokens & res) const;
     bool bring_back   (llama_seq_id seq_id, const std::vector<size_t> & i_layers, const std::vector<recalled_tokens> & of_set);

@@ -56,7 +56,8 @@ void llama_triattn::init_cold(const llama_cparams & cparams) {
     const uint64_t n_wanted = params.cold == LLAMA_TRIATTN_COLD_AUTO ? free_host_memory()/4*3 : (uint64_t) params.cold << 10;
 
     store    = std::make_unique<llama_triattn_store>(sizes, kv.seq_to_stream.size(), params.n_keep, std::min(n_all, n_wanted));
-    queries  = std::make_unique<llama_triattn_queries>(layers, cparams.n_seq_max, std::max(params.recall_queries, params.recall_period));
+    n_ring   = std::max(params.recall_queries, params.recall_period);
+    queries  = std::make_unique<llama_triattn_queries>(layers, cparams.n_seq_max, n_ring);
     recaller = std::make_unique<llama_triattn_recaller>(kv.type_k(), cparams.n_threads);
 
     readings.resize(kv.seq_to_stream.size());
@@ -69,6 +70,19 @@ void llama_triattn::init_cold(const llama_cparams & cparams) {
 
     LLAMA_LOG_INFO("%s: cold tier of %.1f MiB at most, %zu bytes a token; queries %.1f MiB\n", __func__,
             store->n_bytes_max()/1048576.0, store->token_bytes(), queries->n_bytes()/1048576.0);
+}
+
+void llama_triattn::set_recall(float share, uint32_t block, uint32_t n_query, uint32_t period) {
+    auto changed = params;
+    changed.recall         = share;
+    changed.recall_block   = block;
+    changed.recall_queries = n_query;
+    changed.recall_period  = period;
+    llama_triattn_model::check(changed);
+    if (std::max(n_query, period) > n_ring) {
+        throw std::runtime_error(format("only the last %u queries are recorded", n_ring));
+    }
+    params = changed;
 }
 
 void llama_triattn::unmark(uint32_t strm, uint32_t cell) {
@@ -190,14 +204,13 @@ void llama_triattn::note_worth(llama_seq_id seq_id) {
 // recall
 //
 
-llama_triattn_wanting llama_triattn::wanting_of(llama_seq_id seq_id, size_t i_layer, const std::vector<llama_pos> & qpos) const {
+llama_triattn_wanting llama_triattn::wanting_of(llama_seq_id seq_id, size_t i_layer, const std::vector<llama_pos> & qpos, size_t n_mean) const {
     const auto & layer = layers[i_layer];
 
     const uint32_t n_gqa = layer.n_head/layer.n_head_kv;
     const size_t   n     = layer.n_embd_head_k;
 
     llama_triattn_wanting res;
-    res.n_query  = layer.ils.size()*qpos.size()*n_gqa;
     res.soft_cap = kv.hparams.attn_soft_cap ? kv.hparams.f_attn_logit_softcapping : 0.0f;
 
     std::vector<llama_triattn_queries::layer> of_layer;
@@ -207,16 +220,21 @@ llama_triattn_wanting llama_triattn::wanting_of(llama_seq_id seq_id, size_t i_la
         with_sinks = with_sinks || !of_layer.back().sinks.empty();
     }
 
-    res.q.reserve((size_t) layer.n_head_kv*res.n_query*n);
     for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
         for (const auto & l : of_layer) {
-            for (size_t i = 0; i < qpos.size(); ++i) {
-                for (uint32_t g = 0; g < n_gqa; ++g) {
-                    const uint32_t head = h*n_gqa + g;
-                    const float *  q    = l.q.data() + (i*layer.n_head + head)*n;
-                    std::transform(q, q + n, std::back_inserter(res.q), [&](float x) { return x*l.kq_scale; });
+            for (size_t i = 0; i < qpos.size(); i += n_mean) {
+                const size_t end = std::min(i + n_mean, qpos.size());
+                for (uint32_t head = h*n_gqa; head < (h + 1)*n_gqa; ++head) {
+                    const size_t first = res.q.size();
+                    res.q.resize(first + n, 0.0f);
+                    for (size_t j = i; j < end; ++j) {
+                        const float * q = l.q.data() + (j*layer.n_head + head)*n;
+                        for (size_t k = 0; k < n; ++k) {
+                            res.q[first + k] += q[k]*l.kq_scale/(end - i);
+                        }
+                    }
                     if (h == 0) {
-                        res.pos.push_back(qpos[i]);
+                        res.pos.push_back(qpos[end - 1]);
                     }
                     if (with_sinks) {
                         res.sink.push_back(l.sinks.empty() ? -INFINITY : l.sinks[head]);
@@ -225,6 +243,7 @@ llama_triattn_wanting llama_triattn::wanting_of(llama_seq_id seq_id, size_t i_la
             }
         }
     }
+    res.n_query = res.pos.size();
     return res;
 }
 
@@ -233,7 +252,10 @@ void llama_triattn::choose_recall(
     const uint32_t strm  = kv.seq_to_stream[seq_id];
     const auto &   cells = kv.v_cells[strm];
 
-    const auto wanted = llama_triattn_wanted(weights, b.p0, b.p1, b.n_max, b.n_block);
+    const auto wanted = llama_triattn_wanted(weights, b.p0, b.p1, b.n_max, b.n_block, b.least);
+    if (wanted.empty()) {
+        return;
+    }
 
     std::vector<uint8_t> is_wanted(b.p1, 0), is_hot(b.p1, 0);
     for (const auto p : wanted) {
@@ -362,30 +384,70 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt) {
 
     const bool is_per_layer = params.mode == LLAMA_TRIATTN_MODE_PER_LAYER_HEAD;
 
+    auto & rests = readings[seq_id].rests;
+    rests.resize(layers.size());
+
     std::vector<recalled_tokens> of_set(n_set);
     std::vector<float> weights;
     std::vector<float> sums; // [n_set][size] where sets are of several layers
 
     const uint64_t n_before = counters.n_rows_recalled;
 
+    const auto xenv = [](const char * n, double d) { const char * e = getenv(n); return e ? atof(e) : d; };
+    const float x_delta = xenv(is_prompt ? "X_PDELTA" : "X_DELTA", is_prompt ? 1e9 : 1e9);
+    const int   x_back  = xenv("X_BACK", 1);
+    const float x_enough = xenv("X_ENOUGH", -4);
+    const int   x_mean = xenv("X_MEAN", 4);
+    if (!is_prompt) b.least = xenv("X_LEAST", -7);
+
     for (size_t i = 0; i < layers.size(); ++i) {
         const auto & layer = layers[i];
-        if (!recaller->score(*store, seq_id, i, layer.n_head_kv, layer.n_embd_head_k, wanting_of(seq_id, i, qpos), weights)) {
+
+        rests[i].resize(layer.n_head_kv);
+        std::vector<uint32_t> heads;
+        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+            auto & rest = rests[i][h];
+            if (is_prompt) {
+                rest = {};
+            }
+            if (rest.left > 0 && is_per_layer) {
+                rest.left -= 1;
+                continue;
+            }
+            heads.push_back(h);
+        }
+        if (heads.empty()) {
+            continue;
+        }
+
+        if (!recaller->score(*store, seq_id, i, heads, layer.n_embd_head_k, wanting_of(seq_id, i, qpos, is_prompt ? 1 : x_mean), weights)) {
             return fail("queries cannot be compared with the stored keys: the CPU backend failed");
         }
         if (!is_per_layer) {
             sums.resize((size_t) n_set*size, 0.0f);
         }
-        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-            const uint32_t set = set_of(i, h);
-            const float *  w   = weights.data() + (size_t) h*size;
+        for (size_t j = 0; j < heads.size(); ++j) {
+            const uint32_t set = set_of(i, heads[j]);
+            float * w = weights.data() + j*size;
+            for (size_t p = 1; x_delta < 1e8 && p < size; ++p) {
+                w[p] = std::max(w[p], w[p - 1] - x_delta);
+            }
             if (is_per_layer) {
                 choose_recall(seq_id, set, w, b, of_set[set]);
+
+                float largest = -INFINITY;
+                for (const auto & [p, cell] : of_set[set]) {
+                    largest = std::max(largest, w[p]);
+                }
+                auto & rest = rests[i][heads[j]];
+                rest.n    = largest > x_enough ? 0 : std::min(2*rest.n + 1, x_back - 1);
+                rest.left = rest.n;
             } else {
                 std::transform(w, w + size, sums.begin() + (size_t) set*size, sums.begin() + (size_t) set*size,
                         [](float x, float sum) { return x > -INFINITY ? sum + expf(x) : -INFINITY; });
             }
         }
+        counters.n_heads_scored += heads.size();
     }
     for (uint32_t set = 0; !is_per_layer && set < n_set; ++set) {
         choose_recall(seq_id, set, sums.data() + (size_t) set*size, b, of_set[set]);
@@ -550,7 +612,7 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
 
 bool llama_triattn::decode_in_parts(llama_context & lctx, const llama_batch_ext & batch, int & res) {
     auto * triattn = of(&lctx);
-    if (!triattn || !triattn->store || triattn->is_in_parts) {
+    if (!triattn || !triattn->store || triattn->params.recall == 0.0f || triattn->is_in_parts) {
         return false;
     }
     triattn->is_in_parts = true;

@@ -35,28 +35,25 @@ static inline float exp_of(float x) {
     return p*scale;
 }
 
-// What the nodes behind the products need. Logits lie as the products leave them: for each slab [n_head][n_query][n_rows].
+// What the nodes behind the products need. Logits lie as the products leave them: for each head and slab [n_query][n_rows].
 struct triattn_logits {
     struct slab {
-        const float *   data;
         const int32_t * blocks; // [n_rows/N_BLOCK]
         int64_t         n_rows;
     };
     std::vector<slab> slabs;
 
+    struct head {
+        const float *        sink; // [n_query], nullptr: none
+        std::vector<float *> data; // [slab]
+        std::vector<float>   lse;  // [n_query] logarithm of the sum of exponentials
+        float *              weights; // [size]
+    };
+    std::vector<head> heads;
+
     const llama_triattn_wanting * wanting;
 
-    uint32_t  head0;  // first KV head of the graph
-    uint32_t  n_head;
-    llama_pos size;   // of the sequence
-
-    std::vector<float> lse; // [n_head][n_query] logarithm of the sum of exponentials
-
-    float * weights; // [n_head][size]
-
-    const float * row(const slab & s, uint32_t head, uint32_t query) const {
-        return s.data + ((size_t) head*wanting->n_query + query)*s.n_rows;
-    }
+    llama_pos size; // of the sequence
 
     // tokens of a block that a query sees: they come first
     int n_seen(int32_t block, llama_pos pos) const {
@@ -65,57 +62,56 @@ struct triattn_logits {
     }
 };
 
-static float capped(float x, float cap) {
-    return cap > 0.0f ? cap*tanhf(x/cap) : x;
-}
+static const int N_BLOCK = llama_triattn_store::N_BLOCK;
 
 // One query after another: the sum that its softmax divides by.
 static void compute_sums(ggml_tensor * /*dst*/, int ith, int nth, void * userdata) {
     auto & l = *(triattn_logits *) userdata;
     const auto & w = *l.wanting;
 
-    const int n_block = llama_triattn_store::N_BLOCK;
+    for (size_t i = ith; i < l.heads.size()*w.n_query; i += nth) {
+        auto & head = l.heads[i/w.n_query];
+        const uint32_t query = i % w.n_query;
 
-    for (uint32_t i = ith; i < l.n_head*w.n_query; i += nth) {
-        const uint32_t head = i/w.n_query, query = i % w.n_query;
-
-        float largest = w.sink.empty() ? -INFINITY : w.sink[(l.head0 + head)*w.n_query + query];
-        for (const auto & s : l.slabs) {
-            float * row = const_cast<float *>(l.row(s, head, query));
-            for (int64_t b = 0; b < s.n_rows/n_block; ++b) {
+        float largest = head.sink ? head.sink[query] : -INFINITY;
+        for (size_t j = 0; j < l.slabs.size(); ++j) {
+            const auto & s = l.slabs[j];
+            float * row = head.data[j] + query*s.n_rows;
+            for (int64_t b = 0; b < s.n_rows/N_BLOCK; ++b) {
                 const int n = l.n_seen(s.blocks[b], w.pos[query]);
-                float * x = row + b*n_block;
-                for (int j = 0; w.soft_cap > 0.0f && j < n; ++j) {
-                    x[j] = capped(x[j], w.soft_cap);
+                float * x = row + b*N_BLOCK;
+                for (int k = 0; w.soft_cap > 0.0f && k < n; ++k) {
+                    x[k] = w.soft_cap*tanhf(x[k]/w.soft_cap);
                 }
-                for (int j = 0; j < n; ++j) {
-                    largest = std::max(largest, x[j]);
+                for (int k = 0; k < n; ++k) {
+                    largest = std::max(largest, x[k]);
                 }
             }
         }
 
-        float sum = w.sink.empty() ? 0.0f : exp_of(w.sink[(l.head0 + head)*w.n_query + query] - largest);
-        for (const auto & s : l.slabs) {
-            const float * row = l.row(s, head, query);
-            for (int64_t b = 0; b < s.n_rows/n_block; ++b) {
+        float sums[N_BLOCK] = {};
+        for (size_t j = 0; j < l.slabs.size(); ++j) {
+            const auto & s = l.slabs[j];
+            const float * row = head.data[j] + query*s.n_rows;
+            for (int64_t b = 0; b < s.n_rows/N_BLOCK; ++b) {
                 const int n = l.n_seen(s.blocks[b], w.pos[query]);
-                const float * x = row + b*n_block;
-                if (n == n_block) {
-                    float part[llama_triattn_store::N_BLOCK];
-                    for (int j = 0; j < n_block; ++j) {
-                        part[j] = exp_of(x[j] - largest);
-                    }
-                    for (int j = 0; j < n_block; ++j) {
-                        sum += part[j];
+                const float * x = row + b*N_BLOCK;
+                if (n == N_BLOCK) {
+                    for (int k = 0; k < N_BLOCK; ++k) {
+                        sums[k] += exp_of(x[k] - largest);
                     }
                 } else {
-                    for (int j = 0; j < n; ++j) {
-                        sum += exp_of(x[j] - largest);
+                    for (int k = 0; k < n; ++k) {
+                        sums[k] += exp_of(x[k] - largest);
                     }
                 }
             }
         }
-        l.lse[i] = largest + logf(sum);
+        float sum = head.sink ? exp_of(head.sink[query] - largest) : 0.0f;
+        for (const float x : sums) {
+            sum += x;
+        }
+        head.lse[query] = largest + logf(sum);
     }
 }
 
@@ -124,33 +120,32 @@ static void compute_weights(ggml_tensor * /*dst*/, int ith, int nth, void * user
     auto & l = *(triattn_logits *) userdata;
     const auto & w = *l.wanting;
 
-    const int n_block = llama_triattn_store::N_BLOCK;
-
-    for (const auto & s : l.slabs) {
-        for (int64_t b = ith; b < s.n_rows/n_block; b += nth) {
+    for (size_t j = 0; j < l.slabs.size(); ++j) {
+        const auto & s = l.slabs[j];
+        for (int64_t b = ith; b < s.n_rows/N_BLOCK; b += nth) {
             if (s.blocks[b] < 0) {
                 continue;
             }
-            const llama_pos p0 = s.blocks[b]*(llama_pos) n_block;
-            const int n_here = std::min<llama_pos>(n_block, l.size - p0);
-            for (uint32_t head = 0; head < l.n_head; ++head) {
-                float best[llama_triattn_store::N_BLOCK];
-                std::fill_n(best, n_block, -INFINITY);
+            const llama_pos p0 = s.blocks[b]*(llama_pos) N_BLOCK;
+            const int n_here = std::clamp<llama_pos>(l.size - p0, 0, N_BLOCK);
+            for (const auto & head : l.heads) {
+                float best[N_BLOCK];
+                std::fill_n(best, N_BLOCK, -INFINITY);
                 for (uint32_t query = 0; query < w.n_query; ++query) {
                     const int     n   = l.n_seen(s.blocks[b], w.pos[query]);
-                    const float * x   = l.row(s, head, query) + b*n_block;
-                    const float   lse = l.lse[head*w.n_query + query];
-                    if (n == n_block) {
-                        for (int j = 0; j < n_block; ++j) {
-                            best[j] = std::max(best[j], x[j] - lse);
+                    const float * x   = head.data[j] + query*s.n_rows + b*N_BLOCK;
+                    const float   lse = head.lse[query];
+                    if (n == N_BLOCK) {
+                        for (int k = 0; k < N_BLOCK; ++k) {
+                            best[k] = std::max(best[k], x[k] - lse);
                         }
                     } else {
-                        for (int j = 0; j < n; ++j) {
-                            best[j] = std::max(best[j], x[j] - lse);
+                        for (int k = 0; k < n; ++k) {
+                            best[k] = std::max(best[k], x[k] - lse);
                         }
                     }
                 }
-                std::copy_n(best, std::max(n_here, 0), l.weights + (size_t) head*l.size + p0);
+                std::copy_n(best, n_here, head.weights + p0);
             }
         }
     }
@@ -160,75 +155,83 @@ bool llama_triattn_recaller::score(
         const llama_triattn_store & store,
         llama_seq_id seq_id,
         uint32_t i_layer,
-        uint32_t n_head_kv,
+        const std::vector<uint32_t> & heads,
         uint32_t n_embd_head,
         const llama_triattn_wanting & wanting,
         std::vector<float> & weights) {
-    const llama_pos size  = store.size(seq_id);
-    const auto      slabs = store.slabs(seq_id, i_layer);
+    const llama_pos size   = store.size(seq_id);
+    const auto      slabs  = store.slabs(seq_id, i_layer);
     const size_t    n_slab = store.n_slab();
     const size_t    row    = ggml_row_size(type_k, n_embd_head);
 
-    weights.assign((size_t) n_head_kv*size, -INFINITY);
+    weights.assign(heads.size()*size, -INFINITY);
 
-    // of the last slab the rows behind its last block are not there
+    // of a slab the rows behind its last block are not there
     std::vector<int64_t> n_rows;
     size_t n_row = 0;
     for (const auto & s : slabs) {
         const auto & b = *s.blocks;
         const auto last = std::find_if(b.rbegin(), b.rend(), [](int32_t x) { return x >= 0; });
-        n_rows.push_back((b.rend() - last)*llama_triattn_store::N_BLOCK);
+        n_rows.push_back((b.rend() - last)*N_BLOCK);
         n_row += n_rows.back();
     }
-    if (n_row == 0) {
+    if (n_row == 0 || wanting.n_query == 0) {
         return true;
     }
 
     const size_t n_logits = n_row*wanting.n_query;
-    const uint32_t n_head = std::clamp<size_t>(N_LOGITS_MAX/n_logits, 1, n_head_kv);
+    const size_t n_at_once = std::clamp<size_t>(N_LOGITS_MAX/n_logits, 1, heads.size());
 
-    scratch.resize(n_logits*n_head + 16);
+    scratch.resize(n_logits*n_at_once);
 
-    for (uint32_t head0 = 0; head0 < n_head_kv; head0 += n_head) {
-        const uint32_t n = std::min(n_head, n_head_kv - head0);
+    for (size_t i0 = 0; i0 < heads.size(); i0 += n_at_once) {
+        const size_t n = std::min(n_at_once, heads.size() - i0);
 
-        const size_t n_nodes = slabs.size() + 2;
+        const size_t n_nodes = slabs.size()*n + 4;
         ggml_init_params init = {
-            /*.mem_size   =*/ (2*n_nodes + 4)*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes + 4, false),
+            /*.mem_size   =*/ 3*n_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false),
             /*.mem_buffer =*/ nullptr,
             /*.no_alloc   =*/ true,
         };
         ggml_context_ptr ctx { ggml_init(init) };
-        ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), n_nodes + 4, false);
-
-        ggml_tensor * q = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_embd_head, wanting.n_query, n);
-        q->data = const_cast<float *>(wanting.q.data()) + (size_t) head0*wanting.n_query*n_embd_head;
+        ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), n_nodes, false);
 
         triattn_logits logits;
         logits.wanting = &wanting;
-        logits.head0   = head0;
-        logits.n_head  = n;
         logits.size    = size;
-        logits.weights = weights.data() + (size_t) head0*size;
-        logits.lse.resize((size_t) n*wanting.n_query);
+        for (size_t j = 0; j < slabs.size(); ++j) {
+            logits.slabs.push_back({ slabs[j].blocks->data(), n_rows[j] });
+        }
 
         float * out = scratch.data();
-        for (size_t i = 0; i < slabs.size(); ++i) {
-            if (n_rows[i] == 0) {
-                continue;
+        ggml_tensor * q = nullptr;
+        for (size_t i = i0; i < i0 + n; ++i) {
+            const size_t first = (size_t) heads[i]*wanting.n_query;
+
+            triattn_logits::head head;
+            head.sink    = wanting.sink.empty() ? nullptr : wanting.sink.data() + first;
+            head.weights = weights.data() + i*size;
+            head.lse.resize(wanting.n_query);
+
+            q = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_embd_head, wanting.n_query);
+            q->data = const_cast<float *>(wanting.q.data()) + first*n_embd_head;
+
+            for (size_t j = 0; j < slabs.size(); ++j) {
+                head.data.push_back(out);
+                if (n_rows[j] == 0) {
+                    continue;
+                }
+                // the rows of a head lie side by side
+                ggml_tensor * k = ggml_new_tensor_2d(ctx.get(), type_k, n_embd_head, n_rows[j]);
+                k->data = slabs[j].data + slabs[j].offset + heads[i]*n_slab*row;
+
+                ggml_tensor * product = ggml_mul_mat(ctx.get(), k, q);
+                product->data = out;
+                out += ggml_nelements(product);
+
+                ggml_build_forward_expand(gf, product);
             }
-            // the rows of a head lie side by side
-            ggml_tensor * k = ggml_new_tensor_3d(ctx.get(), type_k, n_embd_head, n_rows[i], n);
-            k->data  = slabs[i].data + slabs[i].offset + head0*n_slab*row;
-            k->nb[2] = n_slab*row;
-            k->nb[3] = k->nb[2]*n;
-
-            ggml_tensor * product = ggml_mul_mat(ctx.get(), k, q);
-            product->data = out;
-            logits.slabs.push_back({ out, slabs[i].blocks->data(), n_rows[i] });
-            out += ggml_nelements(product);
-
-            ggml_build_forward_expand(gf, product);
+            logits.heads.push_back(std::move(head));
         }
 
         float unused = 0.0f;
@@ -245,7 +248,8 @@ bool llama_triattn_recaller::score(
     return true;
 }
 
-std::vector<llama_pos> llama_triattn_wanted(const float * weights, llama_pos p0, llama_pos p1, uint32_t n_max, uint32_t n_block) {
+std::vector<llama_pos> llama_triattn_wanted(
+        const float * weights, llama_pos p0, llama_pos p1, uint32_t n_max, uint32_t n_block, float least) {
     struct block {
         float     weight;
         llama_pos pos;
@@ -257,7 +261,7 @@ std::vector<llama_pos> llama_triattn_wanted(const float * weights, llama_pos p0,
         for (llama_pos p = std::max(b, p0); p < std::min(b + (llama_pos) n_block, p1); ++p) {
             best = std::max(best, weights[p]);
         }
-        if (best > -INFINITY) {
+        if (best > least) {
             blocks.push_back({ best, b });
         }
     }

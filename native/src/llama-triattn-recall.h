@@ -27,13 +27,13 @@ public:
     // Throws std::runtime_error if there is no CPU backend.
     llama_triattn_recaller(ggml_type type_k, uint32_t n_threads);
 
-    // The logarithm of the largest softmax weight that one of the queries gives to each token of the sequence, over all its tokens:
-    // [n_head_kv][size], -INFINITY where the store has none.
+    // The logarithm of the largest softmax weight that one of the queries gives to each token of the sequence, over all its tokens,
+    // for some KV heads of a layer: [heads.size()][size], -INFINITY where the store has none.
     bool score(
             const llama_triattn_store & store,
             llama_seq_id seq_id,
             uint32_t i_layer,
-            uint32_t n_head_kv,
+            const std::vector<uint32_t> & heads,
             uint32_t n_embd_head,
             const llama_triattn_wanting & wanting,
             std::vector<float> & weights);
@@ -47,5 +47,6 @@ private:
 };
 
 // The positions of [p0, p1) that get one of n_max places: aligned blocks of n_block tokens by the largest weight of each, or single
-// tokens (n_block 1). Tokens without a weight are not there. In descending order of what decided.
-std::vector<llama_pos> llama_triattn_wanted(const float * weights, llama_pos p0, llama_pos p1, uint32_t n_max, uint32_t n_block);
+// tokens (n_block 1), of at least the weight `least`. In descending order of what decided.
+std::vector<llama_pos> llama_triattn_wanted(
+        const float * weights, llama_pos p0, llama_pos p1, uint32_t n_max, uint32_t n_block, float least);

@@ -57,6 +57,11 @@ GROUPS: dict[str, tuple[Method, ...]] = {
         Method("per-head", "a set for each KV head, over all layers", {"mode": "per-head"}),
         Method("shared", "one set, mean over layers and heads", {"mode": "shared"}),
     ),
+    "cold": (
+        Method("cold", "per-layer-head, and what was forgotten comes back when it is asked for", {"cold": "auto"}),
+        Method("cold-per-head", "the same with sets over all layers", {"mode": "per-head", "cold": "auto"}),
+        Method("cold-shared", "the same with one set", {"mode": "shared", "cold": "auto"}),
+    ),
     "baselines": (
         Method("streaming", "the first and the most recent tokens", {"policy": "streaming"}),
         Method("knorm", "the smallest key norms", {"policy": "knorm"}),

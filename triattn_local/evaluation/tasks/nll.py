@@ -105,8 +105,9 @@ def _compare(context: Context, tokens: list[int], first: int, full: _Full) -> Me
     kl: list[NDArray[np.float32]] = []
     top1: list[NDArray[np.bool_]] = []
     n_last = len(tokens) - 1
-    for i in range(0, n_last, context.n_batch):
-        batch = tokens[i : min(i + context.n_batch, n_last)]
+    n_step = min(context.n_batch, context.n_recall or context.n_batch)  # a text that is written gets its recalls
+    for i in range(0, n_last, n_step):
+        batch = tokens[i : min(i + n_step, n_last)]
         n_rows = min(max(i + len(batch) - (first - 1), 0), len(batch))  # row of position p speaks of p + 1
         logits = context.decode(batch, n_logits=n_rows)
         if n_rows == 0:

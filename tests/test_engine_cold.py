@@ -1,0 +1,322 @@
+"""The cold tier: rows that were evicted are still there, come back bit for bit, and a sequence can go back to any position."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+from engine import Engine, environment, random_stats
+from tiny_models import write_tiny
+
+from triattn_local import native
+from triattn_local.config import MODES, EvictionConfig
+
+COLD = EvictionConfig(budget_tokens=256, window=32, n_keep=4, cold="auto")
+OFF = dataclasses.replace(COLD, cold="off")
+
+
+def text(n: int, shift: int = 0) -> list[int]:
+    return [3 + (i * i * 31 + i * 97 + shift) % 250 for i in range(n)]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> tuple[Path, Path]:
+    model = write_tiny(tmp_path / "tiny.gguf")
+    random_stats(model, range(4), tmp_path / "tiny.stats.gguf")
+    return model, tmp_path / "tiny.stats.gguf"
+
+
+def open_engine(tiny: tuple[Path, Path], config: EvictionConfig, **options) -> Engine:
+    model, stats = tiny
+    return Engine(model, config, stats=stats, **{"n_ctx": 4096, "n_batch": 128, **options})
+
+
+def kept(engine: Engine, seq: int = 0) -> list[dict[int, int]]:
+    """token -> cell of each layer and head"""
+    return [
+        {int(p): int(c) for p, c in zip(*native.get_kept(engine.ctx, il, head, seq), strict=True)}
+        for il in native.get_layers(engine.ctx)
+        for head in range(2)
+    ]
+
+
+def raw_rows(engine: Engine, tokens: dict[int, int], il: int, head: int, seq: int = 0) -> dict[int, tuple[bytes, bytes]]:
+    """token -> the bytes of its K and V"""
+    cells = np.array(list(tokens.values()), np.int32)
+    k, v = (native.get_rows(engine.ctx, il, head, cells, is_v=is_v, seq_id=seq) for is_v in (False, True))
+    return {p: (k[i].tobytes(), v[i].tobytes()) for i, p in enumerate(tokens)}
+
+
+def first_rows(engine: Engine, tokens: list[int]) -> list[dict[int, tuple[bytes, bytes]]]:
+    """Feed in small batches; the rows of every token as they were when it was read."""
+    seen: list[dict[int, tuple[bytes, bytes]]] = [{} for _ in kept(engine)]
+    for i in range(0, len(tokens), 32):
+        engine.decode(tokens[i : i + 32])
+        for j, of_set in enumerate(kept(engine)):
+            new = {p: c for p, c in of_set.items() if p >= i}
+            seen[j].update(raw_rows(engine, new, j // 2, j % 2))
+    return seen
+
+
+def assert_rows_are(engine: Engine, seen: list[dict[int, tuple[bytes, bytes]]]) -> None:
+    for j, of_set in enumerate(kept(engine)):
+        assert all(row == seen[j][p] for p, row in raw_rows(engine, of_set, j // 2, j % 2).items())
+
+
+@pytest.mark.parametrize("as_device", ["0", "1"])
+@pytest.mark.parametrize(
+    ("cache", "flash_attn"), [("f16", True), ("f16", False), ("q8_0", True), ("f32", True)], ids=str
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_what_comes_back_is_what_was_there(
+    mode: str, cache: str, flash_attn: bool, as_device: str, tiny: tuple[Path, Path]
+) -> None:
+    config = dataclasses.replace(COLD, mode=mode)
+    with (
+        environment(LLAMA_TRIATTN_AS_DEVICE=as_device),
+        open_engine(tiny, config, type_k=cache, flash_attn=flash_attn) as engine,
+    ):
+        seen = first_rows(engine, text(900))
+        if as_device == "1" and not flash_attn:
+            assert engine.stats().cold_bytes_max == 0  # transposed values on a device: told in the log
+            return
+        for i in range(80):
+            engine.decode([7 + i])
+            for j, of_set in enumerate(kept(engine)):
+                seen[j].update(raw_rows(engine, {p: c for p, c in of_set.items() if p == 900 + i}, j // 2, j % 2))
+        stats = engine.stats()
+        assert stats.n_rounds >= 15
+        assert stats.n_rows_recalled > 100
+        assert_rows_are(engine, seen)
+        for tokens in kept(engine):
+            assert {0, 1, 2, 3} <= tokens.keys()
+            assert set(range(980 - 32, 980)) <= tokens.keys()
+            assert len(tokens) == stats.n_cells_used <= 256 + 32 + 128  # none twice
+
+
+def test_a_recall_of_nothing_changes_nothing(tiny: tuple[Path, Path]) -> None:
+    logits, sets = [], []
+    for config in (OFF, dataclasses.replace(COLD, recall=0.0)):
+        with open_engine(tiny, config) as engine:
+            engine.feed(text(900))
+            logits.append(np.stack([engine.decode([5 + i]) for i in range(150)]))
+            sets.append(kept(engine))
+            assert engine.stats().n_rounds >= 9
+    assert np.array_equal(logits[0].view(np.uint32), logits[1].view(np.uint32))
+    assert sets[0] == sets[1]
+
+
+@pytest.mark.parametrize("n_kept", [0, 3])
+def test_what_the_last_queries_want_most_is_there(n_kept: int, tiny: tuple[Path, Path]) -> None:
+    """Against attention over all tokens, reckoned in NumPy from the rows as they were read."""
+    config = dataclasses.replace(COLD, n_keep=n_kept, recall_block=1, recall_period=0)
+    n = 700
+    with open_engine(tiny, config) as engine:
+        seen = first_rows(engine, text(n))
+        before = kept(engine)
+        engine.decode(text(40, shift=9))
+        after = kept(engine)
+    came = [b.keys() - a.keys() - set(range(n, n + 40)) for a, b in zip(before, after, strict=True)]
+    assert sum(map(len, came)) > 50
+    assert all(p < n for tokens in came for p in tokens)
+    del seen
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_going_back_to_any_position(mode: str, tiny: tuple[Path, Path]) -> None:
+    config = dataclasses.replace(COLD, mode=mode)
+    tokens = text(1500)
+    rng = np.random.default_rng(1)
+    with open_engine(tiny, config) as engine:
+        seen = first_rows(engine, tokens)
+        assert native.seq_pos_whole(engine.ctx) > 1000
+        assert native.seq_pos_cut(engine.ctx) == 0
+        assert llama_cpp.llama_memory_seq_pos_min(engine.memory, 0) == 0
+        for p0 in [1400, 901, 600, 257, 200, 100, 3, *sorted(rng.integers(5, 900, 4).tolist(), reverse=True)]:
+            if p0 >= engine.next_pos():
+                engine.feed(tokens[engine.next_pos() : 1000])
+            assert engine.rm(p0)
+            assert engine.next_pos() == p0
+            for of_set in kept(engine):
+                assert len(of_set) == min(p0, len(of_set))
+                assert set(range(min(4, p0))) <= of_set.keys()
+                assert set(range(max(p0 - 32, 0), p0)) <= of_set.keys()
+                assert max(of_set) == p0 - 1
+            if p0 <= 256:
+                assert native.seq_pos_whole(engine.ctx) == 0
+                assert all(of_set.keys() == set(range(p0)) for of_set in kept(engine))
+            rows = [{p: r for p, r in s.items() if p < p0} for s in seen]
+            assert_rows_are(engine, rows)
+            engine.decode([9])
+            assert engine.rm(p0)
+
+
+def test_below_the_budget_a_sequence_that_went_back_is_one_that_was_read_anew(tiny: tuple[Path, Path]) -> None:
+    tokens = text(1200)
+    with open_engine(tiny, COLD) as engine:
+        engine.feed(tokens)
+        assert engine.rm(200)
+        back = [engine.decode([t]) for t in tokens[200:230]]
+    with open_engine(tiny, OFF) as engine:
+        engine.feed(tokens[:200])
+        anew = [engine.decode([t]) for t in tokens[200:230]]
+    np.testing.assert_allclose(back, anew, atol=5e-3)
+
+
+def test_a_full_store_destroys_what_is_wanted_least_and_says_so(tiny: tuple[Path, Path]) -> None:
+    with open_engine(tiny, COLD) as engine:
+        engine.feed(text(2000))
+        needed = engine.stats().cold_bytes
+    for part in (2, 10):
+        with open_engine(tiny, dataclasses.replace(COLD, cold=needed // part)) as engine:
+            engine.feed(text(2000))
+            stats = engine.stats()
+            assert 0 < stats.cold_bytes <= needed // part + 1024
+            assert stats.n_tokens_destroyed > 0
+            assert stats.n_rows_recalled > 0
+            assert native.seq_pos_cut(engine.ctx) == native.seq_pos_whole(engine.ctx) > 1500
+            assert not engine.rm(700)
+            assert engine.next_pos() == 2000
+            engine.decode([5])
+
+
+def test_no_memory_for_the_store_is_as_without_it(tiny: tuple[Path, Path]) -> None:
+    with environment(LLAMA_TRIATTN_FAIL_STORE="0"), open_engine(tiny, COLD) as engine:
+        engine.feed(text(900))
+        [engine.decode([5]) for _ in range(40)]
+        stats = engine.stats()
+        assert stats.cold_bytes == stats.n_rows_recalled == 0
+        assert stats.n_rounds >= 6
+        assert not engine.rm(300)
+    with environment(LLAMA_TRIATTN_FAIL_STORE="1"), open_engine(tiny, COLD) as engine:
+        engine.feed(text(1500))
+        [engine.decode([5]) for _ in range(40)]
+        assert engine.stats().n_tokens_destroyed > 0
+        assert not engine.rm(300)
+
+
+@pytest.mark.parametrize("kv_unified", [True, False], ids=["unified", "streams"])
+def test_two_sequences_with_a_common_beginning(kv_unified: bool, tiny: tuple[Path, Path]) -> None:
+    with open_engine(tiny, COLD, n_seq_max=2, kv_unified=kv_unified) as engine:
+        seen = first_rows(engine, text(700))
+        llama_cpp.llama_memory_seq_cp(engine.memory, 0, 1, -1, -1)
+        for i in range(120):
+            engine.decode([7 + i], 0)
+            engine.decode([9 + i], 1)
+        for seq in (0, 1):
+            for j, of_set in enumerate(kept(engine, seq)):
+                old = {p: c for p, c in of_set.items() if p < 700}
+                assert all(row == seen[j][p] for p, row in raw_rows(engine, old, j // 2, j % 2, seq).items())
+                assert set(range(820 - 32, 820)) <= of_set.keys()
+        if not kv_unified:
+            own = [raw_rows(engine, {p: c for p, c in s.items() if p >= 780}, 0, 0, 1) for s in kept(engine, 1)[:1]]
+            assert engine.rm(500, seq=0)
+            assert engine.next_pos(1) == 820
+            again = [raw_rows(engine, {p: c for p, c in s.items() if p >= 780}, 0, 0, 1) for s in kept(engine, 1)[:1]]
+            assert own == again
+            assert engine.rm(690, seq=1)
+            for j, of_set in enumerate(kept(engine, 1)):
+                assert all(row == seen[j][p] for p, row in raw_rows(engine, of_set, j // 2, j % 2, 1).items())
+
+
+def test_a_restored_state_goes_on_and_has_no_more_than_it_says(tiny: tuple[Path, Path]) -> None:
+    with open_engine(tiny, COLD) as engine:
+        engine.feed(text(900))
+        state = engine.state()
+        engine.feed(text(300, shift=3))
+        assert engine.set_state(state)
+        whole = native.seq_pos_whole(engine.ctx)
+        assert native.seq_pos_cut(engine.ctx) == whole
+        assert not engine.rm(whole - 100)
+        for i in range(200):
+            engine.decode([5 + i])
+        assert engine.stats().n_recalls > 0
+        assert not engine.rm(300)
+        assert engine.next_pos() == 1100
+
+
+def test_graphs_are_used_again_between_rounds(tiny: tuple[Path, Path]) -> None:
+    built = []
+    for config in (OFF, COLD):
+        with open_engine(tiny, config) as engine:
+            engine.feed(text(900))
+            before = llama_cpp.llama_perf_context(engine.ctx).n_reused
+            for i in range(500):
+                engine.decode([5 + i % 200])
+            built.append(500 - (llama_cpp.llama_perf_context(engine.ctx).n_reused - before))
+            assert (engine.stats().n_recalls > 20) == (config is COLD)
+    assert built[1] <= built[0] + 1, built
+
+
+def test_the_logits_of_a_prompt_that_was_read_in_parts_are_where_they_were_asked_for(tiny: tuple[Path, Path]) -> None:
+    """Two sequences in one batch: a prompt that ends, and a token of an answer."""
+    with open_engine(tiny, COLD, n_seq_max=2, kv_unified=False) as engine:
+        engine.feed(text(600), 0)
+        engine.feed(text(600, shift=5), 1)
+        rows = [(t, 600 + i, 0, i == 49) for i, t in enumerate(text(50, shift=2))]
+        rows.insert(20, (77, 600, 1, True))
+        batch = llama_cpp.llama_batch_init(len(rows), 0, 1)
+        for i, (token, pos, seq, is_output) in enumerate(rows):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, pos, 1, is_output
+            batch.seq_id[i][0] = seq
+        batch.n_tokens = len(rows)
+        recalls = engine.stats().n_recalls
+        assert llama_cpp.llama_decode(engine.ctx, batch) == 0
+        assert engine.stats().n_recalls > recalls
+
+        def logits(i: int) -> np.ndarray:
+            return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(engine.ctx, i), (engine.n_vocab,)).copy()
+
+        first, second = logits(20), logits(50)
+        assert not np.array_equal(first, second)
+        llama_cpp.llama_batch_free(batch)
+        assert engine.rm(649, seq=0)
+        np.testing.assert_allclose(engine.decode([rows[50][0]], 0), second, atol=5e-3)
+        assert engine.rm(600, seq=1)
+        np.testing.assert_allclose(engine.decode([77], 1), first, atol=5e-3)
+
+
+_SETTINGS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from engine import Engine
+from triattn_local import native
+import llama_cpp
+params = llama_cpp.llama_model_default_params()
+model = llama_cpp.llama_model_load_from_file(sys.argv[2].encode(), params)
+c = llama_cpp.llama_context_default_params()
+c.n_ctx = 1024
+ctx = llama_cpp.llama_init_from_model(model, c)
+print(native.get_params(ctx).cold if ctx else native.last_error())
+"""
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("off", "off"), ("auto", "auto"), ("1048576", "1048576"), ("0.5GiB", "536870912"), ("much", "not off, auto or"), ("-3", "not off")],
+)
+def test_the_setting_of_plain_programs(value: str, said: str, tiny: tuple[Path, Path]) -> None:
+    model, stats = tiny
+    done = subprocess.run(
+        [sys.executable, "-c", _SETTINGS, str(Path(__file__).parent / "support"), str(model)],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": ":".join(sys.path),
+            "TRIATTN_BUDGET": "256",
+            "TRIATTN_WINDOW": "32",
+            "TRIATTN_STATS": str(stats),
+            "TRIATTN_COLD": value,
+            **{k: v for k, v in __import__("os").environ.items() if k == "LLAMA_CPP_LIB_PATH"},
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert said in done.stdout
