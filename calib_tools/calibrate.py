@@ -18,9 +18,9 @@ import torch
 
 import triattn_local
 from triattn_local.errors import CalibrationError
-from triattn_local.gguf_file import read_gguf
-from triattn_local.model_info import ModelInfo, fingerprint, read_model_info
-from triattn_local.stats import TriattnStats
+from triattn_local.model.gguf_file import read_gguf
+from triattn_local.model.model_info import ModelInfo, fingerprint, read_model_info
+from triattn_local.model.stats import TriattnStats
 
 from .accumulate import HeadSums
 from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint

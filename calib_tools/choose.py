@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from triattn_local.devices import devices, free_memory
-from triattn_local.model_info import ModelInfo
+from triattn_local.engine.devices import devices, free_memory
+from triattn_local.model.model_info import ModelInfo
 
 from .decoder import why_unsupported
 from .engine_torch import best_device

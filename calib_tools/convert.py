@@ -14,12 +14,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from triattn_local.atomic import check_writable
 from triattn_local.errors import CalibrationError, StatsError, UsageError
-from triattn_local.interrupts import stop_for_sure
-from triattn_local.metadata import read_stats, refuse_same_file, write_sidecar, write_with_stats
-from triattn_local.model_info import ModelInfo, read_model_info
-from triattn_local.stats import HIGH_R, TriattnStats
+from triattn_local.model.metadata import read_stats, refuse_same_file, write_sidecar, write_with_stats
+from triattn_local.model.model_info import ModelInfo, read_model_info
+from triattn_local.model.stats import HIGH_R, TriattnStats
+from triattn_local.support.atomic import check_writable
+from triattn_local.support.interrupts import stop_for_sure
 
 from .calibrate import DEFAULT_TOKENS, calibrate, check_can_calibrate, check_enough
 from .checkpoint import saved_task

@@ -24,12 +24,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from triattn_local import native
 from triattn_local.config import RuntimeConfig
-from triattn_local.context_options import ContextOptions
-from triattn_local.contexts import Context, Model
+from triattn_local.engine import native
+from triattn_local.engine.context_options import ContextOptions
+from triattn_local.engine.contexts import Context, Model
 from triattn_local.errors import CalibrationError, ModelNotFoundError, TriattnError
-from triattn_local.scoring import RopeParams
+from triattn_local.model.scoring import RopeParams
 
 from .ggml_tensor import GGML_TYPE_F32, Node
 

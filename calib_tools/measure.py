@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 
 from triattn_local.errors import CalibrationError, StatsError
-from triattn_local.evidence import N_SINK, N_WINDOW, Evidence, LayerEvidence
-from triattn_local.interrupts import stop_for_sure
-from triattn_local.model_info import ModelInfo
-from triattn_local.scoring import RopeParams
-from triattn_local.stats import TriattnStats
+from triattn_local.inspection.evidence import N_SINK, N_WINDOW, Evidence, LayerEvidence
+from triattn_local.model.model_info import ModelInfo
+from triattn_local.model.scoring import RopeParams
+from triattn_local.model.stats import TriattnStats
+from triattn_local.support.interrupts import stop_for_sure
 
 from .choose import choose
 from .corpus import Corpus, heldout_corpus, read_corpus

@@ -23,11 +23,11 @@ import numpy.typing as npt
 import torch
 
 import triattn_local
-from triattn_local.atomic import atomic_write
 from triattn_local.errors import StatsError
-from triattn_local.model_info import ModelInfo, fingerprint
-from triattn_local.paths import shown
-from triattn_local.stats import TriattnStats, bands
+from triattn_local.model.model_info import ModelInfo, fingerprint
+from triattn_local.model.stats import TriattnStats, bands
+from triattn_local.support.atomic import atomic_write
+from triattn_local.support.paths import shown
 
 _NAMES = ("q_mean_real", "q_mean_imag", "q_abs_mean")
 _KEY = re.compile(r"layer(\d+)_head(\d+)")

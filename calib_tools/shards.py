@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from triattn_local.errors import UsageError
-from triattn_local.model_info import ModelInfo, shard_paths
+from triattn_local.model.model_info import ModelInfo, shard_paths
 
 
 def default_output(info: ModelInfo, sidecar: bool) -> Path:

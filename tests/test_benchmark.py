@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triattn_local import native
 from triattn_local.benchmark import Job, Report, measure, parse_depths, run_bench, summary
 from triattn_local.benchmark.fill import UnknownLayoutError, repeat_cells
 from triattn_local.benchmark.report import markdown, ratio_cells, speed_cells
 from triattn_local.benchmark.side import Side
 from triattn_local.benchmark.synthetic import geometry_file
 from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.contexts import Context, Model
-from triattn_local.devices import devices
+from triattn_local.engine import native
+from triattn_local.engine.contexts import Context, Model
+from triattn_local.engine.devices import devices
 from triattn_local.errors import DoesNotFitError, UsageError
 from triattn_local.geometry import GEOMETRIES, Geometry, find_geometry, write_geometry
 

@@ -26,8 +26,6 @@ from packed import BOOL, U16, U32, Packed, stats_for
 from texts import prose
 from tiny_models import write_tiny
 
-from triattn_local import native, scoring
-from triattn_local.architectures import ROPE_TYPES, RopeType
 from triattn_local.calib_tools import ggml_tensor
 from triattn_local.calib_tools.accumulate import HeadSums
 from triattn_local.calib_tools.calibrate import calibrate, check_can_calibrate
@@ -42,6 +40,7 @@ from triattn_local.calib_tools.corpus import (
 )
 from triattn_local.calib_tools.engine_runtime import Kind, RuntimeEngine
 from triattn_local.calib_tools.tokens import SKIP_TOKENS
+from triattn_local.engine import native
 from triattn_local.errors import (
     BackendMissingError,
     CalibrationError,
@@ -50,10 +49,12 @@ from triattn_local.errors import (
     StatsError,
     UsageError,
 )
-from triattn_local.gguf_file import GgufFile, read_gguf
-from triattn_local.metadata import hash_tensor_data, read_stats, write_sidecar, write_with_stats
-from triattn_local.model_info import fingerprint, read_model_info
-from triattn_local.stats import band_magnitude
+from triattn_local.model import scoring
+from triattn_local.model.architectures import ROPE_TYPES, RopeType
+from triattn_local.model.gguf_file import GgufFile, read_gguf
+from triattn_local.model.metadata import hash_tensor_data, read_stats, write_sidecar, write_with_stats
+from triattn_local.model.model_info import fingerprint, read_model_info
+from triattn_local.model.stats import band_magnitude
 
 MODELS = ["smollm2", "gemma3", "qwen25"]
 

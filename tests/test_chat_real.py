@@ -16,9 +16,9 @@ from machine import slowness
 from texts import prose
 from textual.pilot import Pilot
 
-from triattn_local.conversation import Conversation
-from triattn_local.runtime import Runtime
+from triattn_local.engine.runtime import Runtime
 from triattn_local.sessions import Attachment, Message, SessionStore, Shelf
+from triattn_local.sessions.conversation import Conversation
 from triattn_local.settings import Settings
 from triattn_local.tui.app import ChatApp, Start
 from triattn_local.tui.widgets.messages import AnswerMessage

@@ -19,10 +19,11 @@ from scripted_runtime import ScriptedRuntime
 from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
 
-from triattn_local import planning, runtime
-from triattn_local.conversation import Retained
-from triattn_local.runtime import RuntimeStats
+from triattn_local import planning
+from triattn_local.engine import runtime
+from triattn_local.engine.runtime import RuntimeStats
 from triattn_local.sessions import Attachment, SessionStore
+from triattn_local.sessions.conversation import Retained
 from triattn_local.settings import Settings
 from triattn_local.tui import events, text
 from triattn_local.tui.app import ChatApp, Start

@@ -14,18 +14,18 @@ from served import Served
 from talk import Talk
 from texts import prose
 
-from triattn_local import native
 from triattn_local.benchmark.side import Side
 from triattn_local.calib_tools.engine_runtime import RuntimeEngine
 from triattn_local.config import EvictionConfig, RuntimeConfig, kv_overrides
-from triattn_local.context_options import ContextOptions
-from triattn_local.contexts import Model
-from triattn_local.devices import devices
+from triattn_local.engine import native
+from triattn_local.engine.context_options import ContextOptions
+from triattn_local.engine.contexts import Model
+from triattn_local.engine.devices import devices
+from triattn_local.engine.runtime import Done, Runtime
 from triattn_local.errors import StateError
 from triattn_local.evaluation.runner import _Watched
 from triattn_local.planning import Accountant, plan_run
 from triattn_local.planning.accounting import Shape
-from triattn_local.runtime import Done, Runtime
 from triattn_local.settings import Settings
 
 N_CTX, BUDGET, N_BATCH = 32768, 512, 256

@@ -11,9 +11,9 @@ from scripted_runtime import ScriptedRuntime
 from talk import Talk
 
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
-from triattn_local.conversation import Answered, Piece, TooLongError
+from triattn_local.engine.runtime import Prefill, Runtime
 from triattn_local.errors import UsageError
-from triattn_local.runtime import Prefill, Runtime
+from triattn_local.sessions.conversation import Answered, Piece, TooLongError
 
 EVICTION = EvictionConfig(budget_tokens=64, window=16, n_keep=4)
 LONG = " ".join(f"word{i}" for i in range(150))

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triattn_local import errors, native
+from triattn_local import errors
 from triattn_local.calib_tools.corpus import bundled_corpus
 from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.contexts import Model
+from triattn_local.engine import native
+from triattn_local.engine.contexts import Model
 from triattn_local.evaluation import answers, experiments, methods, problems, quick, report, runner, summary, texts
 from triattn_local.evaluation.tasks import TASKS, Size, pick_tasks
 from triattn_local.evaluation.tasks.drift import distinct, repeated

@@ -22,8 +22,8 @@ from triattn_local import planning
 from triattn_local.cli import app, run_app
 from triattn_local.errors import DoesNotFitError, ModelNotFoundError, StatsError, UsageError
 from triattn_local.geometry import GEOMETRIES, find_geometry, write_geometry, write_outline
-from triattn_local.gguf_file import read_gguf
-from triattn_local.model_info import read_model_info
+from triattn_local.model.gguf_file import read_gguf
+from triattn_local.model.model_info import read_model_info
 from triattn_local.planning import Accountant, Machine, Planner, Wish, open_header, plan_run
 from triattn_local.planning.accounting import HOST, ContextBytes, Shape, Weights
 from triattn_local.planning.machine import GIB, Memory, parse_cards, parse_size

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from triattn_local import Runtime
-from triattn_local.aio import in_thread
+from triattn_local.answers.tool_calls import ToolCall, ToolCallSplitter, for_template
 from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.runtime import Done, Prefill, Text
-from triattn_local.tool_calls import ToolCall, ToolCallSplitter, for_template
+from triattn_local.engine.runtime import Done, Prefill, Text
+from triattn_local.support.aio import in_thread
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from triattn_local.engine.snapshot import Snapshot
 from triattn_local.errors import StateError, TriattnError, UsageError
 from triattn_local.sessions import (
     Attachment,
@@ -27,7 +28,6 @@ from triattn_local.sessions import (
     to_markdown,
 )
 from triattn_local.sessions.model import newest_leaf, path_to, siblings
-from triattn_local.snapshot import Snapshot
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .runtime import Runtime
+    from .engine.runtime import Runtime
 
 __version__ = "0.1.0"
 __all__ = ["Runtime", "__version__"]
@@ -17,7 +17,7 @@ __all__ = ["Runtime", "__version__"]
 
 def __getattr__(name: str) -> object:
     if name == "Runtime":
-        from .runtime import Runtime
+        from .engine.runtime import Runtime
 
         return Runtime
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

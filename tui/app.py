@@ -16,13 +16,13 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from triattn_local.config import SamplingConfig
-from triattn_local.conversation import Retained
+from triattn_local.engine.runtime import RuntimeStats
 from triattn_local.errors import TriattnError, UsageError
-from triattn_local.inspection import glance
-from triattn_local.paths import is_file
-from triattn_local.runtime import RuntimeStats
+from triattn_local.inspection.describe import glance
 from triattn_local.sessions import Message, Session, SessionStore, Shelf
+from triattn_local.sessions.conversation import Retained
 from triattn_local.settings import Settings
+from triattn_local.support.paths import is_file
 
 from .engine import Engine
 from .few_colors import ReadableOnLight

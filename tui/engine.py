@@ -18,15 +18,15 @@ from pathlib import Path
 from textual.message import Message as TextualMessage
 
 from triattn_local import planning
-from triattn_local import runtime as runtime_module
+from triattn_local.answers.thinking import Kind
 from triattn_local.config import SamplingConfig
-from triattn_local.conversation import Answered, Conversation, Piece, Ready, Settled, TooLongError
+from triattn_local.engine import runtime as runtime_module
+from triattn_local.engine.runtime import Prefill
 from triattn_local.errors import TriattnError, from_system
-from triattn_local.runtime import Prefill
 from triattn_local.sessions import Message, SessionStore, Shelf, State
+from triattn_local.sessions.conversation import Answered, Conversation, Piece, Ready, Settled, TooLongError
 from triattn_local.settings import Settings
-from triattn_local.stop import Stop
-from triattn_local.thinking import Kind
+from triattn_local.support.stop import Stop
 
 from . import events
 from .numbers import Numbers

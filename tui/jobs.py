@@ -14,7 +14,7 @@ from textual.message import Message as TextualMessage
 from triattn_local import store
 from triattn_local.calib_tools.shards import default_output
 from triattn_local.errors import BackendMissingError, TriattnError, from_system
-from triattn_local.model_info import read_model_info
+from triattn_local.model.model_info import read_model_info
 
 DEMO_TOKENS = 4096
 """calibration tokens of the demo model: half of the usual, for half of the wait"""

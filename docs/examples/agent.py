@@ -12,7 +12,7 @@ from typing import Any
 
 from triattn_local import Runtime
 from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.runtime import Text, ToolCall
+from triattn_local.engine.runtime import Text, ToolCall
 
 
 def multiply(a: float, b: float) -> float:

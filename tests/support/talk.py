@@ -7,9 +7,9 @@ from pathlib import Path
 
 from scripted_runtime import ScriptedRuntime
 
-from triattn_local.conversation import Answered, Conversation, Event, Piece, Ready, Settled
-from triattn_local.runtime import Runtime
+from triattn_local.engine.runtime import Runtime
 from triattn_local.sessions import Message, Shelf
+from triattn_local.sessions.conversation import Answered, Conversation, Event, Piece, Ready, Settled
 
 
 class Talk:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..plotting import BLUE, GREY, ORANGE, Picture, style
+from ..support.plotting import BLUE, GREY, ORANGE, Picture, style
 from .report import Point, Report
 
 

@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..atomic import check_writable, write_whole
 from ..errors import UsageError
+from ..support.atomic import check_writable, write_whole
 from .report import Report, markdown, summary
 
 

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..config import EvictionConfig, RuntimeConfig
-from ..contexts import Model, physical_cores
-from ..devices import Device, capped, check_cap, devices, nvidia_driver, used_bytes
+from ..engine.contexts import Model, physical_cores
+from ..engine.devices import Device, capped, check_cap, devices, nvidia_driver, used_bytes
 from ..errors import UsageError
-from ..model_info import read_model_info
+from ..model.model_info import read_model_info
 from .job import Job
 from .measure import Measuring
 from .report import Report

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import EvictionConfig
-from ..contexts import Context, Model
-from ..devices import Device, used_bytes
-from ..native import EngineStats
+from ..engine.contexts import Context, Model
+from ..engine.devices import Device, used_bytes
+from ..engine.native import EngineStats
 from .fill import UnknownLayoutError, repeat_cells
 from .report import Point
 

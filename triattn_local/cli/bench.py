@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import console
 from ..errors import UsageError
 from ..settings import Settings
+from ..support import console
 from .app import app
 from .flags import (
     CACHE,

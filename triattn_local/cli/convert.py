@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import console
 from ..errors import BackendMissingError, UsageError
 from ..settings import Settings
+from ..support import console
 from .app import app
 from .flags import AsJson, GpuLayers, Model, Stats, Threads, switch
 
@@ -108,7 +108,7 @@ def import_stats(
     They must be of this very model: the format does not say whose they are, and only their shape can be checked.
     """
     from .. import store
-    from ..model_info import read_model_info
+    from ..model.model_info import read_model_info
     from ..store.folder import is_gguf
 
     calibration, official = calib_tools("convert"), calib_tools("official")
@@ -140,8 +140,8 @@ def export_stats(
 ) -> None:
     """Write a model's statistics as TriAttention's own programs read them (.pt)."""
     from .. import store
-    from ..inspection import usable_stats
-    from ..model_info import read_model_info
+    from ..inspection.describe import usable_stats
+    from ..model.model_info import read_model_info
 
     official = calib_tools("official")
     settings = Settings.load(context.params)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from .. import console
 from ..errors import UsageError
 from ..settings import Settings
+from ..support import console
 from .app import app
 from .flags import (
     GRID,

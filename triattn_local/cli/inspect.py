@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import console
-from ..atomic import check_writable, write_whole
 from ..errors import BackendMissingError, StatsError, UsageError
 from ..settings import Settings
+from ..support import console
+from ..support.atomic import check_writable, write_whole
 from .app import app
 from .convert import calib_tools
 from .flags import AsJson, CacheTypeK, CacheTypeV, GpuLayers, Model, Stats, Threads, switch
 
 if TYPE_CHECKING:
-    from ..evidence import Evidence
-    from ..inspection import ModelReport
+    from ..inspection.describe import ModelReport
+    from ..inspection.evidence import Evidence
 
 
 @app.command()
@@ -62,8 +62,8 @@ def inspect(
     that are kept are those that full attention attends to.
     """
     from .. import store
-    from ..inspection import inspect_model, usable_stats
-    from ..model_info import read_model_info
+    from ..inspection.describe import inspect_model, usable_stats
+    from ..model.model_info import read_model_info
 
     settings = Settings.load(context.params)
     path = store.resolve(model, settings.models)
@@ -158,7 +158,7 @@ def _check_pictures(html: Path | None, png: Path | None) -> None:
     where = "--html" if html else "--png"
     fix = "pip install '.[report]' in the folder of triattn-local"
     try:
-        from ..report import figures  # noqa: F401
+        from ..inspection import figures  # noqa: F401
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if library == "triattn_local":
@@ -180,8 +180,8 @@ def _draw(report: Any, info: Any, statistics: Any, evidence: Any, html: Path | N
     """Write the pictures, for which matplotlib is needed."""
     if html is None and png is None:
         return
-    from ..report.figures import pictures
-    from ..report.page import page
+    from ..inspection.figures import pictures
+    from ..inspection.page import page
 
     drawn = list(pictures(info, statistics, evidence))
     if html is not None:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .. import console
 from ..settings import Settings
+from ..support import console
 from .app import app
 from .flags import AsJson
 
@@ -41,7 +41,7 @@ def pull(
 def list_models(as_json: AsJson = False) -> None:
     """List the models in the models folder, and which have statistics inside."""
     from .. import store
-    from ..inspection import glance
+    from ..inspection.describe import glance
 
     models = Settings.load().models
     rows = []

@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from .. import console
 from ..errors import UsageError
-from ..paths import decode, is_file
 from ..settings import Settings
+from ..support import console
+from ..support.paths import decode, is_file
 from .app import EXIT_INTERRUPTED, app
 from .convert import convert_file
 from .flags import (
@@ -116,10 +116,10 @@ def run(
     system = None if system is None else text_argument(system, "--system")
 
     from .. import planning, store
-    from ..oneshot import answer, make_prompt
+    from .oneshot import answer, make_prompt
 
     path = demo_model(settings.models) if demo else store.resolve(str(model), settings.models)
-    from ..runtime import Runtime
+    from ..engine.runtime import Runtime
 
     plan = planning.plan_run(path, settings, evict=not no_evict, fixed=DEMO_SETTINGS if demo else (), verbose=verbose)
     if plan.why and not (quiet or as_json):

@@ -20,11 +20,11 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from triattn_local import native
+from triattn_local.engine import native
 from triattn_local.errors import UsageError
-from triattn_local.metadata import read_stats
-from triattn_local.model_info import read_model_info
-from triattn_local.scoring import (
+from triattn_local.model.metadata import read_stats
+from triattn_local.model.model_info import read_model_info
+from triattn_local.model.scoring import (
     STD_FLOOR,
     RopeParams,
     future_offsets,
@@ -37,7 +37,7 @@ from triattn_local.scoring import (
 )
 
 if TYPE_CHECKING:
-    from triattn_local.contexts import Context
+    from triattn_local.engine.contexts import Context
 
 Floats = NDArray[np.float64]
 Rank = Callable[["Context", native.Round], Floats]

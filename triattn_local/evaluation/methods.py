@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from triattn_local.config import EvictionConfig
-from triattn_local.contexts import Context
+from triattn_local.engine.contexts import Context
 from triattn_local.errors import UsageError
 
 from . import experiments as e

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from triattn_local.atomic import write_whole
 from triattn_local.errors import BackendMissingError
+from triattn_local.support.atomic import write_whole
 
 from .methods import FULL
 from .report import remarks, table

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from triattn_local.atomic import write_whole
+from triattn_local.support.atomic import write_whole
 
 from .methods import FULL
 from .summary import MAIN, Interval, Row

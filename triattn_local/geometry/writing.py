@@ -17,12 +17,12 @@ import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 
 from .. import __version__
-from ..atomic import atomic_write
 from ..errors import DoesNotFitError
-from ..gguf_file import DEFAULT_ALIGNMENT
-from ..metadata import stats_values
-from ..model_info import fingerprint_of
-from ..stats import TriattnStats, band_magnitude
+from ..model.gguf_file import DEFAULT_ALIGNMENT
+from ..model.metadata import stats_values
+from ..model.model_info import fingerprint_of
+from ..model.stats import TriattnStats, band_magnitude
+from ..support.atomic import atomic_write
 from .blocks import STD, random_blocks
 from .shapes import Geometry, Tensor
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..config import EvictionConfig, RuntimeConfig
-from ..runtime import check_stats
+from ..engine.runtime import check_stats
 from ..settings import Settings
 from .accounting import Accountant
 from .machine import Machine, parse_cards, parse_size, this_machine, told_size

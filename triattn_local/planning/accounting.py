@@ -22,11 +22,11 @@ from types import TracebackType
 import llama_cpp
 
 from ..config import EvictionConfig, RuntimeConfig
-from ..context_options import ContextOptions
-from ..contexts import Context, Model
+from ..engine.context_options import ContextOptions
+from ..engine.contexts import Context, Model
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
-from ..gguf_file import read_gguf
-from ..model_info import ModelInfo, read_model_info
+from ..model.gguf_file import read_gguf
+from ..model.model_info import ModelInfo, read_model_info
 
 HOST = "host"
 """memory that is no card's"""

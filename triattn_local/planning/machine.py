@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..devices import devices, free_memory
+from ..engine.devices import devices, free_memory
 from ..errors import UsageError
 
 GIB = 1 << 30

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..model_info import ModelInfo
+from ..model.model_info import ModelInfo
 from .accounting import HOST, ContextBytes, Shape, Weights
 from .machine import Machine, Memory
 

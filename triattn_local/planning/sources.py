@@ -15,8 +15,8 @@ from pathlib import Path
 from .. import store
 from ..errors import DoesNotFitError, ModelNotFoundError
 from ..geometry import GEOMETRIES, find_geometry, write_outline
-from ..gguf_file import GgufFile, read_head
-from ..paths import expanded, is_file
+from ..model.gguf_file import GgufFile, read_head
+from ..support.paths import expanded, is_file
 
 _MOST_BYTES = 2**42
 """of a file: more than any model has"""

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..engine.snapshot import Snapshot, read_snapshot, write_snapshot
 from ..errors import StateError, TriattnError, from_system
-from ..paths import is_file
-from ..snapshot import Snapshot, read_snapshot, write_snapshot
+from ..support.paths import is_file
 
 
 @dataclass(frozen=True)

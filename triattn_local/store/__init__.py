@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UsageError
-from ..gguf_file import GgufFile
+from ..model.gguf_file import GgufFile
 from .folder import Entry, Progress, entries, resolve, silent, split_repo
 from .hub import HubClient, hub_heads, pull_hub
 from .packages import DEMO, PackagedModel, fetch_packaged

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..atomic import sync_folder
 from ..errors import DISK_FULL, DoesNotFitError, ModelNotFoundError, TriattnError
-from ..paths import exists, expanded, is_dir, is_file, refusal
+from ..support.atomic import sync_folder
+from ..support.paths import exists, expanded, is_dir, is_file, refusal
 from .naming import DEFAULT_QUANT, is_first, is_gguf_name, quant_label, shards, without_gguf, without_shard
 
 Progress = Callable[[str, int, int], None]

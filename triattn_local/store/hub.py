@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from .. import __version__
 from ..errors import ModelNotFoundError, TriattnError, UsageError
-from ..gguf_file import GgufFile, HeadCutError, parse_head
-from ..paths import is_file
+from ..model.gguf_file import GgufFile, HeadCutError, parse_head
+from ..support.paths import is_file
 from .folder import (
     Progress,
     entries,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
-from ..paths import is_file
+from ..support.paths import is_file
 from .folder import DEMO_FILE, MIB, Progress, folder_errors, lock, need_disk, place, scratch_folder, sha256_of, silent
 
 

@@ -11,8 +11,8 @@ from textual.containers import Vertical
 from textual.widgets import Input, Static
 
 from triattn_local.errors import TriattnError, UsageError
-from triattn_local.paths import decode, expanded, is_file
 from triattn_local.sessions import Attachment
+from triattn_local.support.paths import decode, expanded, is_file
 
 from .. import text
 from .ask import PathSuggester

@@ -15,9 +15,9 @@ from textual.containers import Center, Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Markdown, Static
 
-from triattn_local.conversation import Retained, context_for, room_for_answer
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError
 from triattn_local.sessions import Attachment, Message
+from triattn_local.sessions.conversation import Retained, context_for, room_for_answer
 
 from .. import events, garbage, pacing, text
 from ..engine import Turn

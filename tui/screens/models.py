@@ -15,9 +15,9 @@ from textual.widgets.option_list import Option
 
 from triattn_local import store
 from triattn_local.errors import ModelNotFoundError, TriattnError
-from triattn_local.inspection import glance
-from triattn_local.paths import expanded, is_file
+from triattn_local.inspection.describe import glance
 from triattn_local.store.naming import shards
+from triattn_local.support.paths import expanded, is_file
 
 from .. import text
 from ..jobs import JobDone, JobProgress

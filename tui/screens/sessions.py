@@ -15,10 +15,10 @@ from textual.containers import Vertical
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from triattn_local.atomic import write_whole
 from triattn_local.errors import TriattnError
-from triattn_local.paths import expanded
 from triattn_local.sessions import Hit, Session, import_file, to_json, to_markdown
+from triattn_local.support.atomic import write_whole
+from triattn_local.support.paths import expanded
 
 from .. import text
 from .ask import AskScreen

@@ -10,8 +10,8 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Sparkline, Static
 
-from triattn_local.conversation import Retained
-from triattn_local.runtime import RuntimeStats
+from triattn_local.engine.runtime import RuntimeStats
+from triattn_local.sessions.conversation import Retained
 
 from .. import text
 from .heatmap import Heatmap

@@ -11,10 +11,10 @@ from textual.containers import Vertical
 from textual.message import Message as TextualMessage
 from textual.widgets import Static
 
-from triattn_local.conversation import Retained
+from triattn_local.answers.thinking import Kind
 from triattn_local.errors import TriattnError
 from triattn_local.sessions import Message
-from triattn_local.thinking import Kind
+from triattn_local.sessions.conversation import Retained
 
 from .. import text
 from .backdrop import Backdrop

@@ -6,7 +6,7 @@ from rich.text import Text
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from triattn_local.runtime import RuntimeStats
+from triattn_local.engine.runtime import RuntimeStats
 
 from .. import text
 

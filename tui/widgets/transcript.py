@@ -10,8 +10,8 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
-from triattn_local.conversation import Retained
 from triattn_local.sessions import Message
+from triattn_local.sessions.conversation import Retained
 
 from .backdrop import Backdrop
 from .long_markdown import LongMarkdown, Section
