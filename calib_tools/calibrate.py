@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import triattn_local
 from triattn_local.errors import CalibrationError
 from triattn_local.model.gguf_file import read_gguf
 from triattn_local.model.model_info import ModelInfo, fingerprint, read_model_info
 from triattn_local.model.stats import TriattnStats
+from triattn_local.version import __version__
 
 from .accumulate import HeadSums
 from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -124,7 +124,7 @@ def calibrate(
         "corpus": corpus.label,
         "tokens": hashlib.sha256(b"\n".join(map(text_bytes, texts))).hexdigest(),
         "engine": engine,
-        "writer": triattn_local.__version__,
+        "writer": __version__,
     }
     saved = None if checkpoint is None or not resume else read_checkpoint(checkpoint, task)
     run = _Run(info, mark, texts, task, checkpoint, saved, progress)
@@ -141,7 +141,7 @@ def calibrate(
         k_mean=tuple(s.mean() for s in k_sums),
         n_tokens=q_sums[0].n_tokens,
         corpus=corpus.label,
-        tool=f"triattn-local {triattn_local.__version__}, {engine} engine",
+        tool=f"triattn-local {__version__}, {engine} engine",
         model=mark,
     )
     stats.validate(info)

@@ -16,7 +16,18 @@ from triattn_local.calib_tools.corpus import bundled_corpus
 from triattn_local.config import EvictionConfig, RuntimeConfig
 from triattn_local.engine import native
 from triattn_local.engine.contexts import Model
-from triattn_local.evaluation import answers, experiments, methods, problems, quick, report, runner, summary, texts
+from triattn_local.evaluation import (
+    answers,
+    experiments,
+    methods,
+    problems,
+    quick,
+    report,
+    results,
+    runner,
+    summary,
+    texts,
+)
 from triattn_local.evaluation.tasks import TASKS, Size, pick_tasks
 from triattn_local.evaluation.tasks.drift import distinct, repeated
 from triattn_local.evaluation.tasks.nll import kl_divergence, log_sum_exp
@@ -273,7 +284,7 @@ def test_a_stopped_run_goes_on_where_it_was(smollm2_triattn: Path, tmp_path: Pat
     assert differences[0] == pytest.approx(differences[1])
     text = report.markdown(rows, "SmolLM2", "triattn-local eval demo")
     assert "| per-layer-head | 0.5 | 200 |" in text
-    report.write_files(rows, "SmolLM2", "triattn-local eval demo", out)
+    results.write_files(rows, "SmolLM2", "triattn-local eval demo", out)
     assert (out / "nll.png").read_bytes().startswith(b"\x89PNG")
     page = (out / "report.html").read_text()
     assert "<svg" in page

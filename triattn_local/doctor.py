@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import __version__
 from .errors import TriattnError, UsageError, from_system
 from .settings import Settings, default_config_path, unknown_variables
 from .support.paths import exists, is_dir, is_file
+from .version import __version__
 
 if TYPE_CHECKING:
     from .engine.devices import Device

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
-from .. import __version__
+from ..version import __version__
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import platformdirs
 
-from .. import __version__
 from ..errors import UsageError
 from ..geometry import Geometry, write_geometry
+from ..version import __version__
 
 
 def default_folder() -> Path:

@@ -133,7 +133,7 @@ def evaluate(
     if eviction is None:
         raise UsageError("compares eviction with full attention", where="--budget", fix="leave TRIATTN_BUDGET out")
 
-    from ..evaluation import report, runner
+    from ..evaluation import report, results, runner
     from ..evaluation.methods import pick_methods
     from ..evaluation.quick import check, quick_grid
     from ..evaluation.summary import summarise
@@ -167,7 +167,7 @@ def evaluate(
             progress=lambda step: stages(step.text, step.n_done, step.n_total),
         )
     rows = summarise(lines)
-    report.write_files(rows, path.stem.removesuffix(".triattn"), " ".join(["triattn-local", *sys.argv[1:]]), folder)
+    results.write_files(rows, path.stem.removesuffix(".triattn"), " ".join(["triattn-local", *sys.argv[1:]]), folder)
     if as_json:
         console.write_json([row.as_dict() for row in rows])
     else:

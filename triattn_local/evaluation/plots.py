@@ -1,4 +1,7 @@
-"""Quality against what is kept, one line a method with its interval: PNG, and one HTML page that opens offline."""
+"""Quality against what is kept, one line a method with its interval: PNG, and one HTML page that opens offline.
+
+Needs matplotlib. Writes no files.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,8 @@ import html
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from triattn_local.errors import BackendMissingError
-from triattn_local.support.atomic import write_whole
+from matplotlib.figure import Figure
 
 from .methods import FULL
 from .report import remarks, table
@@ -23,20 +23,8 @@ _COLOURS = (
 _MARKERS = "osD^vPX*<>"
 
 
-def figure(rows: Sequence[Row], task: str, title: str) -> Any:
-    """A matplotlib figure of a task's main metric.
-
-    Raises
-    ------
-    BackendMissingError
-        matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as err:
-        raise BackendMissingError(
-            "plots are made by matplotlib, which is not installed", fix="pip install '.[eval]'"
-        ) from err
+def figure(rows: Sequence[Row], task: str, title: str) -> Figure:
+    """A task's main metric."""
     metric = next(m for m in TASKS[task].metrics if m.name == TASKS[task].main)
     chosen = [row for row in rows if row.task == task]
     fig = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
@@ -76,13 +64,13 @@ def figure(rows: Sequence[Row], task: str, title: str) -> Any:
     return fig
 
 
-def write_png(rows: Sequence[Row], task: str, title: str, path: Path) -> None:
+def png(rows: Sequence[Row], task: str, title: str) -> bytes:
     buffer = io.BytesIO()
     figure(rows, task, title).savefig(buffer, format="png")
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def write_html(rows: Sequence[Row], title: str, command: str, path: Path) -> None:
+def page(rows: Sequence[Row], title: str, command: str) -> str:
     """Plots as SVG and the tables below them, nothing fetched."""
     parts = []
     for task in dict.fromkeys(row.task for row in rows):
@@ -98,8 +86,7 @@ def write_html(rows: Sequence[Row], title: str, command: str, path: Path) -> Non
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p class=note>{html.escape(notes)}</p>"
         )
     parts += [f"<p class=note>{html.escape(remark)}</p>" for remark in remarks(rows)]
-    page = _PAGE.format(title=html.escape(title), command=html.escape(command), body="\n".join(parts))
-    write_whole(path, page.encode("utf-8", "replace"))
+    return _PAGE.format(title=html.escape(title), command=html.escape(command), body="\n".join(parts))
 
 
 _PAGE = """<!doctype html>

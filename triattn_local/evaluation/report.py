@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
-from pathlib import Path
-
-from triattn_local.support.atomic import write_whole
 
 from .methods import FULL
 from .summary import MAIN, Interval, Row
@@ -92,15 +88,3 @@ def markdown(rows: Sequence[Row], title: str, command: str) -> str:
         parts.append("\n".join(lines) + f"\n\n{notes}. Mean over {n_cases} cases ± 95 % interval.\n")
     parts += [f"{remark}\n" for remark in remarks(rows)]
     return "\n".join(parts)
-
-
-def write_files(rows: Sequence[Row], title: str, command: str, folder: Path) -> None:
-    """report.md, and with matplotlib report.html and a PNG for each task."""
-    write_whole(folder / "report.md", markdown(rows, title, command).encode("utf-8", "replace"))
-    if importlib.util.find_spec("matplotlib") is None:
-        return
-    from .plots import write_html, write_png
-
-    for task in dict.fromkeys(row.task for row in rows):
-        write_png(rows, task, title, folder / f"{task}.png")
-    write_html(rows, title, command, folder / "report.html")

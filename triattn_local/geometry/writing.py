@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 
-from .. import __version__
 from ..errors import DoesNotFitError
 from ..model.gguf_file import DEFAULT_ALIGNMENT
 from ..model.metadata import stats_values
 from ..model.model_info import fingerprint_of
 from ..model.stats import TriattnStats, band_magnitude
 from ..support.atomic import atomic_write
+from ..version import __version__
 from .blocks import STD, random_blocks
 from .shapes import Geometry, Tensor
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from .. import __version__
 from ..errors import ModelNotFoundError, TriattnError, UsageError
 from ..model.gguf_file import GgufFile, HeadCutError, parse_head
 from ..support.paths import is_file
+from ..version import __version__
 from .folder import (
     Progress,
     entries,
