@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -129,6 +130,18 @@ def test_imports_run_one_way() -> None:
     rooms = {home(path) for path in SOURCES}
     assert rooms == set(FLOOR), "each room has a place in FLOORS"
     assert not [f"{a} must not import {b}" for a, b in sorted(arrows()) if FLOOR[b] >= FLOOR[a]]
+
+
+def test_the_map_shows_the_rooms() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text("utf-8").partition("| floor |")[2].partition("\n\n")[0]
+    floors: list[set[str]] = []
+    for line in table.splitlines()[2:]:
+        _, number, rooms, *_ = (cell.strip() for cell in line.split("|"))
+        if number:
+            floors.append(set())
+            assert number == str(len(floors))
+        floors[-1] |= set(re.findall(r"`(\w+)/?`", rooms))
+    assert floors == [set(names) for names in FLOORS]
 
 
 def test_nobody_goes_through_the_front_door() -> None:
