@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .errors import TriattnError, UsageError, from_system
 from .settings import Settings, default_config_path, unknown_variables
+from .support.formats import size
 from .support.paths import exists, is_dir, is_file
 from .version import __version__
 
@@ -150,7 +151,7 @@ def _devices() -> Iterator[Check]:
     for device in devices():
         told = device.description
         if device.total_bytes:
-            told += f", {device.free_bytes / 2**30:.1f} of {device.total_bytes / 2**30:.1f} GiB free"
+            told += f", {size(device.free_bytes)} of {size(device.total_bytes)} free"
         if driver and device.backend == "CUDA":
             told += f", driver {driver}"
         yield Check(device.name, "ok", told)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
+from ..support.formats import size
 from ..version import __version__
 
 
@@ -183,10 +184,6 @@ def markdown(report: Report) -> str:
 
 def _kv(full: Point, evicting: Point) -> str:
     return size(full.kv_bytes) + (f" (× {full.n_seq})" if full.n_seq != evicting.n_seq else "")
-
-
-def size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:,.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:,.1f} MiB"
 
 
 def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:

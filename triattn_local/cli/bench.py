@@ -12,7 +12,7 @@ import typer
 
 from ..errors import UsageError
 from ..settings import Settings
-from ..support import console
+from ..support import console, formats
 from .app import app
 from .flags import (
     CACHE,
@@ -155,7 +155,7 @@ def bench(
     with console.Stages("bytes") as written:
         made = [geometry_file(shape, functools.partial(written, f"writing {shape.title}")) for shape in shapes]
     for path in made:
-        console.say(f"{path} ({console.mebibytes(path.stat().st_size)}) stays for the next run", style="dim")
+        console.say(f"{path} ({formats.size(path.stat().st_size)}) stays for the next run", style="dim")
     for path in [*paths, *made]:
 
         def keep_rows(report: benchmark.Report) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import BackendMissingError, StatsError, UsageError
 from ..settings import Settings
-from ..support import console
+from ..support import console, formats
 from ..support.atomic import check_writable, write_whole
 from .app import app
 from .convert import calib_tools
@@ -108,7 +108,7 @@ def _show(report: ModelReport, evidence: Evidence | None, model: str) -> None:
     types = " and ".join(dict.fromkeys((report.cache_type_k, report.cache_type_v)))
     window = f", {report.sliding_window} in the others" if report.sliding_window else ""
     pairs = [
-        ("file", f"{report.path} ({console.mebibytes(report.file_bytes)})"),
+        ("file", f"{report.path} ({formats.size(report.file_bytes)})"),
         ("architecture", f"{report.architecture}, trained for {report.n_ctx_train:,} tokens"),
         ("layers", f"{report.n_layer}, {full} with full attention{window}"),
         ("heads", f"{report.n_head} for {report.n_head_kv} cached, {report.head_dim} dimensions each"),
@@ -138,7 +138,7 @@ def _show(report: ModelReport, evidence: Evidence | None, model: str) -> None:
     console.write_table(
         ("KV cache for a context of", "full attention", *budgets),
         [
-            (f"{row.n_ctx:,} tokens", *(console.mebibytes(size) for size in (row.full, *row.evicting.values())))
+            (f"{row.n_ctx:,} tokens", *(formats.size(size) for size in (row.full, *row.evicting.values())))
             for row in report.memory
         ],
         right=range(1, 2 + len(budgets)),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..settings import Settings
-from ..support import console
+from ..support import console, formats
 from .app import app
 from .flags import AsJson
 
@@ -65,7 +65,7 @@ def list_models(as_json: AsJson = False) -> None:
             (
                 (
                     str(row["name"]),
-                    console.mebibytes(int(str(row["bytes"]))),
+                    formats.size(int(str(row["bytes"]))),
                     str(row["architecture"]),
                     "yes" if row["statistics"] else "no",
                 )

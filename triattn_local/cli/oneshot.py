@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import EvictionConfig, SamplingConfig
 from ..errors import UsageError
+from ..support.formats import plural, size
 from ..support.interrupts import stop_on_request
 
 if TYPE_CHECKING:
@@ -59,12 +60,11 @@ class Report:
         if self.mode is None:
             parts.append("full attention")
         elif self.n_evictions:
-            rounds = "1 round" if self.n_evictions == 1 else f"{self.n_evictions} rounds"
-            parts.append(f"{rounds} evicted {self.tokens_evicted} of {self.n_prompt + self.n_generated} tokens")
+            rounds, n_all = plural(self.n_evictions, "round"), self.n_prompt + self.n_generated
+            parts.append(f"{rounds} evicted {self.tokens_evicted} of {n_all} tokens")
         else:
             parts.append("nothing evicted yet")
-        mib = 1 << 20
-        parts.append(f"KV cache {self.kv_bytes / mib:.1f} MiB, full attention {self.kv_bytes_full / mib:.1f} MiB")
+        parts.append(f"KV cache {size(self.kv_bytes)}, full attention {size(self.kv_bytes_full)}")
         if self.stop_reason == "length":
             parts.append("stopped at -n")
         elif self.stop_reason == "context":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DoesNotFitError, UsageError
+from ..support.formats import size
 from . import native
 
 _TYPES = ("cpu", "gpu", "igpu", "accel", "meta")
@@ -146,7 +147,7 @@ def check_cap(device: Device, n_bytes: int) -> None:
         )
     if n_bytes > device.total_bytes:
         raise UsageError(
-            f"{n_bytes / 2**30:.1f} GiB is more than the {device.total_bytes / 2**30:.1f} GiB of {device.name}",
+            f"{size(n_bytes)} is more than the {size(device.total_bytes)} of {device.name}",
             where="--vram",
             fix="give less, or leave it out",
         )
@@ -171,8 +172,7 @@ def capped(device: Device, n_bytes: int) -> Iterator[int]:
         ballast = lib.ggml_backend_buft_alloc_buffer(lib.ggml_backend_dev_buffer_type(device.handle), n_held)
         if not ballast:
             raise DoesNotFitError(
-                f"cannot hold {n_held / 2**30:.1f} GiB of {device.name}, {_memory(device.handle)[0] / 2**30:.1f} GiB "
-                "are free",
+                f"cannot hold {size(n_held)} of {device.name}, {size(_memory(device.handle)[0])} are free",
                 where="--vram",
                 fix="end what else uses the device",
             )

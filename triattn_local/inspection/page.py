@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ..support.console import mebibytes
+from ..support import formats
 from ..support.plotting import Picture
 from .describe import ModelReport
 from .evidence import MAIN_FRACTION, Evidence, LayerEvidence
@@ -111,7 +111,7 @@ def _model(report: ModelReport, evidence: Evidence | None) -> list[tuple[str, st
         ("layers", f"{report.n_layer}, {full} with full attention"),
         ("heads", f"{report.n_head} for {report.n_head_kv} cached, {report.head_dim} dimensions each"),
         ("RoPE", f"{report.rope}, {report.n_rot} dimensions"),
-        ("file", f"{mebibytes(report.file_bytes)}"),
+        ("file", formats.size(report.file_bytes)),
         ("fingerprint", report.fingerprint),
     ]
     found = report.statistics
@@ -135,8 +135,8 @@ def _memory(report: ModelReport) -> str:
     budgets = list(report.memory[0].evicting)
     head = "".join(f"<th>budget {budget:,}</th>" for budget in budgets)
     rows = "".join(
-        f"<tr><th>{row.n_ctx:,} tokens</th><td>{mebibytes(row.full)}</td>"
-        + "".join(f"<td>{mebibytes(row.evicting[budget])}</td>" for budget in budgets)
+        f"<tr><th>{row.n_ctx:,} tokens</th><td>{formats.size(row.full)}</td>"
+        + "".join(f"<td>{formats.size(row.evicting[budget])}</td>" for budget in budgets)
         + "</tr>"
         for row in report.memory
     )

@@ -15,7 +15,7 @@ from ..config import EvictionConfig, RuntimeConfig
 from ..engine.runtime import check_stats
 from ..settings import Settings
 from .accounting import Accountant
-from .machine import Machine, parse_cards, parse_size, this_machine, told_size
+from .machine import Machine, parse_cards, parse_size, this_machine
 from .machine import machine as described_machine
 from .planner import Choice, Planner, Wish
 from .report import PlanReport, report, told_choice
@@ -37,7 +37,6 @@ __all__ = [
     "report",
     "this_machine",
     "told_choice",
-    "told_size",
     "wish_of",
 ]
 

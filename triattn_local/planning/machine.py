@@ -67,11 +67,6 @@ def parse_size(text: str, where: str) -> int:
     return size
 
 
-def told_size(size: int) -> str:
-    """Bytes as a person reads them: ``19.6 GiB``, ``317 MiB``."""
-    return f"{size / 2**30:.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
 def parse_cards(text: str) -> tuple[int, ...]:
     """``24GiB,12GiB`` -> bytes of each; ``0`` or ``none`` for no card."""
     if text.strip().lower() in ("0", "none"):

@@ -17,8 +17,9 @@ from typing import Literal
 
 from ..config import EvictionConfig, RuntimeConfig
 from ..errors import DoesNotFitError, UsageError
+from ..support.formats import size
 from .accounting import HOST, Accountant, ContextBytes, Shape
-from .machine import Machine, told_size
+from .machine import Machine
 from .placement import Load, Placement, Use, kv_by_layer, place, round_bytes
 
 BUDGETS = (4096, 3072, 2048, 1536, 1024, 768, 512)
@@ -302,8 +303,8 @@ class Planner:
         n_gpu_layers = self.n_gpu_layers(self.wish)
         smallest = min((self.look(shape, n_gpu_layers) for shape in shapes), key=lambda choice: choice.bytes.kv)
         short = min(smallest.placement.uses, key=lambda use: use.margin)
-        there = f"{told_size(short.total)}, {told_size(short.reserve)} of it left alone"
-        what = f"{told_shape(smallest.shape)} needs {told_size(short.need)} of {short.name} ({there})"
+        there = f"{size(short.total)}, {size(short.reserve)} of it left alone"
+        what = f"{told_shape(smallest.shape)} needs {size(short.need)} of {short.name} ({there})"
         return DoesNotFitError(what, where=self.info.path.name, fix=self._nearest())
 
     def _nearest(self) -> str:

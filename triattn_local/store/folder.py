@@ -21,6 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..errors import DISK_FULL, DoesNotFitError, ModelNotFoundError, TriattnError
+from ..support import formats
 from ..support.atomic import sync_folder
 from ..support.paths import exists, expanded, is_dir, is_file, refusal
 from .naming import DEFAULT_QUANT, is_first, is_gguf_name, quant_label, shards, without_gguf, without_shard
@@ -186,7 +187,7 @@ def need_disk(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise DoesNotFitError(
-            f"needs {size / MIB:,.0f} MiB of disk, {free / MIB:,.0f} MiB are free",
+            f"needs {formats.size(size, 'MiB')} of disk, {formats.size(free, 'MiB')} are free",
             where=str(folder),
             fix="free some space, or set TRIATTN_MODELS (models) or HF_HOME (the hub's cache) to another disk",
         )

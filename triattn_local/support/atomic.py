@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import DISK_FULL, DoesNotFitError, UsageError
+from .formats import size
 from .paths import is_dir, is_file
 
 _MAKE_ROOM = "make room or write to another disk; statistics alone need little (convert --sidecar)"
@@ -154,9 +155,9 @@ def _not_writable(dst: Path, error: OSError) -> UsageError:
 
 
 def _disk_full(dst: Path, n_bytes: int, n_free: int | None, fix: str) -> DoesNotFitError:
-    free = "the disk is full" if n_free is None else f"the disk has {n_free / 2**20:.1f} MiB free"
+    free = "the disk is full" if n_free is None else f"the disk has {size(n_free, 'MiB')} free"
     return DoesNotFitError(
-        f"needs {n_bytes / 2**20:.1f} MiB, {free}",
+        f"needs {size(n_bytes, 'MiB')}, {free}",
         where=str(dst),
         fix=fix,
     )

@@ -219,12 +219,6 @@ def log(level: str, text: str) -> None:
     stderr().print(Text.assemble((f"{time.strftime('%H:%M:%S')} ", "dim"), (text, styles.get(level, ""))))
 
 
-def mebibytes(size: int) -> str:
-    if size >= 10 << 30:
-        return f"{size / (1 << 30):,.1f} GiB"
-    return f"{size / (1 << 20):,.1f} MiB"
-
-
 @contextlib.contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Something turns on stderr while there is nothing to count; nothing where no one looks."""

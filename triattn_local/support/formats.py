@@ -1,13 +1,10 @@
-"""Numbers as people read them, short enough for a terminal."""
+"""Numbers as people read them, short enough for a terminal: counts, bytes, times."""
 
 from __future__ import annotations
 
 import time
 
-
-def count(n: int) -> str:
-    """12,345"""
-    return f"{n:,}"
+_UNITS = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}
 
 
 def short(n: int) -> str:
@@ -19,13 +16,12 @@ def short(n: int) -> str:
     return str(n)
 
 
-def size(n_bytes: float) -> str:
-    """22.5 MiB"""
-    for limit, unit in ((1 << 30, "GiB"), (1 << 20, "MiB")):
-        if n_bytes >= limit:
-            value = n_bytes / limit
-            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
-    return f"{n_bytes / 1024:.0f} KiB"
+def size(n_bytes: float, unit: str = "") -> str:
+    """22.5 MiB, 317 MiB, -1.2 GiB; with a decimal in any case where the unit is given"""
+    name = unit or next((name for name, one in _UNITS.items() if abs(n_bytes) >= one), "KiB")
+    value = n_bytes / _UNITS[name]
+    n_decimals = 0 if not unit and (abs(value) >= 100 or name == "KiB") else 1
+    return f"{value:,.{n_decimals}f} {name}"
 
 
 def short_size(n_bytes: float) -> str:
