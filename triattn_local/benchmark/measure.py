@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import EvictionConfig
-from ..engine.contexts import Model, padded
+from ..engine.contexts import Model
 from ..engine.devices import Device, free_memory, used_bytes
 from ..errors import DoesNotFitError
-from ..model.model_info import ModelInfo
+from ..model.model_info import ModelInfo, padded
 from .job import Job
 from .report import Point, Row, median_ratio
 from .side import Progress, Side

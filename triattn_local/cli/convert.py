@@ -140,7 +140,7 @@ def export_stats(
 ) -> None:
     """Write a model's statistics as TriAttention's own programs read them (.pt)."""
     from .. import store
-    from ..inspection.describe import usable_stats
+    from ..model.metadata import usable_stats
     from ..model.model_info import read_model_info
 
     official = calib_tools("official")

@@ -62,7 +62,8 @@ def inspect(
     that are kept are those that full attention attends to.
     """
     from .. import store
-    from ..inspection.describe import inspect_model, usable_stats
+    from ..inspection.describe import inspect_model
+    from ..model.metadata import usable_stats
     from ..model.model_info import read_model_info
 
     settings = Settings.load(context.params)

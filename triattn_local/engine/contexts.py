@@ -29,16 +29,9 @@ from .devices import Device
 from .trial import check_survives
 from .vocabulary import Vocabulary
 
-_CELLS = 256
-"""llama.cpp gives a cache so many cells at a time"""
 _ALL_LAYERS = 0x7FFFFFFF
 _ABORTED = 2
 """what ``llama_decode`` returns when an abort callback ended it"""
-
-
-def padded(n_cells: int) -> int:
-    """Cells that a cache for so many tokens gets."""
-    return n_cells + -n_cells % _CELLS
 
 
 def physical_cores() -> int:

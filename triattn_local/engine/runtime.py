@@ -23,9 +23,9 @@ from ..answers.text_stream import TextStream
 from ..answers.thinking import Kind, TokenSplitter, marks_of
 from ..answers.tool_calls import MARKS, ToolCall, ToolCallSplitter
 from ..config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig
-from ..errors import StateError, StatsError, TriattnError, UsageError
-from ..model.metadata import read_stats
-from ..model.model_info import fingerprint, read_model_info
+from ..errors import StateError, TriattnError, UsageError
+from ..model.metadata import usable_stats
+from ..model.model_info import read_model_info
 from ..support.stop import Stop
 from ..support.turns import Turns
 from . import native
@@ -437,9 +437,7 @@ class Runtime:
 
     def _rewind(self, tokens: Sequence[int]) -> int:
         """Cut the sequence to what it shares with `tokens`, one of which is left to decode. Returns its length."""
-        n = 0
-        while n < min(len(tokens) - 1, len(self._tokens)) and tokens[n] == self._tokens[n]:
-            n += 1
+        n = n_shared(tokens[:-1], self._tokens)
         if not self.context.can_rewind(n):
             n = 0
         self.context.rewind(n)
@@ -617,6 +615,12 @@ class Runtime:
             raise StateError(error.what, where=str(path), fix=error.fix) from None
 
 
+def n_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def _of_type(value: T, wanted: type[T], where: str) -> T:
     if not isinstance(value, wanted):
         raise UsageError(f"is a {type(value).__name__}, and a {wanted.__name__} is wanted", where=where)
@@ -676,14 +680,8 @@ def check_stats(path: Path, stats_path: Path | None) -> None:
     TriattnError
         The model is of a kind that cannot evict.
     """
-    source = stats_path or Path(os.environ.get("TRIATTN_STATS") or path)
-    stats = read_stats(source)
     info = read_model_info(path)
     if info.obstacle is not None:  # then statistics would not help
         raise TriattnError(f"cannot evict: it {info.obstacle}", where=str(path), fix="run it with --no-evict")
-    if stats is None:
-        raise StatsError(
-            "holds no TriAttention statistics", where=str(source), fix=f"make them with: triattn-local convert {path}"
-        )
-    stats.check_belongs(fingerprint(path))
-    stats.validate(info)
+    named = os.environ.get("TRIATTN_STATS")
+    usable_stats(info, stats_path or (Path(named) if named else None), lacks="holds no TriAttention statistics")

@@ -15,14 +15,12 @@ from ..config import EvictionConfig, RuntimeConfig
 from ..errors import StatsError, TriattnError
 from ..model.gguf_file import read_gguf
 from ..model.metadata import KEY_VERSION, read_stats
-from ..model.model_info import ModelInfo, fingerprint, read_model_info
-from ..model.stats import HIGH_R, TriattnStats
+from ..model.model_info import ModelInfo, fingerprint, padded, read_model_info
+from ..model.stats import HIGH_R
 from ..support.paths import is_file
 
 CONTEXTS = (8192, 32768, 131072)
 BUDGETS = (1024, 2048, 4096)
-CELL_STEP = 256
-"""llama.cpp rounds the cells of a cache up to this"""
 
 
 @dataclass(frozen=True)
@@ -128,23 +126,6 @@ def inspect_model(
     )
 
 
-def usable_stats(info: ModelInfo, sidecar: Path | None = None) -> TriattnStats:
-    """Statistics of a model, inside it or in a sidecar, once they are checked.
-
-    Raises
-    ------
-    StatsError
-        There are none, they are damaged, or another model's.
-    """
-    path = sidecar or info.path
-    stats = read_stats(path)
-    if stats is None:
-        raise StatsError("has no statistics", where=str(path), fix=f"triattn-local convert {info.path}")
-    stats.check_belongs(fingerprint(info.path))
-    stats.validate(info)
-    return stats
-
-
 def glance(path: Path) -> tuple[str, bool]:
     """(architecture, whether statistics are inside), as quickly as a header can be read; "?" for a damaged file."""
     try:
@@ -190,8 +171,7 @@ def _statistics(info: ModelInfo, mark: str, path: Path) -> StatsReport | None:
 
 def _memory(bytes_per_token: int) -> tuple[MemoryRow, ...]:
     def cells(budget: int) -> int:
-        n = budget + EvictionConfig.window + RuntimeConfig.n_batch
-        return n + -n % CELL_STEP
+        return padded(budget + EvictionConfig.window + RuntimeConfig.n_batch)
 
     return tuple(
         MemoryRow(n_ctx, n_ctx * bytes_per_token, {b: min(cells(b), n_ctx) * bytes_per_token for b in BUDGETS})

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from ..errors import ModelNotFoundError, StatsError, UsageError
 from ..support.atomic import atomic_write
 from .gguf_file import DEFAULT_ALIGNMENT, MAGIC, GgufFile, ValueType, read_gguf
-from .model_info import ModelInfo
+from .model_info import ModelInfo, fingerprint
 from .stats import VERSION, TriattnStats, head_dim_of
 
 PREFIX = "triattention."
@@ -101,6 +101,23 @@ def read_stats(path: Path | str) -> TriattnStats | None:
         model=model,
         version=version,
     )
+
+
+def usable_stats(info: ModelInfo, source: Path | None = None, lacks: str = "has no statistics") -> TriattnStats:
+    """Statistics of a model, inside it or in a sidecar, once they are checked.
+
+    Raises
+    ------
+    StatsError
+        There are none (`lacks` says so), they are damaged, or another model's.
+    """
+    source = source or info.path
+    stats = read_stats(source)
+    if stats is None:
+        raise StatsError(lacks, where=str(source), fix=f"triattn-local convert {info.path}")
+    stats.check_belongs(fingerprint(info.path))
+    stats.validate(info)
+    return stats
 
 
 def write_with_stats(src: Path | str, dst: Path | str, stats: TriattnStats, progress: Progress | None = None) -> str:

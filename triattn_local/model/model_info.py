@@ -34,6 +34,8 @@ MAX_LAYERS = 512
 """llama.cpp's LLAMA_MAX_LAYERS"""
 MAX_EXPERTS = 1024
 """llama.cpp's LLAMA_MAX_EXPERTS"""
+CELL_STEP = 256
+"""llama.cpp gives a cache so many cells at a time"""
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
@@ -201,6 +203,11 @@ def fingerprint_of(
     for name, data in norms:
         crc = zlib.crc32(data, zlib.crc32(name, crc))
     return f"{arch}/L{n_layer}/E{n_embd}/H{n_head}/K{n_head_kv}/D{head_dim}/crc32:{crc:08x}"
+
+
+def padded(n_cells: int) -> int:
+    """Cells that a cache for so many tokens gets."""
+    return n_cells + -n_cells % CELL_STEP
 
 
 def shard_paths(path: Path, split: Split | None) -> tuple[Path, ...]:

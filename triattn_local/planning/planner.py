@@ -17,6 +17,7 @@ from typing import Literal
 
 from ..config import EvictionConfig, RuntimeConfig
 from ..errors import DoesNotFitError, UsageError
+from ..model.model_info import CELL_STEP
 from ..support.formats import size
 from .accounting import HOST, Accountant, ContextBytes, Shape
 from .machine import Machine
@@ -37,8 +38,6 @@ MAX_CTX = 131072
 TABLE = (8192, 16384, 32768, 65536, 131072)
 """contexts that full attention is looked at for"""
 
-_STEP = 256
-"""llama.cpp pads caches to so many cells"""
 _MOST_CTX = 2**22
 
 
@@ -170,7 +169,7 @@ class Planner:
         """Contexts that serve the wish with a budget of at least so many tokens, the best first."""
         for types in self._types(wish):
             if wish.budget == "off":
-                n_ctx = wish.n_ctx or self.largest_ctx(self.shape(wish, _STEP, None, *types))
+                n_ctx = wish.n_ctx or self.largest_ctx(self.shape(wish, CELL_STEP, None, *types))
                 if n_ctx:
                     yield self.shape(wish, n_ctx, None, *types)
                 continue
@@ -264,7 +263,7 @@ class Planner:
     def largest_ctx(self, shape: Shape, n_gpu_layers: int | None = None) -> int:
         """The longest context of this shape that fits, at most what the model was trained for; 0 if none does."""
         n_gpu_layers = self.all_layers if n_gpu_layers is None else n_gpu_layers
-        most = max(_STEP, min(max(self.info.n_ctx_train, _STEP), MAX_CTX))
+        most = max(CELL_STEP, min(max(self.info.n_ctx_train, CELL_STEP), MAX_CTX))
 
         def fits(n_ctx: int) -> bool:
             longer = dataclasses.replace(
@@ -299,7 +298,7 @@ class Planner:
     # ---------------------------------------------------------------- refuse
 
     def _refusal(self) -> DoesNotFitError:
-        shapes = [*self._shapes(self.wish, 0)] or [self.shape(self.wish, _STEP, None, *CACHE_TYPES[:1] * 2)]
+        shapes = [*self._shapes(self.wish, 0)] or [self.shape(self.wish, CELL_STEP, None, *CACHE_TYPES[:1] * 2)]
         n_gpu_layers = self.n_gpu_layers(self.wish)
         smallest = min((self.look(shape, n_gpu_layers) for shape in shapes), key=lambda choice: choice.bytes.kv)
         short = min(smallest.placement.uses, key=lambda use: use.margin)
@@ -365,8 +364,8 @@ def _largest(fits: Callable[[int], bool], most: int) -> int:
     """The largest multiple of a cache's step for which a thing fits that never fits again once it is too large."""
     if fits(most):
         return most
-    low, high = 0, -(-most // _STEP)
+    low, high = 0, -(-most // CELL_STEP)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle * _STEP) else (low, middle)
-    return low * _STEP
+        low, high = (middle, high) if fits(middle * CELL_STEP) else (low, middle)
+    return low * CELL_STEP

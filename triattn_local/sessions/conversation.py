@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..answers.thinking import Kind, TokenSplitter, marks_of
 from ..config import SamplingConfig
-from ..engine.runtime import Cancel, Done, Prefill, Runtime, Token
+from ..engine.runtime import Cancel, Done, Prefill, Runtime, Token, n_shared
 from ..errors import StateError, UsageError
 from .model import Message
 from .shelf import Shelf
@@ -215,7 +215,7 @@ class Conversation:
         one, other = (
             self.prompt(system, [*path, dataclasses.replace(nothing, content=content)]) for content in ("0", "Z")
         )
-        return one[: _n_shared(one, other)]
+        return one[: n_shared(one, other)]
 
     # ------------------------------------------------------------------ turn
 
@@ -363,7 +363,7 @@ class Conversation:
         """Put the cache into the best state that there is to read `tokens` from."""
         n_best = self._in_cache(tokens)
         origin: Origin = "cache" if n_best else "nothing"
-        wanted = _n_shared(tokens, lasting)  # of the rest nobody can have a snapshot
+        wanted = n_shared(tokens, lasting)  # of the rest nobody can have a snapshot
         why: str | None = None
         if n_best < min(wanted, len(tokens) - 1):
             why = "no snapshot of this point is kept"
@@ -394,14 +394,5 @@ class Conversation:
     @staticmethod
     def _reusable(have: Sequence[int], pos_whole: int, want: Sequence[int]) -> int:
         """How many tokens of `want` need not be read, if `have` is in the cache and can be cut from `pos_whole` on."""
-        n = _n_shared(have, want[:-1])  # the last one is read in any case, for its logits
+        n = n_shared(have, want[:-1])  # the last one is read in any case, for its logits
         return n if n == len(have) or n >= pos_whole else 0
-
-
-def _n_shared(one: Sequence[int], other: Sequence[int]) -> int:
-    n = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        n += 1
-    return n
