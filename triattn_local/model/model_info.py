@@ -9,7 +9,6 @@ Knows nothing of TriAttention's statistics, and never reads weights but the norm
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from .architectures import (
     RopeType,
 )
 from .gguf_file import GGML_TYPE_F32, GgufFile, TensorInfo, read_gguf
+from .shard_names import ending, numbers, shards
 
 MAX_LAYERS = 512
 """llama.cpp's LLAMA_MAX_LAYERS"""
@@ -220,15 +220,14 @@ def shard_paths(path: Path, split: Split | None) -> tuple[Path, ...]:
     """
     if split is None:
         return (path,)
-    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
-    if match is None or int(match[2]) != split.index + 1 or int(match[3]) != split.count:
-        wanted = f"-{split.index + 1:05d}-of-{split.count:05d}.gguf"
+    number = split.index + 1
+    if path.suffix != ".gguf" or numbers(path.stem) != (number, split.count):
         raise ModelNotFoundError(
-            f"is file {split.index + 1} of {split.count} of a split model, and is not named so",
+            f"is file {number} of {split.count} of a split model, and is not named so",
             where=str(path),
-            fix=f"give it a name that ends in {wanted}, as llama.cpp does",
+            fix=f"give it a name that ends in {ending(number, split.count)}, as llama.cpp does",
         )
-    return tuple(path.with_name(f"{match[1]}-{i + 1:05d}-of-{split.count:05d}.gguf") for i in range(split.count))
+    return shards(path)
 
 
 def _model_info(file: GgufFile) -> ModelInfo:

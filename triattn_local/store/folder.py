@@ -21,10 +21,11 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..errors import DISK_FULL, DoesNotFitError, ModelNotFoundError, TriattnError
+from ..model.shard_names import is_first, shards, without_shard
 from ..support import formats
 from ..support.atomic import sync_folder
 from ..support.paths import exists, expanded, is_dir, is_file, refusal
-from .naming import DEFAULT_QUANT, is_first, is_gguf_name, quant_label, shards, without_gguf, without_shard
+from .naming import DEFAULT_QUANT, is_gguf_name, quant_label, without_gguf
 
 Progress = Callable[[str, int, int], None]
 """(stage, bytes done, bytes in all; 0 when unknown)"""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from ..errors import ModelNotFoundError, TriattnError, UsageError
 from ..model.gguf_file import GgufFile, HeadCutError, parse_head
+from ..model.shard_names import is_first, shards, without_shard
 from ..support.paths import is_file
 from ..version import __version__
 from .folder import (
@@ -29,7 +30,7 @@ from .folder import (
     scratch_folder,
     sha256_of,
 )
-from .naming import DEFAULT_QUANT, is_first, is_gguf_name, quant_label, quant_names, shards, without_shard
+from .naming import DEFAULT_QUANT, is_gguf_name, quant_label, quant_names
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo

@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 from triattn_local import store
 from triattn_local.errors import ModelNotFoundError, TriattnError
 from triattn_local.inspection.describe import glance
-from triattn_local.store.naming import shards
+from triattn_local.model.shard_names import shards
 from triattn_local.support import formats
 from triattn_local.support.paths import expanded, is_file
 
