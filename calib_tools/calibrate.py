@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from triattn_local.errors import CalibrationError
 from triattn_local.model.gguf_file import read_gguf
 from triattn_local.model.model_info import ModelInfo, fingerprint, read_model_info
 from triattn_local.model.stats import TriattnStats
+from triattn_local.support.progress import Count
 from triattn_local.version import __version__
 
 from .accumulate import HeadSums
@@ -36,9 +37,6 @@ DEFAULT_TOKENS = 8192
 
 CHUNK_TOKENS = 2048
 """tokens in one sequence; positions do not matter before RoPE, but what a token has read does"""
-
-Progress = Callable[[int, int], None]
-"""called with tokens done and tokens in all"""
 
 
 def check_can_calibrate(info: ModelInfo) -> None:
@@ -66,7 +64,7 @@ def calibrate(
     model: Path,
     corpus: Corpus | None = None,
     n_tokens: int = DEFAULT_TOKENS,
-    progress: Progress | None = None,
+    progress: Count | None = None,
     *,
     engine: EngineName | None = None,
     checkpoint: Path | None = None,
@@ -173,7 +171,7 @@ class _Run:
     task: Mapping[str, str | int]
     path: Path | None
     saved: Checkpoint | None
-    progress: Progress | None
+    progress: Count | None
 
     @property
     def n_tokens(self) -> int:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from triattn_local.model.model_info import ModelInfo, read_model_info
 from triattn_local.model.stats import HIGH_R, TriattnStats
 from triattn_local.support.atomic import check_writable
 from triattn_local.support.interrupts import stop_for_sure
+from triattn_local.support.progress import Progress, Unit
 
 from .calibrate import DEFAULT_TOKENS, calibrate, check_can_calibrate, check_enough
 from .checkpoint import saved_task
@@ -29,16 +29,7 @@ from .decoder import why_unsupported
 from .shards import check_names, default_output, link_others
 from .weights import Weights
 
-__all__ = ["DEFAULT_TOKENS", "ENGINES", "Concentration", "ConvertResult", "Progress", "convert"]
-
-
-Unit = Literal["tokens", "bytes"]
-
-
-class Progress(Protocol):
-    """Called with the stage, what is done of it and what there is in all; None for a stage that is not counted."""
-
-    def __call__(self, stage: str, done: int, total: int | None, unit: Unit = "tokens") -> None: ...
+__all__ = ["DEFAULT_TOKENS", "ENGINES", "Concentration", "ConvertResult", "convert"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +116,7 @@ def convert(
     dry_run : bool
         Check everything, do nothing.
     progress : callable, optional
-        See ``Progress``.
+        See ``support.progress``.
     engine : "auto", "torch" or "runtime"
         See ``choose``.
     resume : bool
@@ -175,7 +166,7 @@ def convert(
 
     with stop_for_sure() as check:
 
-        def tell(stage: str, done: int, total: int | None, unit: Unit = "tokens") -> None:
+        def tell(stage: str, done: int, total: int | None, unit: Unit | None = "tokens") -> None:
             check()
             if progress is not None:
                 progress(stage, done, total, unit)

@@ -19,6 +19,7 @@ from triattn_local.model.model_info import ModelInfo
 from triattn_local.model.scoring import RopeParams
 from triattn_local.model.stats import TriattnStats
 from triattn_local.support.interrupts import stop_for_sure
+from triattn_local.support.progress import Count
 
 from .choose import choose
 from .corpus import Corpus, heldout_corpus, read_corpus
@@ -33,15 +34,13 @@ MAX_SEQUENCE = 2048
 MIN_SEQUENCE = 256
 """half of it is the future, and sinks and window leave too few candidates of less"""
 
-Progress = Callable[[int, int], None]
-
 
 def measure(
     info: ModelInfo,
     stats: TriattnStats,
     corpus: Sequence[Path] = (),
     n_tokens: int = DEFAULT_TOKENS,
-    progress: Progress | None = None,
+    progress: Count | None = None,
     *,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,

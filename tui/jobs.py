@@ -15,6 +15,7 @@ from triattn_local import store
 from triattn_local.calib_tools.shards import default_output
 from triattn_local.errors import BackendMissingError, TriattnError, from_system
 from triattn_local.model.model_info import read_model_info
+from triattn_local.support.progress import Unit
 
 DEMO_TOKENS = 4096
 """calibration tokens of the demo model: half of the usual, for half of the wait"""
@@ -92,7 +93,7 @@ class Job:
         self._thread = threading.Thread(target=run, name="job", daemon=True)
         self._thread.start()
 
-    def _progress(self, stage: str, done: int, total: int | None, unit: str = "") -> None:
+    def _progress(self, stage: str, done: int, total: int | None, unit: Unit | None = None) -> None:
         del unit
         if self._stop.is_set():
             raise _Stopped

@@ -19,9 +19,10 @@ from ..engine.contexts import Model
 from ..engine.devices import Device, free_memory, used_bytes
 from ..errors import DoesNotFitError
 from ..model.model_info import ModelInfo, padded
+from ..support.progress import Progress
 from .job import Job
 from .report import Point, Row, median_ratio
-from .side import Progress, Side
+from .side import Side
 
 _SPARE = 1 << 30
 """bytes that are left free beside a cache: compute buffers, and what the device's libraries take"""

@@ -12,10 +12,10 @@ from ..engine.contexts import Model, physical_cores
 from ..engine.devices import Device, capped, check_cap, devices, nvidia_driver, used_bytes
 from ..errors import UsageError
 from ..model.model_info import read_model_info
+from ..support.progress import Progress, silent
 from .job import Job
 from .measure import Measuring
 from .report import Report
-from .side import Progress
 
 
 def pick_device(config: RuntimeConfig, vram_bytes: int | None = None) -> Device:
@@ -44,7 +44,7 @@ def run_bench(
     job: Job,
     *,
     stats_path: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
     on_row: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Measure one model.

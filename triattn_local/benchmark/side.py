@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 
 import numpy as np
@@ -14,11 +14,9 @@ from ..config import EvictionConfig
 from ..engine.contexts import Context, Model
 from ..engine.devices import Device, used_bytes
 from ..engine.native import EngineStats
+from ..support.progress import Progress
 from .fill import UnknownLayoutError, repeat_cells
 from .report import Point
-
-Progress = Callable[[str, int, int | None], None]
-"""called with the stage, what is done and what there is in all"""
 
 
 class Side:

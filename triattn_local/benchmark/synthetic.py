@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
 from ..errors import UsageError
 from ..geometry import Geometry, write_geometry
+from ..support.progress import Count
 from ..version import __version__
 
 
@@ -16,7 +16,7 @@ def default_folder() -> Path:
     return platformdirs.user_cache_path("triattn-local") / "geometries"
 
 
-def geometry_file(geometry: Geometry, progress: Callable[[int, int], None], folder: Path | None = None) -> Path:
+def geometry_file(geometry: Geometry, progress: Count, folder: Path | None = None) -> Path:
     """The file of a geometry, or of the first layers of one; written if it is not there yet.
 
     Raises

@@ -10,6 +10,7 @@ import typer
 from ..errors import BackendMissingError, UsageError
 from ..settings import Settings
 from ..support import console
+from ..support.progress import Unit
 from .app import app
 from .flags import AsJson, GpuLayers, Model, Stats, Threads, switch
 
@@ -176,14 +177,12 @@ def convert_file(model: Path, output: Path | None, **options: Any) -> Any:
     calibration = calib_tools("convert")
     begun = False
     try:
-        with console.Stages("tokens") as tokens, console.Stages("bytes") as data:
+        with console.Stages("tokens") as stages:
 
-            def progress(stage: str, done: int, total: int | None, unit: str = "tokens") -> None:
+            def progress(stage: str, done: int, total: int | None, unit: Unit | None = None) -> None:
                 nonlocal begun
                 begun = begun or done > 0
-                shown, other = (data, tokens) if unit == "bytes" else (tokens, data)
-                other.close()
-                shown(stage, done, total)
+                stages(stage, done, total, unit)
 
             return calibration.convert(model, output, progress=progress, **options)
     except KeyboardInterrupt:

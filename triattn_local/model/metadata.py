@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from ..errors import ModelNotFoundError, StatsError, UsageError
 from ..support.atomic import atomic_write
+from ..support.progress import Count
 from .gguf_file import DEFAULT_ALIGNMENT, MAGIC, GgufFile, ValueType, read_gguf
 from .model_info import ModelInfo, fingerprint
 from .stats import VERSION, TriattnStats, head_dim_of
@@ -41,9 +42,6 @@ KEY_K_MEAN = PREFIX + "k_mean.{il}"
 
 SIDECAR_TYPE = "triattention"
 """``general.type`` of a sidecar, where a model says "model" """
-
-Progress = Callable[[int, int], None]
-"""called with bytes done and bytes in all"""
 
 _CHUNK = 1 << 26
 _READ = 1 << 22
@@ -120,7 +118,7 @@ def usable_stats(info: ModelInfo, source: Path | None = None, lacks: str = "has 
     return stats
 
 
-def write_with_stats(src: Path | str, dst: Path | str, stats: TriattnStats, progress: Progress | None = None) -> str:
+def write_with_stats(src: Path | str, dst: Path | str, stats: TriattnStats, progress: Count | None = None) -> str:
     """Copy a model's GGUF with the statistics in its metadata, replacing any that it had.
 
     All other pairs, the tensor infos and the tensor data are the same bytes as in ``src``, which is never touched; the

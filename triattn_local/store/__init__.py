@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..model.gguf_file import GgufFile
-from .folder import Entry, Progress, entries, resolve, silent, split_repo
+from ..support.progress import Progress, silent
+from .folder import Entry, entries, resolve, split_repo
 from .hub import HubClient, hub_heads, pull_hub
 from .packages import DEMO, PackagedModel, fetch_packaged
 
@@ -15,7 +16,6 @@ __all__ = [
     "Entry",
     "HubClient",
     "PackagedModel",
-    "Progress",
     "entries",
     "fetch_packaged",
     "is_repo",

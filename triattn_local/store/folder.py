@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +25,14 @@ from ..model.shard_names import is_first, shards, without_shard
 from ..support import formats
 from ..support.atomic import sync_folder
 from ..support.paths import exists, expanded, is_dir, is_file, refusal
+from ..support.progress import Progress
 from .naming import DEFAULT_QUANT, is_gguf_name, quant_label, without_gguf
-
-Progress = Callable[[str, int, int], None]
-"""(stage, bytes done, bytes in all; 0 when unknown)"""
 
 MIB = 1 << 20
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PREFIX = re.compile(r"^(?:https?://)?(?:huggingface\.co|hf\.co)/")
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A Progress that shows nothing."""
-    del stage, done, total
 
 
 def split_repo(name: str) -> tuple[str, str] | None:

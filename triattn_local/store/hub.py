@@ -17,9 +17,9 @@ from ..errors import ModelNotFoundError, TriattnError, UsageError
 from ..model.gguf_file import GgufFile, HeadCutError, parse_head
 from ..model.shard_names import is_first, shards, without_shard
 from ..support.paths import is_file
+from ..support.progress import Progress
 from ..version import __version__
 from .folder import (
-    Progress,
     entries,
     folder_errors,
     is_gguf,

@@ -21,7 +21,8 @@ from typing import Protocol
 
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
 from ..support.paths import is_file
-from .folder import DEMO_FILE, MIB, Progress, folder_errors, lock, need_disk, place, scratch_folder, sha256_of, silent
+from ..support.progress import Progress, silent
+from .folder import DEMO_FILE, MIB, folder_errors, lock, need_disk, place, scratch_folder, sha256_of
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -32,8 +32,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-Unit = Literal["bytes", "tokens", "steps"]
-
+from .progress import Unit
 
 _UNKNOWN = "triattn-unknown"
 
@@ -237,7 +236,8 @@ class Stages:
     """
 
     def __init__(self, unit: Unit = "bytes") -> None:
-        self._unit = unit
+        """`unit`: what stages count that do not say it."""
+        self._unit = self._shown = unit
         self._stage: str | None = None
         self._task: TaskID | None = None
         self._bars: Progress | None = None
@@ -250,8 +250,11 @@ class Stages:
     ) -> None:
         self.close()
 
-    def __call__(self, stage: str, done: int, total: int | None) -> None:
+    def __call__(self, stage: str, done: int, total: int | None, unit: Unit | None = None) -> None:
         console = stderr()
+        if self._shown != (unit or self._unit):  # its columns are others
+            self.close()
+            self._shown = unit or self._unit
         if not total or not console.is_terminal:
             self.close()
             if stage != self._stage:
@@ -270,9 +273,9 @@ class Stages:
 
     def _columns(self) -> list[ProgressColumn]:
         text, bar, left = TextColumn("{task.description}"), BarColumn(bar_width=30), TimeRemainingColumn(compact=True)
-        if self._unit == "bytes":
+        if self._shown == "bytes":
             return [text, bar, DownloadColumn(binary_units=True), TransferSpeedColumn(), left]
-        return [text, bar, MofNCompleteColumn(), TextColumn(self._unit), left]
+        return [text, bar, MofNCompleteColumn(), TextColumn(self._shown), left]
 
     def close(self) -> None:
         """Take the bar away; the next call brings it back."""
