@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import BackendMissingError, UsageError
+from ..errors import UsageError
 from ..settings import Settings
 from ..support import console
 from ..support.progress import Unit
@@ -162,14 +162,10 @@ def calib_tools(module: str) -> Any:
     """A module of ``calib_tools``, which alone of the program needs torch."""
     import importlib
 
-    try:
+    from ..calib_tools import torch_wanted
+
+    with torch_wanted():
         return importlib.import_module(f"triattn_local.calib_tools.{module}")
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise BackendMissingError(
-            "torch is not installed", where="calibration", fix="pip install '.[calib]' in the folder of triattn-local"
-        ) from None
 
 
 def convert_file(model: Path, output: Path | None, **options: Any) -> Any:

@@ -15,9 +15,9 @@ def write_files(rows: Sequence[Row], title: str, command: str, folder: Path) -> 
     """report.md, and with matplotlib report.html and a PNG for each task."""
     files = {"report.md": markdown(rows, title, command).encode("utf-8", "replace")}
     if importlib.util.find_spec("matplotlib") is not None:
-        from .plots import page, png
+        from .plots import page, picture
 
-        files |= {f"{task}.png": png(rows, task, title) for task in dict.fromkeys(row.task for row in rows)}
+        files |= {f"{task}.png": picture(rows, task, title).png() for task in dict.fromkeys(row.task for row in rows)}
         files["report.html"] = page(rows, title, command).encode("utf-8", "replace")
     for name, data in files.items():
         write_whole(folder / name, data)

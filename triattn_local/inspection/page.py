@@ -6,86 +6,37 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from ..support import formats
+from ..support.html import document, inline, section
 from ..support.plotting import Picture
 from .describe import ModelReport
 from .evidence import MAIN_FRACTION, Evidence, LayerEvidence
 
-_CSS = """
-:root { --ink: #1f2328; --quiet: #667080; --line: #e3e6ea; --blue: #0072b2; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f6f7f9; color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 960px; margin: 0 auto; padding: 40px 20px 80px; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; }
-h2 { font-size: 1.2rem; margin: 0 0 4px; }
-p { margin: 4px 0 12px; color: var(--quiet); }
-section { background: #fff; border: 1px solid var(--line); border-radius: 12px; padding: 22px 24px; margin-top: 20px; }
-section svg { width: 100%; height: auto; display: block; }
-table { border-collapse: collapse; width: 100%; }
-td, th { padding: 6px 12px 6px 0; text-align: left; border-top: 1px solid var(--line); vertical-align: top; }
-tr:first-child td, tr:first-child th { border-top: 0; }
-th { font-weight: 500; color: var(--quiet); }
-td { overflow-wrap: anywhere; }
-.numbers td, .numbers th { text-align: right; font-variant-numeric: tabular-nums; }
-.numbers th:first-child { text-align: left; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 14px; margin-top: 24px; }
-.card { background: #fff; border: 1px solid var(--line); border-radius: 12px; padding: 16px 18px; }
-.card b { display: block; font-size: 1.7rem; line-height: 1.2; color: var(--blue); }
-.card span { color: var(--quiet); font-size: 0.9rem; }
-@media print { body { background: #fff; } section { break-inside: avoid; } }
-"""
-
 
 def page(report: ModelReport, evidence: Evidence | None, pictures: Sequence[Picture]) -> str:
     """The report of one model as an HTML document."""
-    name = escape(report.name)
     types = " and ".join(dict.fromkeys((report.cache_type_k, report.cache_type_v)))
     cost = (
         f"{report.kv_bytes_per_token:,} bytes a token as {types}. "
         "With eviction the cache stays as large as its budget, whatever the context."
     )
     sections = [
-        _section("Model", "", _pairs(_model(report, evidence))),
-        _section("KV cache", cost, _memory(report)),
-        *(_section(p.title, p.reading, _inline(p)) for p in pictures),
+        section("Model", "", _pairs(_model(report, evidence))),
+        section("KV cache", cost, _memory(report)),
+        *(section(p.title, p.reading, inline(p)) for p in pictures),
     ]
     if evidence is None:
         reading = (
             "Only the statistics were looked at. triattn-local inspect --measure runs held-out text through the model, "
             "and adds the rest."
         )
-        sections.append(_section("Not measured", reading, ""))
+        sections.append(section("Not measured", reading, ""))
     cards = "".join(_cards(report, evidence))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>TriAttention report: {name}</title>
-<style>{_CSS}</style>
-</head>
-<body>
-<main>
-<h1>{name}</h1>
-<p>TriAttention report. Do the queries of this model gather around fixed centres, and does the cache that is built on
-them keep what is attended to?</p>
-<div class="cards">{cards}</div>
-{"".join(sections)}
-</main>
-</body>
-</html>
-"""
-
-
-def _section(title: str, reading: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{f'<p>{escape(reading)}</p>' if reading else ''}{content}</section>\n"
-
-
-def _inline(picture: Picture) -> str:
-    """The picture's ids are made its own, for a page has but one of each."""
-    svg = picture.svg()
-    for mark in ('id="', 'href="#', "url(#"):
-        svg = svg.replace(mark, f"{mark}{picture.name}-")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(picture.title)}" ', 1)
+    lead = (
+        "TriAttention report. Do the queries of this model gather around fixed centres, and does the cache that is "
+        "built on them keep what is attended to?"
+    )
+    title = f"TriAttention report: {report.name}"
+    return document(title, report.name, lead, f'<div class="cards">{cards}</div>', *sections)
 
 
 def _cards(report: ModelReport, evidence: Evidence | None) -> Iterable[str]:

@@ -15,6 +15,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#8a8f98"
+COLOURS = (BLUE, ORANGE, GREEN, RED, "#cc79a7", "#56b4e9", "#6b5b00")
+"""for many lines, the first the most important; grey is full attention's"""
 
 _STYLE: Any = {  # the stubs of matplotlib name every key there is
     "font.family": "DejaVu Sans",
