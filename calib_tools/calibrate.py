@@ -27,7 +27,7 @@ from .accumulate import HeadSums
 from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from .choose import EngineName, choose
 from .corpus import Corpus, bundled_corpus
-from .engine_runtime import Kind, LayerAttention, RuntimeEngine
+from .engine_runtime import LayerAttention, Recorded, RuntimeEngine
 from .engine_torch import Hidden, TorchEngine, best_device
 from .tokens import MIN_TOKENS, SKIP_TOKENS, open_vocabulary, sequences, text_bytes
 from .weights import Weights
@@ -158,7 +158,7 @@ def check_enough(n_tokens: int) -> None:
         raise CalibrationError(f"{n_tokens} tokens are too few", fix=f"give --tokens {MIN_TOKENS} or more")
 
 
-Sums = dict[tuple[int, Kind], HeadSums]
+Sums = dict[tuple[int, Recorded], HeadSums]
 
 
 @dataclass
@@ -257,7 +257,7 @@ def _run_runtime(run: _Run, n_threads: int | None, n_gpu_layers: int, n_batch: i
         n_read = 0 if run.saved is None else run.saved.n_done
         n_done = sum(map(len, run.texts[:n_read]))
 
-        def add(il: int, kind: Kind, values: npt.NDArray[np.float32], first_pos: int) -> None:
+        def add(il: int, kind: Recorded, values: npt.NDArray[np.float32], first_pos: int) -> None:
             nonlocal n_done
             if (il, kind) in sums:
                 sums[il, kind].add(torch.from_numpy(values[max(0, SKIP_TOKENS - first_pos) :]))

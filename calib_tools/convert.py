@@ -23,7 +23,7 @@ from triattn_local.support.progress import Progress, Unit
 
 from .calibrate import DEFAULT_TOKENS, calibrate, check_can_calibrate, check_enough
 from .checkpoint import saved_task
-from .choose import ENGINES, Choice, choose
+from .choose import ENGINES, EngineChoice, choose
 from .corpus import bundled_corpus, read_corpus
 from .decoder import why_unsupported
 from .shards import check_names, default_output, link_others
@@ -216,15 +216,15 @@ def write_output(
     return write_with_stats(info.path, path, stats, lambda done, total: progress(stage, done, total, "bytes"))
 
 
-def _choose(info: ModelInfo, engine: str, checkpoint: Path | None, n_gpu_layers: int) -> Choice:
+def _choose(info: ModelInfo, engine: str, checkpoint: Path | None, n_gpu_layers: int) -> EngineChoice:
     with Weights(info) as weights:
         if engine == "torch" and (reason := why_unsupported(info, weights)):
             raise CalibrationError(f"the torch engine {reason}", where=str(info.path), fix="give --engine runtime")
         if engine != "auto":
-            return Choice("torch" if engine == "torch" else "runtime", "as asked for")
+            return EngineChoice("torch" if engine == "torch" else "runtime", "as asked for")
         began = None if checkpoint is None else saved_task(checkpoint).get("engine")
         if began in ("torch", "runtime"):
-            return Choice("torch" if began == "torch" else "runtime", "the checkpoint is its work")
+            return EngineChoice("torch" if began == "torch" else "runtime", "the checkpoint is its work")
         return choose(info, weights, n_gpu_layers)
 
 

@@ -24,7 +24,7 @@ from triattn_local.support.progress import Count
 from .choose import choose
 from .corpus import Corpus, heldout_corpus, read_corpus
 from .decoder import attention_scale, freq_factors
-from .engine_runtime import Kind, RuntimeEngine
+from .engine_runtime import Recorded, RuntimeEngine
 from .engine_torch import TorchEngine, best_device
 from .tokens import SKIP_TOKENS, encode_document, open_vocabulary
 from .weights import Weights
@@ -153,10 +153,10 @@ def _run_runtime(
     with RuntimeEngine(
         info.path, n_ctx=n_longest, n_batch=n_longest, n_threads=n_threads, n_gpu_layers=n_gpu_layers
     ) as engine:
-        waiting: dict[int, dict[Kind, npt.NDArray[np.float32]]] = {il: {} for il in found}
+        waiting: dict[int, dict[Recorded, npt.NDArray[np.float32]]] = {il: {} for il in found}
         turn: dict[int, int] = dict.fromkeys(found, 0)
 
-        def look(il: int, kind: Kind, values: npt.NDArray[np.float32], first_pos: int) -> None:
+        def look(il: int, kind: Recorded, values: npt.NDArray[np.float32], first_pos: int) -> None:
             nonlocal n_done
             assert first_pos == 0, "a sequence goes through in one batch"
             if il not in found:

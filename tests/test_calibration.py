@@ -38,7 +38,7 @@ from triattn_local.calib_tools.corpus import (
     read_corpus,
     share_out,
 )
-from triattn_local.calib_tools.engine_runtime import Kind, RuntimeEngine
+from triattn_local.calib_tools.engine_runtime import Recorded, RuntimeEngine
 from triattn_local.calib_tools.tokens import SKIP_TOKENS
 from triattn_local.engine import native
 from triattn_local.errors import (
@@ -58,7 +58,7 @@ from triattn_local.model.stats import band_magnitude
 
 MODELS = ["smollm2", "gemma3", "qwen25"]
 
-ALL: tuple[Kind, ...] = ("q_pre", "k_pre", "q_rot", "k_rot")
+ALL: tuple[Recorded, ...] = ("q_pre", "k_pre", "q_rot", "k_rot")
 
 
 @pytest.fixture(params=MODELS)
@@ -73,11 +73,11 @@ def converted(request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def watch(engine: RuntimeEngine, tokens: Sequence[int]) -> dict[tuple[int, Kind], np.ndarray]:
+def watch(engine: RuntimeEngine, tokens: Sequence[int]) -> dict[tuple[int, Recorded], np.ndarray]:
     """All queries and keys of one sequence, [n_token, heads, head_dim]."""
-    parts: dict[tuple[int, Kind], list[np.ndarray]] = {}
+    parts: dict[tuple[int, Recorded], list[np.ndarray]] = {}
 
-    def keep(il: int, kind: Kind, values: np.ndarray, first_pos: int) -> None:
+    def keep(il: int, kind: Recorded, values: np.ndarray, first_pos: int) -> None:
         got = parts.setdefault((il, kind), [])
         assert sum(map(len, got)) == first_pos
         got.append(values.copy())
@@ -439,7 +439,7 @@ def test_an_exception_in_the_callback_comes_out_and_the_engine_lives_on(smollm2:
         tokens = engine.vocabulary.tokenize(prose(2000), add_special=False)[:200]
         calls: list[int] = []
 
-        def interrupt(il: int, kind: Kind, values: np.ndarray, first_pos: int) -> None:
+        def interrupt(il: int, kind: Recorded, values: np.ndarray, first_pos: int) -> None:
             calls.append(first_pos)
             if il == 3:
                 raise KeyboardInterrupt
@@ -569,7 +569,7 @@ def test_statistics_are_the_means_of_what_the_model_does(smollm2: Path) -> None:
     assert stats.corpus == corpus.label
     assert stats.model == fingerprint(smollm2)
     with RuntimeEngine(smollm2, n_ctx=512, n_batch=128) as engine:
-        seen: list[dict[tuple[int, Kind], np.ndarray]] = []
+        seen: list[dict[tuple[int, Recorded], np.ndarray]] = []
         for piece in share_out(
             [engine.vocabulary.tokenize(d.text, add_special=False) for d in corpus.documents], 600, 512
         ):

@@ -19,7 +19,7 @@ from triattn_local.config import SamplingConfig
 from triattn_local.engine.runtime import RuntimeStats
 from triattn_local.errors import TriattnError, UsageError
 from triattn_local.inspection.describe import glance
-from triattn_local.sessions import Message, Session, SessionStore, Shelf
+from triattn_local.sessions import Message, Session, SessionStore, SnapshotCache
 from triattn_local.sessions.conversation import Retained
 from triattn_local.settings import Settings
 from triattn_local.support.paths import is_file
@@ -104,14 +104,14 @@ class ChatApp(App[None]):
         for own in THEMES:
             self.register_theme(own)
         self.store = SessionStore(settings.sessions)
-        self.shelf = Shelf(
+        self.snapshots = SnapshotCache(
             settings.sessions / "snapshots",
             memory_bytes=settings.snapshot_memory << 20,
             disk_bytes=settings.snapshot_disk << 20,
             on_error=self._no_snapshot,
         )
         for gone in self.store.purge(PURGE_S):
-            self.shelf.forget(gone)
+            self.snapshots.forget(gone)
         self._remembered: dict[str, Any] = {}
         """preferences as they are, also those that could not be stored"""
         theme = settings.theme or self.store.preference("theme", DEFAULT)
@@ -142,7 +142,7 @@ class ChatApp(App[None]):
         self.map_open = False
         self._leaves = False
         self.chat = ChatScreen(settings.keys)
-        self.engine = Engine(self.chat.post_message, self.store, self.shelf)
+        self.engine = Engine(self.chat.post_message, self.store, self.snapshots)
         self.job = Job(self.post_message, settings.models)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
@@ -335,6 +335,6 @@ class ChatApp(App[None]):
         """Stop the work, write what is left, let go of the session: after the screen has gone."""
         self.job.stop()
         self.engine.close()
-        self.shelf.close()
+        self.snapshots.close()
         with contextlib.suppress(Exception):
             self.store.close()

@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple
 
 from .text_stream import overlap
 
-Kind = Literal["thinking", "content"]
-Part = tuple[Kind, str]
+TextKind = Literal["thinking", "content"]
+Part = tuple[TextKind, str]
 
 
 class Marks(NamedTuple):
@@ -165,7 +165,7 @@ class ThinkingSplitter:
             self._way = _InMessages(messages, self._way, prompt)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TextKind:
         """What is coming now."""
         return self._way.kind
 
@@ -243,7 +243,7 @@ class _Tagged:
         self._thinking, self._content = _Trimmed(True), _Trimmed(False)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TextKind:
         return "thinking" if self.inside else "content"
 
     def push(self, text: str) -> list[Part]:
@@ -304,7 +304,7 @@ class _InMessages:
         self._plain = False  # this answer is no messages
         self._held = ""  # a head, or what may be the beginning of a mark
         self._in_body = False
-        self._kind: Kind = "content"
+        self._kind: TextKind = "content"
         self._call: str | None = None  # name of the function that the message is for
         self._arguments = ""
         self._trimmed = _Trimmed(False)
@@ -316,7 +316,7 @@ class _InMessages:
             self._open(head)
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TextKind:
         return self._otherwise.kind if self._plain else self._kind
 
     def push(self, text: str) -> list[Part]:

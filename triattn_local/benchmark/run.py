@@ -15,7 +15,7 @@ from ..model.model_info import read_model_info
 from ..support.progress import Progress, silent
 from .job import Job
 from .measure import Measuring
-from .report import Report
+from .report import BenchReport
 
 
 def pick_device(config: RuntimeConfig, vram_bytes: int | None = None) -> Device:
@@ -45,8 +45,8 @@ def run_bench(
     *,
     stats_path: Path | None = None,
     progress: Progress = silent,
-    on_row: Callable[[Report], None] = lambda report: None,
-) -> Report:
+    on_row: Callable[[BenchReport], None] = lambda report: None,
+) -> BenchReport:
     """Measure one model.
 
     Parameters
@@ -80,7 +80,7 @@ def run_bench(
         model = stack.enter_context(Model(path, config, stats_path))
         measuring = Measuring(model, info, eviction, job, device, progress)
         measuring.warm_up()
-        report = Report(
+        report = BenchReport(
             model=path.name,
             device=f"{device.name} ({device.description})",
             driver=nvidia_driver() if device.is_gpu else None,

@@ -149,7 +149,7 @@ def bench(
     benchmark.pick_device(config, job.vram_bytes)  # before gigabytes are written
     shapes = [find_geometry(name).cut(n_layer=layers) for name in geometry or ()]
     paths = [store.resolve(name, settings.models) for name in names or ()]
-    reports: list[benchmark.Report] = []
+    reports: list[benchmark.BenchReport] = []
     files: list[str] = []
     command = " ".join(["triattn-local", *sys.argv[1:]])
     with console.Stages("bytes") as written:
@@ -158,7 +158,7 @@ def bench(
         console.say(f"{path} ({formats.size(path.stat().st_size)}) stays for the next run", style="dim")
     for path in [*paths, *made]:
 
-        def keep_rows(report: benchmark.Report) -> None:
+        def keep_rows(report: benchmark.BenchReport) -> None:
             """What is measured is not lost when a later depth or model fails."""
             if out is not None:
                 files[:] = benchmark.write_results(out, [*reports, report], command)

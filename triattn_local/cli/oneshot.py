@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """What one answer took. Sizes in bytes, times in the units of their names."""
 
     model: str
@@ -95,7 +95,7 @@ def answer(
     sampling: SamplingConfig,
     on_prefill: Callable[[int, int], None],
     on_text: Callable[[str], None],
-) -> Report:
+) -> RunReport:
     """Generate, hand on the text as it comes, and report.
 
     Ctrl-C stops the generation, in the prompt too, and is told in the report; a second one raises KeyboardInterrupt.
@@ -125,7 +125,7 @@ def answer(
         n_read, n_generated, reason = n_read - done.n_cached, done.n_generated, done.reason
         prefill_s, decode_s = done.prefill_s, done.decode_s
     stats = rt.stats()
-    return Report(
+    return RunReport(
         model=model,
         n_prompt=done.n_prompt if done is not None else len(prompt),
         n_generated=n_generated,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..answers.text_stream import TextStream
-from ..answers.thinking import Kind, TokenSplitter, marks_of
+from ..answers.thinking import TextKind, TokenSplitter, marks_of
 from ..answers.tool_calls import MARKS, ToolCall, ToolCallSplitter
 from ..config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig
 from ..errors import StateError, TriattnError, UsageError
@@ -79,7 +79,7 @@ Event = Prefill | Token | Done
 class Text:
     """A piece of an answer."""
 
-    kind: Kind
+    kind: TextKind
     text: str
 
 
@@ -386,9 +386,9 @@ class Runtime:
                 continue
             parts = thinking.push_token(event.id, event.text) if isinstance(event, Token) else thinking.flush()
             for kind, part in parts:
-                yield from _told_apart(kind, part, calls)
+                yield from _by_kind(kind, part, calls)
             if isinstance(event, Done):
-                yield from _told_apart("content", None, calls)
+                yield from _by_kind("content", None, calls)
                 yield event
 
     def _draw(
@@ -656,7 +656,7 @@ def _texts(stop: Sequence[str] | None) -> tuple[str, ...]:
     return texts
 
 
-def _told_apart(kind: Kind, text: str | None, calls: ToolCallSplitter) -> Iterator[Text | ToolCall]:
+def _by_kind(kind: TextKind, text: str | None, calls: ToolCallSplitter) -> Iterator[Text | ToolCall]:
     """Thinking as it is, calls out of the content; the rest of the content if `text` is None."""
     if kind == "thinking" and text:
         yield Text(kind, text)

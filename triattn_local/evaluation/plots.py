@@ -15,13 +15,13 @@ from ..support.html import document, inline, section
 from ..support.plotting import COLOURS, GREY, Picture, style
 from .methods import FULL
 from .report import remarks, table
-from .summary import Row
+from .summary import SummaryRow
 from .tasks import TASKS
 
 _MARKERS = "osD^vPX*<>"
 
 
-def picture(rows: Sequence[Row], task: str, title: str) -> Picture:
+def picture(rows: Sequence[SummaryRow], task: str, title: str) -> Picture:
     """A task's main metric."""
     about = TASKS[task].about
     notes = "; ".join(f"{m.name}: {m.about}" for m in TASKS[task].metrics)
@@ -29,7 +29,7 @@ def picture(rows: Sequence[Row], task: str, title: str) -> Picture:
         return Picture(task, f"{task}: {about}", f"{notes}.", _figure(rows, task, title))
 
 
-def page(rows: Sequence[Row], title: str, command: str) -> str:
+def page(rows: Sequence[SummaryRow], title: str, command: str) -> str:
     """Pictures, the tables below them, and what must be known to read them."""
     pictures = [picture(rows, task, title) for task in dict.fromkeys(row.task for row in rows)]
     parts = [section(p.title, p.reading, inline(p) + _table(*table(rows, p.name))) for p in pictures]
@@ -37,7 +37,7 @@ def page(rows: Sequence[Row], title: str, command: str) -> str:
     return document(title, title, command, *parts)
 
 
-def _figure(rows: Sequence[Row], task: str, title: str) -> Figure:
+def _figure(rows: Sequence[SummaryRow], task: str, title: str) -> Figure:
     metric = next(m for m in TASKS[task].metrics if m.name == TASKS[task].main)
     chosen = [row for row in rows if row.task == task]
     figure = Figure(figsize=(7.2, 4.4))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..support.atomic import write_whole
 from .report import markdown
-from .summary import Row
+from .summary import SummaryRow
 
 
-def write_files(rows: Sequence[Row], title: str, command: str, folder: Path) -> None:
+def write_files(rows: Sequence[SummaryRow], title: str, command: str, folder: Path) -> None:
     """report.md, and with matplotlib report.html and a PNG for each task."""
     files = {"report.md": markdown(rows, title, command).encode("utf-8", "replace")}
     if importlib.util.find_spec("matplotlib") is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..support.formats import size
 from .placement import Use
-from .planner import Choice, Planner, Row
+from .planner import Choice, Planner, PlanRow
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PlanReport:
     choice: Choice
     full: Choice
     """full attention for the same context, at the same place"""
-    rows: Sequence[Row]
+    rows: Sequence[PlanRow]
     largest_budget: int
     """that fits with this context and place; as large as the context: full attention fits; 0 with full attention"""
     largest_full_ctx: int
@@ -39,7 +39,7 @@ class PlanReport:
     @property
     def why(self) -> str:
         """The choice and its reason, on one line."""
-        return told_choice(self.choice)
+        return choice_text(self.choice)
 
     def as_dict(self) -> dict[str, object]:
         shape, placement = self.choice.shape, self.choice.placement
@@ -138,18 +138,18 @@ def report(planner: Planner, choice: Choice) -> PlanReport:
         architecture=info.arch,
         n_layer=info.n_layer,
         n_ctx_train=info.n_ctx_train,
-        weights_bytes=planner.accountant.weights.total,
+        weights_bytes=planner.probe.weights.total,
         choice=choice,
         full=planner.look(full, n_gpu_layers),
         rows=planner.rows(choice),
         largest_budget=0 if choice.shape.budget is None else planner.largest_budget(choice.shape, n_gpu_layers),
         largest_full_ctx=planner.largest_ctx(full, n_gpu_layers),
-        checkpoint_memory=planner.wish.checkpoint_bytes,
+        checkpoint_memory=planner.request.checkpoint_bytes,
         is_measured=planner.machine.is_here,
     )
 
 
-def told_choice(choice: Choice) -> str:
+def choice_text(choice: Choice) -> str:
     """Context, budget, place and margin, on one line."""
     shape, placement = choice.shape, choice.placement
     cache = shape.type_k if shape.type_k == shape.type_v else f"{shape.type_k}/{shape.type_v}"
@@ -173,7 +173,7 @@ def _use(use: Use) -> dict[str, object]:
     return {**dataclasses.asdict(use), "need": use.need, "margin": use.margin}
 
 
-def _row(row: Row) -> dict[str, object]:
+def _row(row: PlanRow) -> dict[str, object]:
     told: dict[str, object] = {
         "n_ctx": row.n_ctx,
         "full_kv_bytes": row.full.bytes.kv,

@@ -20,12 +20,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..answers.thinking import Kind, TokenSplitter, marks_of
+from ..answers.thinking import TextKind, TokenSplitter, marks_of
 from ..config import SamplingConfig
 from ..engine.runtime import Cancel, Done, Prefill, Runtime, Token, n_shared
 from ..errors import StateError, UsageError
 from .model import Message
-from .shelf import Shelf
+from .snapshot_cache import SnapshotCache
 
 WORTH_A_FILE = 512
 """tokens: a prompt of fewer is read again as soon as its snapshot is read from the disk"""
@@ -52,7 +52,7 @@ class Ready:
 class Piece:
     """One more token of the answer; `text` may be empty."""
 
-    kind: Kind
+    kind: TextKind
     text: str
     n_tokens: int
     """tokens of this kind so far"""
@@ -154,13 +154,13 @@ class Conversation:
 
     Parameters
     ----------
-    shelf : Shelf
+    snapshots : SnapshotCache
         Keeps the snapshots, under a session's id and the id of the message that they end with.
     """
 
-    def __init__(self, rt: Runtime, shelf: Shelf) -> None:
+    def __init__(self, rt: Runtime, snapshots: SnapshotCache) -> None:
         self.rt = rt
-        self.shelf = shelf
+        self.snapshots = snapshots
         self.marks = marks_of(rt.vocabulary.chat_template)
         self._pieces_of: dict[int, bytes] = {}
 
@@ -253,7 +253,7 @@ class Conversation:
         yield self._go_back(session, path, tokens, earlier)
 
         splitter = TokenSplitter(self.marks, text, self.rt.token_bytes)
-        counts: dict[Kind, int] = {"thinking": 0, "content": 0}
+        counts: dict[TextKind, int] = {"thinking": 0, "content": 0}
         snapshot_bytes = 0
         thinking_s, first_s = 0.0, time.perf_counter()
         for event in self.rt.generate(tokens, max_tokens=max_tokens, sampling=sampling, cancel=cancel):
@@ -287,7 +287,9 @@ class Conversation:
                     snapshot_bytes=snapshot_bytes,
                 )
 
-    def _pieces(self, parts: Sequence[tuple[Kind, str]], now: Kind, counts: dict[Kind, int]) -> Iterator[Piece]:
+    def _pieces(
+        self, parts: Sequence[tuple[TextKind, str]], now: TextKind, counts: dict[TextKind, int]
+    ) -> Iterator[Piece]:
         for kind, text in parts or [(now, "")]:
             yield Piece(kind, text, counts[kind])
 
@@ -356,7 +358,7 @@ class Conversation:
 
     def _take(self, session: str, message: int, *, in_memory: bool, on_disk: bool) -> int:
         snapshot = self.rt.snapshot()
-        self.shelf.put(session, message, snapshot, in_memory=in_memory, on_disk=on_disk)
+        self.snapshots.put(session, message, snapshot, in_memory=in_memory, on_disk=on_disk)
         return len(snapshot.state)
 
     def _go_back(self, session: str, path: Sequence[Message], tokens: Sequence[int], lasting: Sequence[int]) -> Ready:
@@ -368,7 +370,7 @@ class Conversation:
         if n_best < min(wanted, len(tokens) - 1):
             why = "no snapshot of this point is kept"
             for message in reversed(path):
-                found = self.shelf.find(session, message.id)
+                found = self.snapshots.find(session, message.id)
                 if found is None:
                     continue
                 snapshot = found.snapshot

@@ -419,7 +419,7 @@ class ChatScreen(Screen[None]):
             return  # of a conversation that was left meanwhile
         self.status.stats = event.stats
         self.panel.show_stats(event.stats)
-        self.panel.show_snapshots(event.snapshot_bytes, self.app.shelf.memory_limit)
+        self.panel.show_snapshots(event.snapshot_bytes, self.app.snapshots.memory_limit)
         if event.retained is not None:
             self._retained = event.retained
             self.panel.show_retained(event.retained)

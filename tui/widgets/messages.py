@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.message import Message as TextualMessage
 from textual.widgets import Static
 
-from triattn_local.answers.thinking import Kind
+from triattn_local.answers.thinking import TextKind
 from triattn_local.errors import TriattnError
 from triattn_local.sessions import Message
 from triattn_local.sessions.conversation import Retained
@@ -175,7 +175,7 @@ class AnswerMessage(Backdrop, MessageWidget):
     def on_mount(self) -> None:
         self._show_foot()
 
-    async def write(self, kind: Kind, piece: str, n_tokens: int) -> None:
+    async def write(self, kind: TextKind, piece: str, n_tokens: int) -> None:
         """More of the answer."""
         now_s = time.monotonic()
         if kind == "thinking":

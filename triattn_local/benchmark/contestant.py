@@ -19,7 +19,7 @@ from .fill import UnknownLayoutError, repeat_cells
 from .report import Point
 
 
-class Side:
+class Contestant:
     """A context at one depth.
 
     Full attention goes back to its depth after each block; what has evicted cannot, and goes on: its speed does not
@@ -55,7 +55,7 @@ class Side:
     def close(self) -> None:
         self.context.close()
 
-    def __enter__(self) -> Side:
+    def __enter__(self) -> Contestant:
         return self
 
     def __exit__(

@@ -21,14 +21,14 @@ from ..support.paths import is_file
 
 
 @dataclass(frozen=True)
-class Shelved:
+class CachedSnapshot:
     """A snapshot and where it was found."""
 
     snapshot: Snapshot
     origin: Literal["memory", "disk"]
 
 
-class Shelf:
+class SnapshotCache:
     """Snapshots by session and message. Its methods may be called from several threads.
 
     Parameters
@@ -83,17 +83,17 @@ class Shelf:
         if on_disk and path is not None and size <= self.disk_limit:
             self._last = self._writer.submit(self._write, path, snapshot)
 
-    def find(self, session: str, message: int) -> Shelved | None:
+    def find(self, session: str, message: int) -> CachedSnapshot | None:
         """A snapshot from memory, else from disk; a damaged file counts as none, and is removed."""
         with self._lock:
             if (session, message) in self._memory:
                 self._memory.move_to_end((session, message))
-                return Shelved(self._memory[session, message], "memory")
+                return CachedSnapshot(self._memory[session, message], "memory")
         path = self._path(session, message)
         if path is None or not is_file(path):
             return None
         try:
-            return Shelved(read_snapshot(path), "disk")
+            return CachedSnapshot(read_snapshot(path), "disk")
         except StateError:
             with contextlib.suppress(OSError):  # a folder that may not be written keeps it
                 path.unlink(missing_ok=True)
