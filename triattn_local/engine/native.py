@@ -17,11 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import AGGREGATES, MODES, OFFSETS, POLICIES, TERMS, EvictionConfig
+from ..config import AGGREGATES, MODES, OFFSETS, POLICIES, TERMS, Cold, EvictionConfig
 from ..errors import BackendMissingError, StateError, StatsError, TriattnError, UsageError, from_system
 from ..support.stop import Stop
 
 OK, OFF, BAD_PARAM, NO_STATS, BAD_STATS, UNSUPPORTED, FAILED = 0, -1, -2, -3, -4, -5, -6
+
+
+_COLD: dict[Cold, int] = {"off": 0, "auto": 2**32 - 1}
+"""``LLAMA_TRIATTN_COLD_*``; what lies between is KiB"""
 
 
 class Params(ctypes.Structure):
@@ -40,6 +44,11 @@ class Params(ctypes.Structure):
         ("offset_max", ctypes.c_uint32),
         ("weight_v", ctypes.c_float),
         ("seed", ctypes.c_uint32),
+        ("cold", ctypes.c_uint32),
+        ("recall", ctypes.c_float),
+        ("recall_block", ctypes.c_uint32),
+        ("recall_queries", ctypes.c_uint32),
+        ("recall_period", ctypes.c_uint32),
     ]
 
     @classmethod
@@ -60,6 +69,11 @@ class Params(ctypes.Structure):
             offset_max=config.offset_max,
             weight_v=config.weight_v,
             seed=config.seed,
+            cold=_COLD[config.cold] if isinstance(config.cold, str) else -(-config.cold // 1024),
+            recall=config.recall,
+            recall_block=config.recall_block,
+            recall_queries=config.recall_queries,
+            recall_period=config.recall_period,
         )
 
     def to_config(self) -> EvictionConfig:
@@ -76,6 +90,11 @@ class Params(ctypes.Structure):
             offset_max=self.offset_max,
             weight_v=round(self.weight_v, 6),  # of a float32
             seed=self.seed,
+            cold={value: name for name, value in _COLD.items()}.get(self.cold, self.cold * 1024),
+            recall=round(self.recall, 6),
+            recall_block=self.recall_block,
+            recall_queries=self.recall_queries,
+            recall_period=self.recall_period,
         )
 
 
@@ -101,6 +120,14 @@ class _Stats(ctypes.Structure):
         ("kv_bytes_other", ctypes.c_uint64),
         ("n_layer", ctypes.c_int32),
         ("n_head_kv", ctypes.c_int32),
+        ("cold_bytes", ctypes.c_uint64),
+        ("cold_bytes_max", ctypes.c_uint64),
+        ("n_tokens_stored", ctypes.c_uint64),
+        ("n_tokens_destroyed", ctypes.c_uint64),
+        ("n_recalls", ctypes.c_uint64),
+        ("n_rows_recalled", ctypes.c_uint64),
+        ("t_store_us", ctypes.c_uint64),
+        ("t_recall_us", ctypes.c_uint64),
     ]
 
 
@@ -126,6 +153,19 @@ class EngineStats:
     kv_bytes_other: int
     n_layer: int
     n_head_kv: int
+    cold_bytes: int = 0
+    """host memory that the cold tier holds"""
+    cold_bytes_max: int = 0
+    """and may hold; 0: it is off"""
+    n_tokens_stored: int = 0
+    """tokens whose rows went to it"""
+    n_tokens_destroyed: int = 0
+    """tokens that had to leave it for good"""
+    n_recalls: int = 0
+    n_rows_recalled: int = 0
+    """K rows that came back, summed over layers and heads"""
+    t_store_us: int = 0
+    t_recall_us: int = 0
 
 
 # typedef void (*llama_triattn_ranking)(void * user_data, llama_seq_id seq_id, llama_pos pos_next,
