@@ -115,9 +115,9 @@ def calibrate(
             engine = choose(info, weights, n_gpu_layers).engine
     with open_vocabulary(info.path) as vocabulary:
         texts = sequences(vocabulary, corpus, n_tokens, min(CHUNK_TOKENS, info.n_ctx_train))
-    mark = fingerprint(info.path)
+    own = fingerprint(info.path)
     task = {
-        "model": mark,
+        "model": own,
         "weights": _tensor_types(info),
         "corpus": corpus.label,
         "tokens": hashlib.sha256(b"\n".join(map(text_bytes, texts))).hexdigest(),
@@ -125,7 +125,7 @@ def calibrate(
         "writer": __version__,
     }
     saved = None if checkpoint is None or not resume else read_checkpoint(checkpoint, task)
-    run = _Run(info, mark, texts, task, checkpoint, saved, progress)
+    run = _Run(info, own, texts, task, checkpoint, saved, progress)
     if engine == "torch":
         sums = _run_torch(run, best_device(n_gpu_layers), n_threads)
     else:
@@ -140,7 +140,7 @@ def calibrate(
         n_tokens=q_sums[0].n_tokens,
         corpus=corpus.label,
         tool=f"triattn-local {__version__}, {engine} engine",
-        model=mark,
+        model=own,
     )
     stats.validate(info)
     return stats
@@ -166,7 +166,7 @@ class _Run:
     """One calibration under way."""
 
     info: ModelInfo
-    mark: str
+    own: str
     texts: list[list[int]]
     task: Mapping[str, str | int]
     path: Path | None
@@ -284,9 +284,9 @@ def _tensor_types(info: ModelInfo) -> str:
 
 def _check_fingerprint(run: _Run, engine: RuntimeEngine) -> None:
     """The engine will refuse statistics whose fingerprint it does not find itself, so ask it at once."""
-    if engine.fingerprint != run.mark:
+    if engine.fingerprint != run.own:
         raise CalibrationError(
-            f"has the fingerprint {run.mark}, and llama.cpp says {engine.fingerprint}",
+            f"has the fingerprint {run.own}, and llama.cpp says {engine.fingerprint}",
             where=str(run.info.path),
             fix="this is a bug of triattn-local, please report it",
         )

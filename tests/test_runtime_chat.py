@@ -156,7 +156,7 @@ def test_chat(qwen25_triattn: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", ["agent.py", "asyncio_chat.py", "llama_cpp_llama.py"])
+@pytest.mark.parametrize("example", ["agent.py", "asyncio_chat.py", "llama_cpp_llama.py", "rankings.py"])
 def test_examples_run(example: str, smollm2_triattn: Path) -> None:
     command = [sys.executable, EXAMPLES / example, smollm2_triattn, "Say hello."]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

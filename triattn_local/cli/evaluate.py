@@ -48,8 +48,7 @@ def evaluate(
         typer.Option(
             "--methods",
             metavar="NAMES",
-            help="Groups (modes, baselines, ablations, experiments) or single "
-            "methods; or all. Full attention is always one.",
+            help="Groups (modes, baselines, ablations) or single methods; or all. Full attention is always one.",
             rich_help_panel=GRID,
         ),
     ] = "modes,baselines",

@@ -101,13 +101,13 @@ def inspect_model(
         A cache type that this model cannot have.
     """
     info = read_model_info(path)
-    mark = fingerprint(path)
+    own = fingerprint(path)
     first = next((il for il, n in enumerate(info.n_head_kv) if n), 0)
     return ModelReport(
         path=str(path),
         name=info.name,
         architecture=info.arch,
-        fingerprint=mark,
+        fingerprint=own,
         file_bytes=sum(shard.stat().st_size for shard in info.shards if is_file(shard)),
         n_layer=info.n_layer,
         n_layer_full=None if info.full_layers is None else len(info.full_layers),
@@ -122,7 +122,7 @@ def inspect_model(
         cache_type_v=cache_type_v,
         kv_bytes_per_token=info.kv_bytes_per_token(cache_type_k, cache_type_v),
         memory=_memory(info.kv_bytes_per_token(cache_type_k, cache_type_v)),
-        statistics=_statistics(info, mark, sidecar or path),
+        statistics=_statistics(info, own, sidecar or path),
     )
 
 
@@ -135,7 +135,7 @@ def glance(path: Path) -> tuple[str, bool]:
         return "?", False
 
 
-def _statistics(info: ModelInfo, mark: str, path: Path) -> StatsReport | None:
+def _statistics(info: ModelInfo, own: str, path: Path) -> StatsReport | None:
     try:
         stats = read_stats(path)
         if stats is None:
@@ -148,7 +148,7 @@ def _statistics(info: ModelInfo, mark: str, path: Path) -> StatsReport | None:
         return StatsReport(str(path), error.what, error.fix)
     problem = fix = None
     try:
-        stats.check_belongs(mark)
+        stats.check_belongs(own)
         stats.validate(info)
         r = stats.head_concentration(info)
     except StatsError as error:
