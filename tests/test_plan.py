@@ -26,9 +26,10 @@ from triattn_local.model.gguf_file import read_gguf
 from triattn_local.model.model_info import read_model_info
 from triattn_local.planning import Machine, MemoryProbe, Planner, PlanRequest, open_header, plan_run
 from triattn_local.planning.accounting import HOST, ContextBytes, Shape, WeightBytes
-from triattn_local.planning.machine import GIB, Memory, parse_cards, parse_size
+from triattn_local.planning.machine import GIB, Memory, parse_cards
 from triattn_local.planning.placement import Load, kv_by_layer, place, round_bytes
 from triattn_local.settings import Settings
+from triattn_local.support.formats import parse_size
 
 F16 = Shape(n_ctx=8192, n_batch=512, n_ubatch=512, type_k="f16", type_v="f16", budget=1024, window=128)
 

@@ -142,7 +142,7 @@ def bench(
         depths=benchmark.parse_depths(depths),
         n_blocks=blocks,
         n_seq=parallel,
-        vram_bytes=None if vram is None else _size(vram, "--vram"),
+        vram_bytes=None if vram is None else formats.parse_size(vram, "--vram"),
     )
     if out is not None:
         benchmark.check_folder(out)
@@ -179,12 +179,6 @@ def bench(
     if files:
         console.say(f"{', '.join(files)} in {out}")
     console.write_json(benchmark.summary(reports))
-
-
-def _size(text: str, flag: str) -> int:
-    from ..planning.machine import parse_size
-
-    return parse_size(text, flag)
 
 
 def _show_bench(report: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..settings import Settings
-from ..support import console
+from ..support import console, formats
 from .app import app
 from .flags import (
     CACHE,
@@ -98,7 +98,7 @@ def plan(
         settings, evict=not no_evict, n_parallel=parallel, checkpoint_bytes=settings.snapshot_memory << 20
     )
     machine = planning.described_machine(
-        None if vram is None else planning.parse_cards(vram), None if ram is None else planning.parse_size(ram, "--ram")
+        None if vram is None else planning.parse_cards(vram), None if ram is None else formats.parse_size(ram, "--ram")
     )
     with console.Stages() as stages, planning.open_header(model, settings.models, stages) as path:
         stages.close()

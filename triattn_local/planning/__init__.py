@@ -15,7 +15,7 @@ from ..config import EvictionConfig, RuntimeConfig
 from ..engine.runtime import check_stats
 from ..settings import Settings
 from .accounting import MemoryProbe
-from .machine import Machine, parse_cards, parse_size, this_machine
+from .machine import Machine, parse_cards, this_machine
 from .machine import machine as described_machine
 from .planner import Choice, Planner, PlanRequest
 from .report import PlanReport, choice_text, report
@@ -32,7 +32,6 @@ __all__ = [
     "described_machine",
     "open_header",
     "parse_cards",
-    "parse_size",
     "plan_run",
     "report",
     "this_machine",

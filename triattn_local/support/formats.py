@@ -1,10 +1,16 @@
-"""Numbers as people read them, short enough for a terminal: counts, bytes, times."""
+"""Numbers as people read and write them, short enough for a terminal: counts, bytes, times."""
 
 from __future__ import annotations
 
+import re
 import time
 
+from ..errors import UsageError
+
 _UNITS = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}
+_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]i?)?b?\s*", re.I)
+_LEAST, _MOST = 2**20, 2**50
 
 
 def short(n: int) -> str:
@@ -22,6 +28,23 @@ def size(n_bytes: float, unit: str = "") -> str:
     value = n_bytes / _UNITS[name]
     n_decimals = 0 if not unit and (abs(value) >= 100 or name == "KiB") else 1
     return f"{value:,.{n_decimals}f} {name}"
+
+
+def parse_size(text: str, where: str) -> int:
+    """``24GiB``, ``24G``, ``512 MiB`` or a number of bytes -> bytes.
+
+    Raises
+    ------
+    UsageError
+        It is not such a size, or is more than a machine has.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{text!r} is not a size", where=where, fix="give such as 24GiB")
+    size = int(float(match[1]) * _FACTORS[(match[2] or "").lower()])
+    if not _LEAST <= size <= _MOST:
+        raise UsageError(f"{text!r} is {size:,} bytes, which no memory has", where=where, fix="give such as 24GiB")
+    return size
 
 
 def short_size(n_bytes: float) -> str:
