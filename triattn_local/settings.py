@@ -35,7 +35,7 @@ from .config import (
     SamplingConfig,
 )
 from .errors import UsageError
-from .paths import decode, expanded
+from .support.paths import decode, expanded
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import console
 from ..errors import UsageError
 from ..settings import Settings
+from ..support import console, formats
 from .app import app
 from .flags import (
     CACHE,
@@ -142,23 +142,23 @@ def bench(
         depths=benchmark.parse_depths(depths),
         n_blocks=blocks,
         n_seq=parallel,
-        vram_bytes=None if vram is None else _size(vram, "--vram"),
+        vram_bytes=None if vram is None else formats.parse_size(vram, "--vram"),
     )
     if out is not None:
         benchmark.check_folder(out)
     benchmark.pick_device(config, job.vram_bytes)  # before gigabytes are written
     shapes = [find_geometry(name).cut(n_layer=layers) for name in geometry or ()]
     paths = [store.resolve(name, settings.models) for name in names or ()]
-    reports: list[benchmark.Report] = []
+    reports: list[benchmark.BenchReport] = []
     files: list[str] = []
     command = " ".join(["triattn-local", *sys.argv[1:]])
     with console.Stages("bytes") as written:
         made = [geometry_file(shape, functools.partial(written, f"writing {shape.title}")) for shape in shapes]
     for path in made:
-        console.say(f"{path} ({console.mebibytes(path.stat().st_size)}) stays for the next run", style="dim")
+        console.say(f"{path} ({formats.size(path.stat().st_size)}) stays for the next run", style="dim")
     for path in [*paths, *made]:
 
-        def keep_rows(report: benchmark.Report) -> None:
+        def keep_rows(report: benchmark.BenchReport) -> None:
             """What is measured is not lost when a later depth or model fails."""
             if out is not None:
                 files[:] = benchmark.write_results(out, [*reports, report], command)
@@ -179,12 +179,6 @@ def bench(
     if files:
         console.say(f"{', '.join(files)} in {out}")
     console.write_json(benchmark.summary(reports))
-
-
-def _size(text: str, flag: str) -> int:
-    from ..planning.machine import parse_size
-
-    return parse_size(text, flag)
 
 
 def _show_bench(report: Any) -> None:

@@ -5,12 +5,11 @@ Knows nothing of models.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..devices import devices, free_memory
-from ..errors import UsageError
+from ..engine.devices import devices, free_memory
+from ..support.formats import parse_size
 
 GIB = 1 << 30
 
@@ -19,10 +18,6 @@ CARD_RESERVE = GIB
 leaves as much"""
 RAM_RESERVE = GIB // 2
 """of main memory, for this program and its neighbours"""
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]i?)?b?\s*", re.I)
-_LEAST, _MOST = 2**20, 2**50
 
 
 @dataclass(frozen=True)
@@ -48,28 +43,6 @@ class Machine:
     ram: Memory
     is_here: bool
     """the cards are those of this machine, so that the library can tell what it puts on each"""
-
-
-def parse_size(text: str, where: str) -> int:
-    """``24GiB``, ``24G``, ``512 MiB`` or a number of bytes -> bytes.
-
-    Raises
-    ------
-    UsageError
-        It is not such a size, or is more than a machine has.
-    """
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise UsageError(f"{text!r} is not a size", where=where, fix="give such as 24GiB")
-    size = int(float(match[1]) * _UNITS[(match[2] or "").lower()])
-    if not _LEAST <= size <= _MOST:
-        raise UsageError(f"{text!r} is {size:,} bytes, which no memory has", where=where, fix="give such as 24GiB")
-    return size
-
-
-def told_size(size: int) -> str:
-    """Bytes as a person reads them: ``19.6 GiB``, ``317 MiB``."""
-    return f"{size / 2**30:.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def parse_cards(text: str) -> tuple[int, ...]:

