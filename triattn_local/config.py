@@ -117,7 +117,7 @@ class EvictionConfig:
     cold: Cold = "off"
     """host memory for rows that were evicted, which come back when the last queries want them: off, auto (three quarters
     of what is free), or bytes"""
-    recall: float = 0.33
+    recall: float = 0.5
     """part of the budget that what comes back may take"""
     recall_block: int = 16
     """tokens that come back together at the end of a prompt"""
@@ -184,6 +184,11 @@ def kv_overrides(eviction: EvictionConfig | None) -> dict[str, bool | int | floa
         "triattention.offset_max": eviction.offset_max,
         "triattention.weight_v": float(eviction.weight_v),
         "triattention.seed": eviction.seed,
+        "triattention.cold": eviction.cold if isinstance(eviction.cold, str) else str(eviction.cold),
+        "triattention.recall": float(eviction.recall),
+        "triattention.recall_block": eviction.recall_block,
+        "triattention.recall_queries": eviction.recall_queries,
+        "triattention.recall_period": eviction.recall_period,
     }
 
 

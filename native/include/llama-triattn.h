@@ -35,7 +35,7 @@
 //   triattention.weight_v    TRIATTN_WEIGHT_V     f32     0.5: how much the length of a token's value counts, 0 as in the paper
 //   triattention.seed        TRIATTN_SEED         u32     0
 //   triattention.cold        TRIATTN_COLD         string  off (default), auto, or bytes (KiB, MiB, GiB behind the number): see below
-//   triattention.recall          TRIATTN_RECALL          f32  0.33
+//   triattention.recall          TRIATTN_RECALL          f32  0.5
 //   triattention.recall_block    TRIATTN_RECALL_BLOCK    u32  16
 //   triattention.recall_queries  TRIATTN_RECALL_QUERIES  u32  24
 //   triattention.recall_period   TRIATTN_RECALL_PERIOD   u32  16
@@ -146,7 +146,6 @@ extern "C" {
         uint64_t n_tokens_stored;    // rows out: tokens whose rows were copied to it
         uint64_t n_tokens_destroyed; // that had to leave it, for good
         uint64_t n_recalls;
-        uint64_t n_heads_scored;     // KV heads whose stored keys were compared with queries, summed over recalls and layers
         uint64_t n_rows_recalled;    // K rows that came back, summed over layers and heads
         uint64_t t_store_us;         // rows out
         uint64_t t_recall_us;        // scoring the store and rows in, without t_store_us of the same tokens

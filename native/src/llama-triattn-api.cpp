@@ -49,7 +49,7 @@ struct llama_triattn_params llama_triattn_default_params(void) {
     res.weight_v   = 0.5f;
     res.seed       = 0;
     res.cold           = LLAMA_TRIATTN_COLD_OFF;
-    res.recall         = 0.33f;
+    res.recall         = 0.5f;
     res.recall_block   = 16;
     res.recall_queries = 24;
     res.recall_period  = 16;

@@ -117,7 +117,7 @@ public:
     int32_t score(llama_context & lctx, llama_seq_id seq_id);
 
     // Bring back what the last queries want, see llama-triattn-cold.cpp. Number of rows, or a negative llama_triattn_status.
-    int32_t recall(llama_seq_id seq_id, bool is_prompt);
+    int32_t recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ahead = 0);
 
     // what the C API asks for runs as a memory update too, so that the context knows that its graphs are gone
     int32_t request(llama_context & lctx, std::function<int32_t()> fn);
@@ -194,13 +194,6 @@ private:
         llama_pos at       = 0;     // where the last recall was
         uint32_t  n_prompt = 0;     // tokens since the last output
         bool      is_warned = false;
-
-        // A head that had all that its queries wanted is not asked at the next recalls: 1 of them, 3, 7.
-        struct rest {
-            int n    = 0;
-            int left = 0;
-        };
-        std::vector<std::vector<rest>> rests; // [layer][n_head_kv]
     };
     std::vector<reading> readings; // [n_seq]
 
@@ -242,6 +235,8 @@ private:
     std::vector<int32_t> cells_to_rebuild(llama_seq_id seq_id, uint32_t n) const;
 
     void forget(llama_seq_id seq_id); // nothing is left of it
+
+    llama_pos period_of(llama_seq_id seq_id) const; // tokens from one recall to the next while text streams
 
     // rows were written in part: nothing of the stream can be trusted
     void lose(uint32_t strm);

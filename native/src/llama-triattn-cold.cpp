@@ -9,6 +9,7 @@
 #include <fstream>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <string>
 
 // The cold tier: what a head has forgotten comes back.
@@ -17,6 +18,19 @@
 // dropping writes nothing, and recall copies rows back into cells. A recall compares the last queries with every row of the store
 // and gives a share of the budget to what they want most, in place of what was recalled before and then of what the centres want
 // least. It comes before the last token of a prompt is read, and while text streams every few tokens.
+
+// How much less a token is wanted than the one before it, in nats of weight: what follows a token that a query finds is what the
+// query is about. At the end of a prompt, and while text streams.
+static const float DECAY_PROMPT = 0.3f;
+static const float DECAY_STREAM = 0.5f;
+
+// While text streams: neighbours of so many queries are one, and a weight below this is nobody's wish.
+static const size_t N_MEAN       = 4;
+static const float  LEAST_STREAM = -7.0f;
+
+// While text streams, a recall for every recall_period tokens reads all stored keys. Beyond so many tokens it comes as much less
+// often, so that its share of the time stays what it is.
+static const llama_pos N_STORED = 2048;
 
 static uint64_t free_host_memory() {
     std::ifstream file("/proc/meminfo");
@@ -47,7 +61,9 @@ void llama_triattn::init_cold(const llama_cparams & cparams) {
     std::vector<llama_triattn_row_sizes> sizes;
     uint64_t token_bytes = 0;
     for (const auto & layer : layers) {
-        sizes.push_back({ layer.n_head_kv, llama_triattn_row_size_k(layer), llama_triattn_row_size_v(layer) });
+        const auto type = layer.k->type;
+        sizes.push_back({ layer.n_head_kv, llama_triattn_row_size_k(layer), llama_triattn_row_size_v(layer),
+                ggml_blck_size(type) == 1 ? ggml_type_size(type) : 0 });
         token_bytes += layer.n_head_kv*(sizes.back().k + sizes.back().v);
     }
 
@@ -167,7 +183,7 @@ bool llama_triattn::store_rows(llama_seq_id seq_id) {
                     continue;
                 }
                 for (uint32_t h = 0; h < layers[i].n_head_kv; ++h) {
-                    memcpy(store->row(seq_id, i, h, is_v, first + j), data.data() + ((size_t) h*r.n + j)*size, size);
+                    store->put(seq_id, i, h, is_v, first + j, data.data() + ((size_t) h*r.n + j)*size);
                 }
             }
         }
@@ -342,9 +358,9 @@ bool llama_triattn::bring_back(llama_seq_id seq_id, const std::vector<size_t> & 
             for (uint32_t j = 0; j < r.n; ++j) {
                 const auto [p, cell] = j < tokens.size() ? tokens[j] : filler;
                 r.cells.push_back(cell);
-                memcpy(r.k.data() + ((size_t) h*r.n + j)*size_k, store->row(seq_id, i, h, false, p), size_k);
+                store->get(seq_id, i, h, false, p, r.k.data() + ((size_t) h*r.n + j)*size_k);
                 if (size_v > 0) {
-                    memcpy(r.v.data() + ((size_t) h*r.n + j)*size_v, store->row(seq_id, i, h, true, p), size_v);
+                    store->get(seq_id, i, h, true, p, r.v.data() + ((size_t) h*r.n + j)*size_v);
                 }
             }
             counters.n_rows_recalled += tokens.size();
@@ -353,7 +369,7 @@ bool llama_triattn::bring_back(llama_seq_id seq_id, const std::vector<size_t> & 
     return llama_triattn_rows_write(*lctx, layers, strm, kv.v_trans, rows);
 }
 
-int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt) {
+int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ahead) {
     if (!store || !lctx || whole[seq_id] == 0 || !kv.sc_info.empty() || seq_id >= (llama_seq_id) lctx->n_seq_max()) {
         return 0;
     }
@@ -363,7 +379,8 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt) {
 
     const llama_pos end     = kv.seq_pos_max(seq_id) + 1;
     const uint32_t  n_query = is_prompt ? params.recall_queries : params.recall_period;
-    const auto      qpos    = queries->positions(seq_id, end - (llama_pos) n_query, end);
+    const llama_pos q_end   = end + (llama_pos) n_ahead;
+    const auto      qpos    = queries->positions(seq_id, q_end - (llama_pos) n_query, q_end);
     if (qpos.empty() || n_query == 0) {
         return 0;
     }
@@ -372,20 +389,18 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt) {
     const uint32_t strm = kv.seq_to_stream[seq_id];
     const size_t   size = store->size(seq_id);
 
+    const bool is_per_layer = params.mode == LLAMA_TRIATTN_MODE_PER_LAYER_HEAD;
+
     recall_bounds b;
     b.p0        = params.n_keep;
     b.p1        = std::min(window_first(seq_id).first, (llama_pos) size);
     b.n_max     = (uint32_t) std::lround(params.recall*params.budget);
     b.n_block   = is_prompt ? params.recall_block : 1;
     b.must_earn = !is_prompt;
+    b.least     = is_prompt ? -INFINITY : is_per_layer ? LEAST_STREAM : expf(LEAST_STREAM);
     if (b.p1 <= b.p0 || b.n_max == 0) {
         return 0;
     }
-
-    const bool is_per_layer = params.mode == LLAMA_TRIATTN_MODE_PER_LAYER_HEAD;
-
-    auto & rests = readings[seq_id].rests;
-    rests.resize(layers.size());
 
     std::vector<recalled_tokens> of_set(n_set);
     std::vector<float> weights;
@@ -393,34 +408,13 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt) {
 
     const uint64_t n_before = counters.n_rows_recalled;
 
-    const auto xenv = [](const char * n, double d) { const char * e = getenv(n); return e ? atof(e) : d; };
-    const float x_delta = xenv(is_prompt ? "X_PDELTA" : "X_DELTA", is_prompt ? 1e9 : 1e9);
-    const int   x_back  = xenv("X_BACK", 1);
-    const float x_enough = xenv("X_ENOUGH", -4);
-    const int   x_mean = xenv("X_MEAN", 4);
-    if (!is_prompt) b.least = xenv("X_LEAST", -7);
-
     for (size_t i = 0; i < layers.size(); ++i) {
         const auto & layer = layers[i];
 
-        rests[i].resize(layer.n_head_kv);
-        std::vector<uint32_t> heads;
-        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
-            auto & rest = rests[i][h];
-            if (is_prompt) {
-                rest = {};
-            }
-            if (rest.left > 0 && is_per_layer) {
-                rest.left -= 1;
-                continue;
-            }
-            heads.push_back(h);
-        }
-        if (heads.empty()) {
-            continue;
-        }
+        std::vector<uint32_t> heads(layer.n_head_kv);
+        std::iota(heads.begin(), heads.end(), 0);
 
-        if (!recaller->score(*store, seq_id, i, heads, layer.n_embd_head_k, wanting_of(seq_id, i, qpos, is_prompt ? 1 : x_mean), weights)) {
+        if (!recaller->score(*store, seq_id, i, heads, layer.n_embd_head_k, wanting_of(seq_id, i, qpos, is_prompt ? 1 : N_MEAN), weights)) {
             return fail("queries cannot be compared with the stored keys: the CPU backend failed");
         }
         if (!is_per_layer) {
@@ -429,25 +423,19 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt) {
         for (size_t j = 0; j < heads.size(); ++j) {
             const uint32_t set = set_of(i, heads[j]);
             float * w = weights.data() + j*size;
-            for (size_t p = 1; x_delta < 1e8 && p < size; ++p) {
-                w[p] = std::max(w[p], w[p - 1] - x_delta);
+            for (size_t p = 1; p < size; ++p) {
+                const float before = w[p - 1] - (is_prompt ? DECAY_PROMPT : DECAY_STREAM);
+                if (w[p] > -INFINITY && w[p] < before) {
+                    w[p] = before;
+                }
             }
             if (is_per_layer) {
                 choose_recall(seq_id, set, w, b, of_set[set]);
-
-                float largest = -INFINITY;
-                for (const auto & [p, cell] : of_set[set]) {
-                    largest = std::max(largest, w[p]);
-                }
-                auto & rest = rests[i][heads[j]];
-                rest.n    = largest > x_enough ? 0 : std::min(2*rest.n + 1, x_back - 1);
-                rest.left = rest.n;
             } else {
                 std::transform(w, w + size, sums.begin() + (size_t) set*size, sums.begin() + (size_t) set*size,
                         [](float x, float sum) { return x > -INFINITY ? sum + expf(x) : -INFINITY; });
             }
         }
-        counters.n_heads_scored += heads.size();
     }
     for (uint32_t set = 0; !is_per_layer && set < n_set; ++set) {
         choose_recall(seq_id, set, sums.data() + (size_t) set*size, b, of_set[set]);
@@ -610,6 +598,11 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
 // when a recall comes
 //
 
+llama_pos llama_triattn::period_of(llama_seq_id seq_id) const {
+    const llama_pos period = params.recall_period;
+    return std::max(period, (llama_pos) ((int64_t) period*store->size(seq_id)/N_STORED));
+}
+
 bool llama_triattn::decode_in_parts(llama_context & lctx, const llama_batch_ext & batch, int & res) {
     auto * triattn = of(&lctx);
     if (!triattn || !triattn->store || triattn->params.recall == 0.0f || triattn->is_in_parts) {
@@ -676,7 +669,7 @@ bool llama_triattn::decode_parts(llama_context & lctx, const llama_batch_ext & b
             if (share.ends) {
                 recall(s, true);
                 reading.at = share.first;
-            } else if (params.recall_period > 0 && share.n_out > 0 && share.first - reading.at >= (llama_pos) params.recall_period) {
+            } else if (params.recall_period > 0 && share.n_out > 0 && share.first - reading.at >= period_of(s)) {
                 recall(s, false);
                 reading.at = share.first;
             }
@@ -705,6 +698,19 @@ bool llama_triattn::decode_parts(llama_context & lctx, const llama_batch_ext & b
         reading.n_prompt = share.n_out == 0 ? reading.n_prompt + share.n : 0;
     }
     res = lctx.decode(part_of(batch, tail));
+
+    // The last token is the one that asks. Its own queries are known now: it is read once more with what they want.
+    const bool can_cut = res == 0 && std::all_of(tail.begin(), tail.end(), [&](size_t i) {
+        return lctx.get_memory()->seq_rm(*batch.tokens[i].seq_ids.begin(), batch.tokens[i].pos[0], -1);
+    });
+    if (can_cut) {
+        for (const auto & [s, share] : shares) {
+            if (share.ends) {
+                recall(s, true, 1);
+            }
+        }
+        res = lctx.decode(part_of(batch, tail));
+    }
     if (res == 1) {
         // no room: the caller takes the whole batch for not there
         for (const auto & [s, share] : shares) {

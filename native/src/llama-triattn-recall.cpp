@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <stdexcept>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
 
 // logits of one graph, in elements: beyond it, KV heads come one after another
 static const size_t N_LOGITS_MAX = 64u << 20;
@@ -23,7 +26,7 @@ llama_triattn_recaller::llama_triattn_recaller(ggml_type type_k, uint32_t n_thre
 
 // e^x for x <= 0, to 3e-5: a polynomial that compilers make vectors of
 static inline float exp_of(float x) {
-    const float t = std::max(x, -80.0f)*1.44269504f;
+    const float t = (x < -80.0f ? -80.0f : x)*1.44269504f;
     const int   i = (int) (t - 0.5f);
     const float f = t - (float) i;
 
@@ -35,17 +38,25 @@ static inline float exp_of(float x) {
     return p*scale;
 }
 
-// What the nodes behind the products need. Logits lie as the products leave them: for each head and slab [n_query][n_rows].
+static const int N_BLOCK = llama_triattn_store::N_BLOCK;
+
+// Logits of a block of keys and some queries, for each of the heads: [n_query][N_BLOCK].
 struct triattn_logits {
-    struct slab {
-        const int32_t * blocks; // [n_rows/N_BLOCK]
-        int64_t         n_rows;
+    struct block {
+        const uint8_t * k;   // of the first KV head
+        llama_pos       pos; // of its first token
     };
-    std::vector<slab> slabs;
+    std::vector<block> blocks;
+
+    size_t    head_stride; // bytes from the keys of a KV head to those of the next
+    ggml_type type;
+    uint32_t  n_embd;
 
     struct head {
+        uint32_t             i;
+        const float *        q;    // [n_query][n_embd]
         const float *        sink; // [n_query], nullptr: none
-        std::vector<float *> data; // [slab]
+        float *              data; // [block][n_query][N_BLOCK]
         std::vector<float>   lse;  // [n_query] logarithm of the sum of exponentials
         float *              weights; // [size]
     };
@@ -56,13 +67,89 @@ struct triattn_logits {
     llama_pos size; // of the sequence
 
     // tokens of a block that a query sees: they come first
-    int n_seen(int32_t block, llama_pos pos) const {
-        const llama_pos p0 = block*(llama_pos) llama_triattn_store::N_BLOCK;
-        return block < 0 ? 0 : std::clamp<llama_pos>(std::min(pos + 1, size) - p0, 0, llama_triattn_store::N_BLOCK);
+    int n_seen(const block & b, llama_pos pos) const {
+        return std::clamp<llama_pos>(std::min(pos + 1, size) - b.pos, 0, N_BLOCK);
     }
 };
 
-static const int N_BLOCK = llama_triattn_store::N_BLOCK;
+// A block of keys as numbers, [n_embd][N_BLOCK].
+static void read_keys(const triattn_logits & l, const uint8_t * k, std::vector<float> & rows, std::vector<float> & res) {
+    const size_t n = (size_t) l.n_embd*N_BLOCK;
+    res.resize(n);
+
+    if (ggml_blck_size(l.type) > 1) {
+        const size_t size = ggml_row_size(l.type, l.n_embd);
+        rows.resize(n);
+        for (int i = 0; i < N_BLOCK; ++i) {
+            ggml_get_type_traits(l.type)->to_float(k + i*size, rows.data() + (size_t) i*l.n_embd, l.n_embd);
+        }
+        for (size_t d = 0; d < l.n_embd; ++d) {
+            for (int i = 0; i < N_BLOCK; ++i) {
+                res[d*N_BLOCK + i] = rows[i*l.n_embd + d];
+            }
+        }
+        return;
+    }
+    if (l.type == GGML_TYPE_F32) {
+        memcpy(res.data(), k, n*sizeof(float));
+        return;
+    }
+    size_t i = 0;
+#if defined(__F16C__)
+    for (; l.type == GGML_TYPE_F16 && i < n; i += 8) {
+        _mm256_storeu_ps(res.data() + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (k + 2*i))));
+    }
+#endif
+    if (i < n) {
+        ggml_get_type_traits(l.type)->to_float(k, res.data(), n);
+    }
+}
+
+typedef float triattn_vec __attribute__((vector_size(llama_triattn_store::N_BLOCK*sizeof(float))));
+
+// n queries with a block of keys: as many at once as their sums fit into registers
+static void multiply(const float * k, const float * q, uint32_t n_embd, uint32_t n, float * out) {
+    uint32_t i = 0;
+    for (; i + 4 <= n; i += 4, q += 4*(size_t) n_embd, out += 4*N_BLOCK) {
+        triattn_vec x, s0 = {}, s1 = {}, s2 = {}, s3 = {};
+        for (uint32_t d = 0; d < n_embd; ++d) {
+            memcpy(&x, k + (size_t) d*N_BLOCK, sizeof(x));
+            s0 += q[d]*x;
+            s1 += q[d + n_embd]*x;
+            s2 += q[d + 2*n_embd]*x;
+            s3 += q[d + 3*n_embd]*x;
+        }
+        memcpy(out,             &s0, sizeof(x));
+        memcpy(out +   N_BLOCK, &s1, sizeof(x));
+        memcpy(out + 2*N_BLOCK, &s2, sizeof(x));
+        memcpy(out + 3*N_BLOCK, &s3, sizeof(x));
+    }
+    for (; i < n; ++i, q += n_embd, out += N_BLOCK) {
+        triattn_vec x, s = {};
+        for (uint32_t d = 0; d < n_embd; ++d) {
+            memcpy(&x, k + (size_t) d*N_BLOCK, sizeof(x));
+            s += q[d]*x;
+        }
+        memcpy(out, &s, sizeof(x));
+    }
+}
+
+// One block of one head after another.
+static void compute_products(ggml_tensor * /*dst*/, int ith, int nth, void * userdata) {
+    auto & l = *(triattn_logits *) userdata;
+
+    const uint32_t n_query = l.wanting->n_query;
+
+    std::vector<float> rows, keys;
+    for (size_t i = ith; i < l.heads.size()*l.blocks.size(); i += nth) {
+        auto & head = l.heads[i/l.blocks.size()];
+        const size_t b = i % l.blocks.size();
+
+        read_keys(l, l.blocks[b].k + head.i*l.head_stride, rows, keys);
+
+        multiply(keys.data(), head.q, l.n_embd, n_query, head.data + b*n_query*N_BLOCK);
+    }
+}
 
 // One query after another: the sum that its softmax divides by.
 static void compute_sums(ggml_tensor * /*dst*/, int ith, int nth, void * userdata) {
@@ -73,38 +160,32 @@ static void compute_sums(ggml_tensor * /*dst*/, int ith, int nth, void * userdat
         auto & head = l.heads[i/w.n_query];
         const uint32_t query = i % w.n_query;
 
-        float largest = head.sink ? head.sink[query] : -INFINITY;
-        for (size_t j = 0; j < l.slabs.size(); ++j) {
-            const auto & s = l.slabs[j];
-            float * row = head.data[j] + query*s.n_rows;
-            for (int64_t b = 0; b < s.n_rows/N_BLOCK; ++b) {
-                const int n = l.n_seen(s.blocks[b], w.pos[query]);
-                float * x = row + b*N_BLOCK;
-                for (int k = 0; w.soft_cap > 0.0f && k < n; ++k) {
-                    x[k] = w.soft_cap*tanhf(x[k]/w.soft_cap);
-                }
-                for (int k = 0; k < n; ++k) {
-                    largest = std::max(largest, x[k]);
-                }
+        float * x0 = head.data + query*N_BLOCK;
+        const size_t stride = (size_t) w.n_query*N_BLOCK;
+
+        // a lane for each token of a block: the compiler may not change the order of a sum, and makes no vectors of one number
+        float largest_of[N_BLOCK];
+        std::fill_n(largest_of, N_BLOCK, head.sink ? head.sink[query] : -INFINITY);
+        for (size_t b = 0; b < l.blocks.size(); ++b) {
+            const int n = l.n_seen(l.blocks[b], w.pos[query]);
+            float * x = x0 + b*stride;
+            for (int k = 0; w.soft_cap > 0.0f && k < n; ++k) {
+                x[k] = w.soft_cap*tanhf(x[k]/w.soft_cap);
+            }
+            for (int k = n; k < N_BLOCK; ++k) {
+                x[k] = -INFINITY; // not seen
+            }
+            for (int k = 0; k < N_BLOCK; ++k) {
+                largest_of[k] = largest_of[k] < x[k] ? x[k] : largest_of[k];
             }
         }
+        const float largest = *std::max_element(largest_of, largest_of + N_BLOCK);
 
         float sums[N_BLOCK] = {};
-        for (size_t j = 0; j < l.slabs.size(); ++j) {
-            const auto & s = l.slabs[j];
-            const float * row = head.data[j] + query*s.n_rows;
-            for (int64_t b = 0; b < s.n_rows/N_BLOCK; ++b) {
-                const int n = l.n_seen(s.blocks[b], w.pos[query]);
-                const float * x = row + b*N_BLOCK;
-                if (n == N_BLOCK) {
-                    for (int k = 0; k < N_BLOCK; ++k) {
-                        sums[k] += exp_of(x[k] - largest);
-                    }
-                } else {
-                    for (int k = 0; k < n; ++k) {
-                        sums[k] += exp_of(x[k] - largest);
-                    }
-                }
+        for (size_t b = 0; b < l.blocks.size(); ++b) {
+            const float * x = x0 + b*stride;
+            for (int k = 0; k < N_BLOCK; ++k) {
+                sums[k] += exp_of(x[k] - largest);
             }
         }
         float sum = head.sink ? exp_of(head.sink[query] - largest) : 0.0f;
@@ -118,35 +199,22 @@ static void compute_sums(ggml_tensor * /*dst*/, int ith, int nth, void * userdat
 // One block after another: the largest weight that its tokens get.
 static void compute_weights(ggml_tensor * /*dst*/, int ith, int nth, void * userdata) {
     auto & l = *(triattn_logits *) userdata;
-    const auto & w = *l.wanting;
 
-    for (size_t j = 0; j < l.slabs.size(); ++j) {
-        const auto & s = l.slabs[j];
-        for (int64_t b = ith; b < s.n_rows/N_BLOCK; b += nth) {
-            if (s.blocks[b] < 0) {
-                continue;
-            }
-            const llama_pos p0 = s.blocks[b]*(llama_pos) N_BLOCK;
-            const int n_here = std::clamp<llama_pos>(l.size - p0, 0, N_BLOCK);
-            for (const auto & head : l.heads) {
-                float best[N_BLOCK];
-                std::fill_n(best, N_BLOCK, -INFINITY);
-                for (uint32_t query = 0; query < w.n_query; ++query) {
-                    const int     n   = l.n_seen(s.blocks[b], w.pos[query]);
-                    const float * x   = head.data[j] + query*s.n_rows + b*N_BLOCK;
-                    const float   lse = head.lse[query];
-                    if (n == N_BLOCK) {
-                        for (int k = 0; k < N_BLOCK; ++k) {
-                            best[k] = std::max(best[k], x[k] - lse);
-                        }
-                    } else {
-                        for (int k = 0; k < n; ++k) {
-                            best[k] = std::max(best[k], x[k] - lse);
-                        }
-                    }
+    const uint32_t n_query = l.wanting->n_query;
+
+    for (size_t b = ith; b < l.blocks.size(); b += nth) {
+        const llama_pos p0 = l.blocks[b].pos;
+        for (const auto & head : l.heads) {
+            float best[N_BLOCK];
+            std::fill_n(best, N_BLOCK, -INFINITY);
+            for (uint32_t query = 0; query < n_query; ++query) {
+                const float * x   = head.data + (b*n_query + query)*N_BLOCK;
+                const float   lse = head.lse[query];
+                for (int k = 0; k < N_BLOCK; ++k) {
+                    best[k] = best[k] < x[k] - lse ? x[k] - lse : best[k];
                 }
-                std::copy_n(best, n_here, head.weights + p0);
             }
+            std::copy_n(best, std::clamp<llama_pos>(l.size - p0, 0, N_BLOCK), head.weights + p0);
         }
     }
 }
@@ -159,87 +227,64 @@ bool llama_triattn_recaller::score(
         uint32_t n_embd_head,
         const llama_triattn_wanting & wanting,
         std::vector<float> & weights) {
-    const llama_pos size   = store.size(seq_id);
-    const auto      slabs  = store.slabs(seq_id, i_layer);
-    const size_t    n_slab = store.n_slab();
-    const size_t    row    = ggml_row_size(type_k, n_embd_head);
+    const llama_pos size = store.size(seq_id);
+    const size_t    row  = ggml_row_size(type_k, n_embd_head);
 
     weights.assign(heads.size()*size, -INFINITY);
 
-    // of a slab the rows behind its last block are not there
-    std::vector<int64_t> n_rows;
-    size_t n_row = 0;
-    for (const auto & s : slabs) {
-        const auto & b = *s.blocks;
-        const auto last = std::find_if(b.rbegin(), b.rend(), [](int32_t x) { return x >= 0; });
-        n_rows.push_back((b.rend() - last)*N_BLOCK);
-        n_row += n_rows.back();
+    triattn_logits logits;
+    logits.wanting     = &wanting;
+    logits.size        = size;
+    logits.type        = type_k;
+    logits.n_embd      = n_embd_head;
+    logits.head_stride = store.n_slab()*row;
+    for (const auto & s : store.slabs(seq_id, i_layer)) {
+        for (size_t i = 0; i < s.blocks->size(); ++i) {
+            if ((*s.blocks)[i] >= 0) {
+                logits.blocks.push_back({ s.data + s.offset + i*N_BLOCK*row, (*s.blocks)[i]*(llama_pos) N_BLOCK });
+            }
+        }
     }
-    if (n_row == 0 || wanting.n_query == 0) {
+    const size_t n_logits = logits.blocks.size()*N_BLOCK*wanting.n_query;
+    if (n_logits == 0) {
         return true;
     }
-
-    const size_t n_logits = n_row*wanting.n_query;
     const size_t n_at_once = std::clamp<size_t>(N_LOGITS_MAX/n_logits, 1, heads.size());
 
     scratch.resize(n_logits*n_at_once);
 
     for (size_t i0 = 0; i0 < heads.size(); i0 += n_at_once) {
-        const size_t n = std::min(n_at_once, heads.size() - i0);
+        logits.heads.clear();
+        for (size_t i = i0; i < std::min(i0 + n_at_once, heads.size()); ++i) {
+            const size_t first = (size_t) heads[i]*wanting.n_query;
 
-        const size_t n_nodes = slabs.size()*n + 4;
+            triattn_logits::head head;
+            head.i       = heads[i];
+            head.q       = wanting.q.data() + first*n_embd_head;
+            head.sink    = wanting.sink.empty() ? nullptr : wanting.sink.data() + first;
+            head.data    = scratch.data() + (i - i0)*n_logits;
+            head.weights = weights.data() + i*size;
+            head.lse.resize(wanting.n_query);
+            logits.heads.push_back(std::move(head));
+        }
+
+        // the backend's threads compute one step after the other
         ggml_init_params init = {
-            /*.mem_size   =*/ 3*n_nodes*ggml_tensor_overhead() + ggml_graph_overhead_custom(n_nodes, false),
+            /*.mem_size   =*/ 8*ggml_tensor_overhead() + ggml_graph_overhead_custom(8, false),
             /*.mem_buffer =*/ nullptr,
             /*.no_alloc   =*/ true,
         };
         ggml_context_ptr ctx { ggml_init(init) };
-        ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), n_nodes, false);
-
-        triattn_logits logits;
-        logits.wanting = &wanting;
-        logits.size    = size;
-        for (size_t j = 0; j < slabs.size(); ++j) {
-            logits.slabs.push_back({ slabs[j].blocks->data(), n_rows[j] });
-        }
-
-        float * out = scratch.data();
-        ggml_tensor * q = nullptr;
-        for (size_t i = i0; i < i0 + n; ++i) {
-            const size_t first = (size_t) heads[i]*wanting.n_query;
-
-            triattn_logits::head head;
-            head.sink    = wanting.sink.empty() ? nullptr : wanting.sink.data() + first;
-            head.weights = weights.data() + i*size;
-            head.lse.resize(wanting.n_query);
-
-            q = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_embd_head, wanting.n_query);
-            q->data = const_cast<float *>(wanting.q.data()) + first*n_embd_head;
-
-            for (size_t j = 0; j < slabs.size(); ++j) {
-                head.data.push_back(out);
-                if (n_rows[j] == 0) {
-                    continue;
-                }
-                // the rows of a head lie side by side
-                ggml_tensor * k = ggml_new_tensor_2d(ctx.get(), type_k, n_embd_head, n_rows[j]);
-                k->data = slabs[j].data + slabs[j].offset + heads[i]*n_slab*row;
-
-                ggml_tensor * product = ggml_mul_mat(ctx.get(), k, q);
-                product->data = out;
-                out += ggml_nelements(product);
-
-                ggml_build_forward_expand(gf, product);
-            }
-            logits.heads.push_back(std::move(head));
-        }
+        ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), 8, false);
 
         float unused = 0.0f;
-        for (const auto fn : { compute_sums, compute_weights }) {
-            ggml_tensor * node = ggml_custom_4d(ctx.get(), GGML_TYPE_F32, 1, 1, 1, 1, &q, 1, fn, GGML_N_TASKS_MAX, &logits);
-            node->data = &unused;
-            ggml_build_forward_expand(gf, node);
+        ggml_tensor * cur = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, 1);
+        cur->data = &unused;
+        for (const auto step : { compute_products, compute_sums, compute_weights }) {
+            cur = ggml_custom_4d(ctx.get(), GGML_TYPE_F32, 1, 1, 1, 1, &cur, 1, step, GGML_N_TASKS_MAX, &logits);
+            cur->data = &unused;
         }
+        ggml_build_forward_expand(gf, cur);
 
         if (ggml_backend_graph_compute(backend.get(), gf) != GGML_STATUS_SUCCESS) {
             return false;

@@ -165,15 +165,52 @@ llama_pos llama_triattn_store::skip_to(llama_seq_id seq_id, llama_pos pos) {
     return seq.size;
 }
 
-uint8_t * llama_triattn_store::row(llama_seq_id seq_id, uint32_t i_layer, uint32_t head_kv, bool is_v, llama_pos pos) {
+std::pair<uint8_t *, size_t> llama_triattn_store::find(
+        llama_seq_id seq_id, uint32_t i_layer, uint32_t head_kv, bool is_v, llama_pos pos) const {
     const auto & seq = seqs[seq_id];
     const auto & p   = seq.places[pos/N_BLOCK];
     const auto & l   = layers[i_layer];
 
-    const size_t i    = p.stripe*N_BLOCK + pos % N_BLOCK;
-    const size_t of_v = is_v ? l.n_head_kv*l.k*n_tokens : 0;
+    uint8_t * layer = seq.slabs[p.slab].mem->data.get() + offsets[i_layer];
 
-    return seq.slabs[p.slab].mem->data.get() + offsets[i_layer] + of_v + (head_kv*n_tokens + i)*(is_v ? l.v : l.k);
+    const size_t block = head_kv*n_tokens + p.stripe*N_BLOCK; // its first row
+    const size_t i     = pos % N_BLOCK;
+    if (is_v) {
+        return { layer + l.n_head_kv*l.k*n_tokens + (block + i)*l.v, 0 };
+    }
+    return l.k_element == 0 ?
+        std::make_pair(layer + (block + i)*l.k,             (size_t) 0) :
+        std::make_pair(layer + block*l.k + i*l.k_element, l.k_element*N_BLOCK);
+}
+
+// one way or the other between a row and where its elements lie
+template <typename T, bool is_put>
+static void copy_elements(uint8_t * here, size_t stride, uint8_t * row, size_t size) {
+    for (size_t i = 0; i < size/sizeof(T); ++i) {
+        is_put ? memcpy(here + i*stride, row + i*sizeof(T), sizeof(T)) : memcpy(row + i*sizeof(T), here + i*stride, sizeof(T));
+    }
+}
+
+template <bool is_put>
+static void copy_row(const std::pair<uint8_t *, size_t> & place, size_t k_element, uint8_t * row, size_t size) {
+    const auto [here, stride] = place;
+    if (stride == 0) {
+        is_put ? memcpy(here, row, size) : memcpy(row, here, size);
+    } else if (k_element == sizeof(uint16_t)) {
+        copy_elements<uint16_t, is_put>(here, stride, row, size);
+    } else {
+        copy_elements<uint32_t, is_put>(here, stride, row, size);
+    }
+}
+
+void llama_triattn_store::put(llama_seq_id seq_id, uint32_t i_layer, uint32_t head_kv, bool is_v, llama_pos pos, const uint8_t * row) {
+    const auto & l = layers[i_layer];
+    copy_row<true>(find(seq_id, i_layer, head_kv, is_v, pos), l.k_element, const_cast<uint8_t *>(row), is_v ? l.v : l.k);
+}
+
+void llama_triattn_store::get(llama_seq_id seq_id, uint32_t i_layer, uint32_t head_kv, bool is_v, llama_pos pos, uint8_t * row) const {
+    const auto & l = layers[i_layer];
+    copy_row<false>(find(seq_id, i_layer, head_kv, is_v, pos), l.k_element, row, is_v ? l.v : l.k);
 }
 
 void llama_triattn_store::cut(llama_seq_id seq_id, llama_pos pos) {

@@ -3,10 +3,12 @@
 // The cold tier's memory: rows of the tokens of a sequence, by position, in host memory. Whatever a head forgets is still here.
 // Knows no cache, no graph and no scores: who writes a row says where it belongs, who reads it gets it as it was written.
 //
-// Rows lie in slabs. A slab holds a number of tokens of all layers, each head's rows side by side, as a product of queries with
-// keys wants them:
+// Rows lie in slabs. A slab holds a number of tokens of all layers, each head's rows side by side:
 //
-//     layer by layer:  K [n_head_kv][n_slab][bytes of a K row]  V [n_head_kv][n_slab][bytes of a V row]
+//     layer by layer:  K [n_head_kv][n_slab/N_BLOCK][N_BLOCK rows]  V [n_head_kv][n_slab][bytes of a V row]
+//
+// A block of K is [elements of a row][N_BLOCK] where the type has elements of whole bytes, so that a product of a query with N_BLOCK
+// keys goes through it vector by vector; rows of a quantised type lie one behind the other.
 //
 // Sequences that were copied share slabs until one of them writes. Memory is taken and given in blocks of N_BLOCK tokens within a
 // slab: once the store has as many bytes as it may have, the block of a sequence that is worth least is destroyed for good.
@@ -17,6 +19,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 struct llama_triattn_row_sizes {
@@ -24,6 +27,8 @@ struct llama_triattn_row_sizes {
 
     size_t k; // bytes of a head's row
     size_t v; // 0: the layer has no values
+
+    size_t k_element; // bytes of an element of K; 0: it has none of its own
 };
 
 class llama_triattn_store {
@@ -52,8 +57,9 @@ public:
     // Nothing is here of the positions from size to pos: not that of a block which is begun in their midst either. Returns the new size.
     llama_pos skip_to(llama_seq_id seq_id, llama_pos pos);
 
-    // of a position that is here
-    uint8_t * row(llama_seq_id seq_id, uint32_t i_layer, uint32_t head_kv, bool is_v, llama_pos pos);
+    // a row of a position that is here
+    void put(llama_seq_id seq_id, uint32_t i_layer, uint32_t head_kv, bool is_v, llama_pos pos, const uint8_t * row);
+    void get(llama_seq_id seq_id, uint32_t i_layer, uint32_t head_kv, bool is_v, llama_pos pos, uint8_t * row) const;
 
     void cut  (llama_seq_id seq_id, llama_pos pos); // forget positions from pos on
     void clear(llama_seq_id seq_id);
@@ -119,6 +125,9 @@ private:
     std::shared_ptr<uint64_t> bytes_held;
 
     std::shared_ptr<slab> new_slab() const; // nullptr: no memory
+
+    // of the row's first byte, and from one element to the next
+    std::pair<uint8_t *, size_t> find(llama_seq_id seq_id, uint32_t i_layer, uint32_t head_kv, bool is_v, llama_pos pos) const;
 
     place take(sequence & seq, uint32_t n_live);
     bool  own (sequence & seq, int32_t i_slab); // no other sequence sees what is written there

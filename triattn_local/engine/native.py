@@ -125,7 +125,6 @@ class _Stats(ctypes.Structure):
         ("n_tokens_stored", ctypes.c_uint64),
         ("n_tokens_destroyed", ctypes.c_uint64),
         ("n_recalls", ctypes.c_uint64),
-        ("n_heads_scored", ctypes.c_uint64),
         ("n_rows_recalled", ctypes.c_uint64),
         ("t_store_us", ctypes.c_uint64),
         ("t_recall_us", ctypes.c_uint64),
@@ -163,8 +162,6 @@ class EngineStats:
     n_tokens_destroyed: int = 0
     """tokens that had to leave it for good"""
     n_recalls: int = 0
-    n_heads_scored: int = 0
-    """KV heads whose stored keys were compared with queries, summed over recalls and layers"""
     n_rows_recalled: int = 0
     """K rows that came back, summed over layers and heads"""
     t_store_us: int = 0
