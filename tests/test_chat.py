@@ -673,7 +673,7 @@ async def test_the_status_line_of_80_columns_has_all_numbers(open_chat: Open) ->
             kv_bytes=394 << 20,
             kv_bytes_full=18 << 30,
         )
-        t.app.engine.look = lambda session=None, path=(): None  # type: ignore[method-assign]
+        t.app.engine.read_cache = lambda session=None, path=(): None  # type: ignore[method-assign]
         t.chat.status.stats = stats
         for state, last in (("133.1 tok/s", "−116k"), ("ready", "1,270 rounds −116k")):
             t.chat.status.state = state
@@ -1429,7 +1429,7 @@ async def test_what_a_scroll_brings_into_sight_is_laid_out_before_the_scroll_is_
         await t.looked()
         with t.app.batch_update():  # nothing is drawn meanwhile
             transcript.scroll_home(animate=False, immediate=True)
-            await transcript.look()
+            await transcript.lay_out()
         assert words.shown[0].text.startswith("Paragraph 0.")
 
 
@@ -1447,7 +1447,7 @@ async def test_a_tall_window_is_full_of_what_was_opened(open_chat: Open) -> None
             with t.app.batch_update():  # a slow terminal: nothing is laid out yet when it looks
                 await transcript.show(t.app.session.path, t.app.session.siblings)
                 await t.pilot.pause(when_s)
-                await transcript.look()
+                await transcript.lay_out()
             await t.until(lambda: seen() > 140)
 
 
@@ -1643,7 +1643,7 @@ async def test_what_the_engine_says_of_a_conversation_that_was_left_is_not_shown
         left = t.app.session.id
         await t.press("ctrl+n")
         await t.settled()
-        t.chat.post_message(events.Looked(left, stats, None, 0))
+        t.chat.post_message(events.CacheRead(left, stats, None, 0))
         await t.pilot.pause(0.1)
         assert t.chat.status.stats is not None
         assert t.chat.status.stats.n_past == 0

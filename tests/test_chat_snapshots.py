@@ -136,7 +136,7 @@ async def settle(pilot: Pilot[None], *, a_round_came: bool = False) -> None:
     app.engine.map_wanted = False
     app.chat.panel._round_s = None
     app.chat.panel._stats = dataclasses.replace(STATS, n_evictions=0) if a_round_came else STATS
-    app.chat._looked(events.Looked(app.session.id, STATS, retained(), 820 << 20))
+    app.chat._cache_read(events.CacheRead(app.session.id, STATS, retained(), 820 << 20))
     for widget in app.screen.query("Input, TextArea"):
         widget.cursor_blink = False  # type: ignore[attr-defined]
         widget._pause_blink(visible=True)  # type: ignore[attr-defined]  # whatever it was doing

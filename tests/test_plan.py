@@ -172,8 +172,8 @@ def test_the_largest_are_the_largest(probe: MemoryProbe) -> None:
         (dataclasses.replace(choice.shape, budget=None), {"n_ctx": told.largest_full_ctx}),
     ):
         [(name, value)] = largest.items()
-        assert planner.look(dataclasses.replace(shape, **{name: value}), 65).placement.fits
-        assert not planner.look(dataclasses.replace(shape, **{name: value + 256}), 65).placement.fits
+        assert planner.choice_of(dataclasses.replace(shape, **{name: value}), 65).placement.fits
+        assert not planner.choice_of(dataclasses.replace(shape, **{name: value + 256}), 65).placement.fits
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,7 @@ class ChatApp(App[None]):
         self.map_open = True
         self.engine.map_wanted = True
         self._push(MapScreen())
-        self.engine.look(self.session.id, self.session.read)
+        self.engine.read_cache(self.session.id, self.session.read)
 
     def show_map(self, retained: Retained, path: Sequence[Message]) -> None:
         if isinstance(self.screen, MapScreen):

@@ -35,7 +35,10 @@ def pieces(text: str, opening: str = "", follows: bool = False) -> list[Markdown
 
     A text that grows is cut where it was: what is left as the last piece is all that can change.
 
-    :param opening, follows: of the first piece
+    Parameters
+    ----------
+    opening, follows
+        Of the first piece.
     """
     found: list[MarkdownPiece] = []
     while (cut := _cut(text, opening)) is not None:

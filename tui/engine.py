@@ -81,7 +81,7 @@ class Engine:
         self._submit(self._load, path, settings, evict, verbose)
 
     def answer(self, turn: Turn) -> None:
-        """``TurnReady``, ``Reading``, pieces, ``Looked``, ``TurnEnded``; then ``TurnSettled``. Or ``TooLong``."""
+        """``TurnReady``, ``Reading``, pieces, ``CacheRead``, ``TurnEnded``; then ``TurnSettled``. Or ``TooLong``."""
         self._settling.set()
         self._stop = Stop()
         self._settling = Stop()
@@ -91,9 +91,9 @@ class Engine:
         """End the answer that is coming, in its prompt too."""
         self._stop.set()
 
-    def look(self, session: str | None = None, path: Sequence[Message] = ()) -> None:
-        """``Looked`` as soon as the engine is free: what the cache holds of a session."""
-        self._submit(self._look, True, session, tuple(path))
+    def read_cache(self, session: str | None = None, path: Sequence[Message] = ()) -> None:
+        """``CacheRead`` as soon as the engine is free: what the cache holds of a session."""
+        self._submit(self._read_cache, True, session, tuple(path))
 
     def close(self) -> None:
         """Stop all, free the model."""
@@ -164,18 +164,18 @@ class Engine:
                     n_new = event.n_done - ready.n_cached
                     tps = n_new / event.elapsed_s if event.elapsed_s > 0 else 0.0
                     self._post(events.Reading(event.n_done, event.n_total, tps))
-                    self._look(event.n_done == event.n_total, turn.session, turn.path)
+                    self._read_cache(event.n_done == event.n_total, turn.session, turn.path)
                     start_s = time.perf_counter()
                 elif isinstance(event, Piece):
                     if event.text:
                         self._store.append(turn.answer, event.kind, event.text)
                     self.pieces.append((event.kind, event.text, event.n_tokens))
-                    self._look(False, turn.session, turn.path)
+                    self._read_cache(False, turn.session, turn.path)
                 elif isinstance(event, Answered):
                     state = _STATES[event.reason]
                     report = self._report(event, time.perf_counter() - start_s, ready)
                     answer = self._finish(turn, state, report)
-                    self._look(True, turn.session, [*turn.path, answer])
+                    self._read_cache(True, turn.session, [*turn.path, answer])
                     self._post(events.TurnEnded(answer))
         except TooLongError as error:
             self._post(events.TooLong(turn.answer, error, *conversation.oldest_to_leave_out(turn.system, turn.path)))
@@ -187,7 +187,7 @@ class Engine:
             return  # stopped in the prompt: reading on is what was not wanted
         for event in conversation.settle(turn.session, turn.system, [*turn.path, answer], cancel=settling):
             if isinstance(event, Settled):
-                self._look(True, turn.session, [*turn.path, answer])
+                self._read_cache(True, turn.session, [*turn.path, answer])
                 self._post(events.TurnSettled(turn.answer, event))
 
     def _fail(self, turn: Turn, error: TriattnError) -> None:
@@ -219,7 +219,7 @@ class Engine:
             "tokens_per_s": round(n / decode_s, 1) if decode_s > 0 else 0.0,
         }
 
-    def _look(self, now: bool, session: str | None, path: Sequence[Message]) -> None:
+    def _read_cache(self, now: bool, session: str | None, path: Sequence[Message]) -> None:
         """Tell how the cache is: at once, or if it is some time ago that it was told."""
         conversation, numbers = self._conversation, self._numbers
         clock_s = time.monotonic()
@@ -231,7 +231,7 @@ class Engine:
         if self.map_wanted and (now or clock_s - self._mapped_s >= MAP_S):
             retained = conversation.retained(path) if session == numbers.holder else conversation.nothing_retained()
             self._mapped_s = time.monotonic()
-        self._post(events.Looked(session, stats, retained, self._snapshots.memory_bytes))
+        self._post(events.CacheRead(session, stats, retained, self._snapshots.memory_bytes))
 
 
 def _found(error: BaseException) -> TriattnError:

@@ -56,7 +56,7 @@ class Reading(EngineEvent):
         self.n_done, self.n_total, self.tokens_per_s = n_done, n_total, tokens_per_s
 
 
-class Looked(EngineEvent):
+class CacheRead(EngineEvent):
     """What the cache holds of a session; what every head holds only if somebody wants to know."""
 
     def __init__(

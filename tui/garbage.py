@@ -45,8 +45,12 @@ class Collector:
     def rest(self, now_s: float, *, busy: bool) -> bool:
         """Nobody waits right now: collect everywhere, if it is time. True if it was.
 
-        :param now_s: a clock, in seconds
-        :param busy: an answer streams or somebody types, so that the rest may be a short one
+        Parameters
+        ----------
+        now_s : float
+            A clock, in seconds.
+        busy : bool
+            An answer streams or somebody types, so that the rest may be a short one.
         """
         if not self._litter or (busy and now_s - self._swept_s < SWEEP_S):
             return False

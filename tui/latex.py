@@ -78,7 +78,10 @@ class _Fraction(str):
 def render(source: str, *, in_line: bool = False) -> str:
     """Mathematics, without its delimiters, as text; lines end with a newline only where the source has several.
 
-    :param in_line: one line whatever there is: rows are told apart by semicolons
+    Parameters
+    ----------
+    in_line : bool
+        One line whatever there is: semicolons stand between rows.
     """
     return _render(source, in_line)
 

@@ -141,7 +141,7 @@ class Planner:
 
         def whole(least: int) -> Iterator[Choice]:
             for shape in self._shapes(request, least):
-                choice = self.look(shape, n_gpu_layers)
+                choice = self.choice_of(shape, n_gpu_layers)
                 if choice.placement.fits:
                     yield choice
 
@@ -212,9 +212,9 @@ class Planner:
             flash_attn=request.flash_attn,
         )
 
-    # ------------------------------------------------------------------ look
+    # ------------------------------------------------- one shape
 
-    def look(self, shape: Shape, n_gpu_layers: int) -> Choice:
+    def choice_of(self, shape: Shape, n_gpu_layers: int) -> Choice:
         """A context and where it would lie, whether it fits or not."""
         context = self.probe.context(shape)
         # every card is taken to need what one device that does all the work needs; ``_confirmed`` asks for each
@@ -253,7 +253,7 @@ class Planner:
     def _partial(self, shape: Shape) -> Choice | None:
         """As many layers on the cards as fit, the others in main memory."""
         for n_gpu_layers in range(self.all_layers - 1, -1, -1):
-            choice = self.look(shape, n_gpu_layers)
+            choice = self.choice_of(shape, n_gpu_layers)
             if choice.placement.fits:
                 return choice
         return None
@@ -272,7 +272,7 @@ class Planner:
                 n_batch=min(self.request.n_batch, n_ctx),
                 n_ubatch=min(self.request.n_ubatch, self.request.n_batch, n_ctx),
             )
-            return self.look(longer, n_gpu_layers).placement.fits
+            return self.choice_of(longer, n_gpu_layers).placement.fits
 
         return _largest(fits, most)
 
@@ -281,7 +281,7 @@ class Planner:
         least = self.request.n_keep + self.request.window + 1
 
         def fits(budget: int) -> bool:
-            return self.look(dataclasses.replace(shape, budget=max(budget, least)), n_gpu_layers).placement.fits
+            return self.choice_of(dataclasses.replace(shape, budget=max(budget, least)), n_gpu_layers).placement.fits
 
         return _largest(fits, shape.n_ctx)
 
@@ -291,8 +291,8 @@ class Planner:
         rows = []
         for n_ctx in sorted({*TABLE, choice.shape.n_ctx}):
             shape = dataclasses.replace(choice.shape, n_ctx=n_ctx)
-            full = self.look(dataclasses.replace(shape, budget=None), n_gpu_layers)
-            rows.append(PlanRow(n_ctx, full, self.look(shape, n_gpu_layers) if shape.budget is not None else None))
+            full = self.choice_of(dataclasses.replace(shape, budget=None), n_gpu_layers)
+            rows.append(PlanRow(n_ctx, full, self.choice_of(shape, n_gpu_layers) if shape.budget is not None else None))
         return rows
 
     # ---------------------------------------------------------------- refuse
@@ -300,7 +300,7 @@ class Planner:
     def _refusal(self) -> DoesNotFitError:
         shapes = [*self._shapes(self.request, 0)] or [self.shape(self.request, CELL_STEP, None, *CACHE_TYPES[:1] * 2)]
         n_gpu_layers = self.n_gpu_layers(self.request)
-        smallest = min((self.look(shape, n_gpu_layers) for shape in shapes), key=lambda choice: choice.bytes.kv)
+        smallest = min((self.choice_of(shape, n_gpu_layers) for shape in shapes), key=lambda choice: choice.bytes.kv)
         short = min(smallest.placement.uses, key=lambda use: use.margin)
         there = f"{size(short.total)}, {size(short.reserve)} of it left alone"
         what = f"{shape_text(smallest.shape)} needs {size(short.need)} of {short.name} ({there})"

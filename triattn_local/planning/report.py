@@ -140,7 +140,7 @@ def report(planner: Planner, choice: Choice) -> PlanReport:
         n_ctx_train=info.n_ctx_train,
         weights_bytes=planner.probe.weights.total,
         choice=choice,
-        full=planner.look(full, n_gpu_layers),
+        full=planner.choice_of(full, n_gpu_layers),
         rows=planner.rows(choice),
         largest_budget=0 if choice.shape.budget is None else planner.largest_budget(choice.shape, n_gpu_layers),
         largest_full_ctx=planner.largest_ctx(full, n_gpu_layers),

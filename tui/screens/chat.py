@@ -160,7 +160,7 @@ class ChatScreen(Screen[None]):
                     )
                 )
         self.refresh_title()
-        self.app.engine.look(self.session.id, self.session.read)
+        self.app.engine.read_cache(self.session.id, self.session.read)
 
     def forget_numbers(self) -> None:
         """Those on the screen belong to a conversation that is left; the engine may be busy with it for some time."""
@@ -296,7 +296,7 @@ class ChatScreen(Screen[None]):
                         room -= len(piece)
                     self._speed = (self._speed[0], self._speed[1] + len(parts))
                     await answer.write(kind, "".join(parts), n_tokens)
-                await self.transcript.look()
+                await self.transcript.lay_out()
             self.call_after_refresh(self._shown)
             # it may have ended meanwhile, in another task, with pieces that this update had no room for
             if self._ended is not None and not pieces:
@@ -413,8 +413,8 @@ class ChatScreen(Screen[None]):
     async def _failed(self, event: events.Failed) -> None:
         await self.transcript.say(Notice.of(event.error))
 
-    @on(events.Looked)
-    def _looked(self, event: events.Looked) -> None:
+    @on(events.CacheRead)
+    def _cache_read(self, event: events.CacheRead) -> None:
         if event.session != self.session.id:
             return  # of a conversation that was left meanwhile
         self.status.stats = event.stats
@@ -479,14 +479,14 @@ class ChatScreen(Screen[None]):
             return
         self.app.remember("memory", not self.panel.display)
         self.lay_out()
-        self.app.engine.look(self.session.id, self.session.read)
+        self.app.engine.read_cache(self.session.id, self.session.read)
 
     def action_dim(self) -> None:
         dim = not self.app.preference("dim", False)
         self.app.remember("dim", dim)
         self._want_map()
         self.transcript.mark_forgotten(self._retained if dim else None)
-        self.app.engine.look(self.session.id, self.session.read)
+        self.app.engine.read_cache(self.session.id, self.session.read)
         self.notify("What no head holds any more is dimmed." if dim else "All text is shown plainly.")
 
     async def action_new(self) -> None:

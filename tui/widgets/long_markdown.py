@@ -65,8 +65,12 @@ class Section(Backdrop, Markdown):
     def __init__(self, piece: MarkdownPiece, follower: MarkdownPiece | None = None, *, grows: bool = False) -> None:
         """Show a piece.
 
-        :param follower: the piece below it
-        :param grows: the text is written later, with ``append``: what Textual is given at first cannot grow
+        Parameters
+        ----------
+        follower : MarkdownPiece, optional
+            The piece below it.
+        grows : bool
+            The text is written later, with ``append``: what Textual is given at first cannot grow.
         """
         text = "" if grows else piece.opening + piece.text
         super().__init__(text or None, parser_factory=parser, open_links=False)
@@ -179,16 +183,23 @@ class LongMarkdown(Backdrop, Vertical):
         self._above.set_height(above)
         self._below.set_height(sum(n_lines) - above)
 
-    async def look(self, top: int, bottom: int) -> bool:
+    async def lay_out(self, top: int, bottom: int) -> bool:
         """Lay out what comes into sight, give up what is far out of it.
 
-        :param top, bottom: the lines of this widget that are in sight: [top, bottom)
-        :returns: whether something was laid out
+        Parameters
+        ----------
+        top, bottom : int
+            The lines of this widget that are in sight: [top, bottom).
+
+        Returns
+        -------
+        bool
+            Whether something was laid out.
         """
         async with self.lock:
-            return await self._look(top, bottom)
+            return await self._lay_out(top, bottom)
 
-    async def _look(self, top: int, bottom: int) -> bool:
+    async def _lay_out(self, top: int, bottom: int) -> bool:
         view = bottom - top
         edges = list(accumulate((part.n_lines(self._width) for part in self._parts), initial=0))
         last = len(self._parts) - 1

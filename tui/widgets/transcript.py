@@ -132,7 +132,7 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
         self._hold()
         if not self._looks_soon and self.is_mounted:
             self._looks_soon = True
-            self.set_timer(0.1, self.look)
+            self.set_timer(0.1, self.lay_out)
 
     def scroll_page(self, direction: int) -> None:
         """One view up (-1) or down (1); who is at the end then follows it."""
@@ -140,14 +140,14 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
         if direction > 0 and self.scroll_y >= self.max_scroll_y:
             self.anchor()
 
-    async def look(self) -> None:
+    async def lay_out(self) -> None:
         """What came into sight is laid out, what went far out of it is given up."""
         self._looks_soon = False
         came = False
         for words in self.query(LongMarkdown):
             # where it is scrolled to, and not where it was drawn last
             top = round(self.scroll_y) - self._place(words)
-            came = await words.look(top, top + self.size.height) or came
+            came = await words.lay_out(top, top + self.size.height) or came
         if came and self._retained is not None:
             self.mark_forgotten(self._retained)
 
