@@ -1,4 +1,4 @@
-"""The cold tier: rows that were evicted are still there, come back bit for bit, and a sequence can go back to any position."""
+"""The cold tier: evicted rows are still there, come back bit for bit, and a sequence can go back to any position."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from engine import Engine, environment, random_stats
 from tiny_models import write_tiny
 
-from triattn_local.engine import native
 from triattn_local.config import MODES, EvictionConfig
+from triattn_local.engine import native
 
 COLD = EvictionConfig(budget_tokens=256, window=32, n_keep=4, cold="auto")
 OFF = dataclasses.replace(COLD, cold="off")
@@ -45,7 +45,9 @@ def kept(engine: Engine, seq: int = 0) -> list[dict[int, int]]:
     ]
 
 
-def raw_rows(engine: Engine, tokens: dict[int, int], il: int, head: int, seq: int = 0) -> dict[int, tuple[bytes, bytes]]:
+def raw_rows(
+    engine: Engine, tokens: dict[int, int], il: int, head: int, seq: int = 0
+) -> dict[int, tuple[bytes, bytes]]:
     """token -> the bytes of its K and V"""
     cells = np.array(list(tokens.values()), np.int32)
     k, v = (native.get_rows(engine.ctx, il, head, cells, is_v=is_v, seq_id=seq) for is_v in (False, True))
@@ -297,7 +299,14 @@ print(native.get_params(ctx).cold if ctx else native.last_error())
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [("off", "off"), ("auto", "auto"), ("1048576", "1048576"), ("0.5GiB", "536870912"), ("much", "not off, auto or"), ("-3", "not off")],
+    [
+        ("off", "off"),
+        ("auto", "auto"),
+        ("1048576", "1048576"),
+        ("0.5GiB", "536870912"),
+        ("much", "not off, auto or"),
+        ("-3", "not off"),
+    ],
 )
 def test_the_setting_of_plain_programs(value: str, said: str, tiny: tuple[Path, Path]) -> None:
     model, stats = tiny

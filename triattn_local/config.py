@@ -115,8 +115,8 @@ class EvictionConfig:
     seed: int = 0
     """seed of the `random` policy"""
     cold: Cold = "off"
-    """host memory for rows that were evicted, which come back when the last queries want them: off, auto (three quarters
-    of what is free), or bytes"""
+    """memory of this machine for rows that were evicted, which come back when the last queries want them: off, auto
+    (three quarters of what is free), or bytes"""
     recall: float = 0.5
     """part of the budget that what comes back may take"""
     recall_block: int = 16

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +33,7 @@ from .config import (
     SamplingConfig,
 )
 from .errors import UsageError
+from .support.formats import parse_size
 from .support.paths import decode, expanded
 
 if sys.version_info >= (3, 11):
@@ -130,13 +129,11 @@ def _budget(value: object) -> int | None:
 def _cold(value: object) -> Cold:
     """``off``, ``auto``, or bytes with or without a unit."""
     word = value.strip() if isinstance(value, str) else value
-    if word in ("off", "auto"):
-        return word  # type: ignore[return-value]  # one of the two
-    units = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    number, unit = (re.fullmatch(r"([0-9.]+)\s*([a-z]*)", str(word).lower()) or re.match("()()", "")).groups()  # type: ignore[union-attr]
+    if word == "off" or word == "auto":
+        return word
     try:
-        return math.ceil(float(number) * units[unit])
-    except (ValueError, KeyError):
+        return parse_size(str(word), "--cold")
+    except UsageError:
         raise ValueError("off, auto or a number of bytes such as 8GiB") from None
 
 

@@ -6,13 +6,21 @@ import dataclasses
 
 from triattn_local.engine.runtime import RuntimeStats
 
-_COUNTERS = ("n_evictions", "tokens_evicted", "evict_ms")
+_COUNTERS = (
+    "n_evictions",
+    "tokens_evicted",
+    "evict_ms",
+    "n_recalls",
+    "rows_recalled",
+    "recall_ms",
+    "tokens_destroyed",
+)
 
 
 def of_nothing(stats: RuntimeStats) -> RuntimeStats:
     """The same cache, holding nothing."""
     return dataclasses.replace(
-        stats, n_past=0, n_cells_used=0, pos_whole=0, n_evictions=0, tokens_evicted=0, evict_ms=0.0
+        stats, n_past=0, n_cells_used=0, pos_whole=0, cold_bytes=0, **dict.fromkeys(_COUNTERS, 0)
     )
 
 

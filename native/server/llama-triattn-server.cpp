@@ -504,6 +504,11 @@ void llama_triattn_server::describe(int32_t id_slot, json & slot) const {
         { "n_tokens_evicted", stats.n_tokens_evicted },
         { "n_states",         states.size() },
         { "state_bytes",      size() },
+        { "cold_bytes",         stats.cold_bytes },
+        { "cold_bytes_max",     stats.cold_bytes_max },
+        { "n_recalls",          stats.n_recalls },
+        { "n_rows_recalled",    stats.n_rows_recalled },
+        { "n_tokens_destroyed", stats.n_tokens_destroyed },
     };
 }
 
@@ -557,5 +562,11 @@ std::string llama_triattn_server::metrics() const {
     add("gauge",   "kv_bytes_full",         "Size that full attention would need",                 stats.kv_bytes_full + stats.kv_bytes_other);
     add("gauge",   "states",                "Saved states in memory",                              states.size());
     add("gauge",   "state_bytes",           "Memory of the saved states",                          size());
+    add("gauge",   "cold_bytes",            "Host memory for rows that were evicted",              stats.cold_bytes);
+    add("gauge",   "cold_bytes_max",        "What that memory may grow to, 0: none is kept",       stats.cold_bytes_max);
+    add("counter", "recalls_total",         "Recalls from that memory",                            stats.n_recalls);
+    add("counter", "rows_recalled_total",   "Rows that came back, summed over layers and heads",   stats.n_rows_recalled);
+    add("counter", "recall_seconds_total",  "Time spent in recalls",                               stats.t_recall_us/1e6);
+    add("counter", "tokens_destroyed_total", "Tokens that had to leave that memory for good",      stats.n_tokens_destroyed);
     return res.str();
 }

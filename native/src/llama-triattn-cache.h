@@ -280,7 +280,7 @@ private:
     // what makes the same bytes other rows: bits for rotated keys, rotated values, long RoPE factors
     uint32_t row_layout() const;
 
-    void state_read_streams(llama_io_read_i & io, llama_seq_id seq_id, uint32_t n_saved);
+    void state_read_streams(llama_io_read_i & io, llama_seq_id seq_id, uint32_t n_saved, uint32_t version);
 
     // cells of the stream that are free, or are once the sequence is removed
     uint32_t n_free_without(llama_seq_id seq_id) const;

@@ -659,17 +659,14 @@ bool llama_triattn::decode_parts(llama_context & lctx, const llama_batch_ext & b
             kv.v_cells[kv.seq_to_stream[s]].get_used() + share.n > kv.get_size();
 
         share.ends = ends && will_miss && is_plain;
-        is_split   = is_split || (share.ends && share.n > 1);
+        is_split   = is_split || share.ends;
     }
 
     if (!is_split) {
         for (const auto & [s, share] : shares) {
             auto & reading = readings[s];
             reading.at = std::min(reading.at, share.first);
-            if (share.ends) {
-                recall(s, true);
-                reading.at = share.first;
-            } else if (params.recall_period > 0 && share.n_out > 0 && share.first - reading.at >= period_of(s)) {
+            if (params.recall_period > 0 && share.n_out > 0 && share.first - reading.at >= period_of(s)) {
                 recall(s, false);
                 reading.at = share.first;
             }
@@ -685,7 +682,7 @@ bool llama_triattn::decode_parts(llama_context & lctx, const llama_batch_ext & b
         (is_tail ? tail : head).push_back(i);
     }
 
-    res = lctx.decode(part_of(batch, head));
+    res = head.empty() ? 0 : lctx.decode(part_of(batch, head));
     if (res != 0) {
         return true;
     }

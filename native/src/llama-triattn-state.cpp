@@ -8,13 +8,16 @@
 
 // Saving and restoring what an evicting cache holds.
 //
-// header (with how rows lie in this cache) | for each stream: head, cells (index, position, ext, sequences), tokens of the sets | K and V as upstream writes them
+// header (with how rows lie in this cache) | for each stream: head, cells (index, position, ext, sequences), tokens of the sets | T |
+// number that the cold tier retains the sequence under | K and V as upstream writes them
+//
+// What the cold tier holds is not in a state. While the context lives it keeps what a state was saved with, as memory allows.
 //
 // Cells are restored where they were if those are free, since the sums of attention depend on the order of the cells: then a
 // restored sequence continues bit for bit.
 
 static const uint32_t STATE_MAGIC   = 0x41495254; // "TRIA"
-static const uint32_t STATE_VERSION = 2;
+static const uint32_t STATE_VERSION = 3; // 2: without the cold tier's number
 
 template <typename T>
 static void write_value(llama_io_write_i & io, const T & value) {
@@ -97,6 +100,7 @@ void llama_triattn::state_write(llama_io_write_i & io, llama_seq_id seq_id) cons
         } else {
             io.write(whole.data(), whole.size()*sizeof(llama_pos));
         }
+        write_value<uint64_t>(io, store && seq_id >= 0 ? store->retain(seq_id) : 0);
 
         if (!idxs.empty()) {
             kv.state_write_data(io, ranges);
@@ -106,7 +110,8 @@ void llama_triattn::state_write(llama_io_write_i & io, llama_seq_id seq_id) cons
 
 void llama_triattn::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
     require(read_value<uint32_t>(io) == STATE_MAGIC,   "it was saved by a context without eviction");
-    require(read_value<uint32_t>(io) == STATE_VERSION, "its version is not known here");
+    const uint32_t version = read_value<uint32_t>(io);
+    require(version == STATE_VERSION || version == 2,  "its version is not known here");
     const uint32_t n_stream = read_value<uint32_t>(io);
     require(read_value<uint32_t>(io) == n_set,         "it was saved in another mode, or of another model");
     require(read_value<uint32_t>(io) == row_layout(),
@@ -119,7 +124,7 @@ void llama_triattn::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
         kv.clear(true);
     }
     try {
-        state_read_streams(io, seq_id, n_saved);
+        state_read_streams(io, seq_id, n_saved, version);
     } catch (...) {
         if (seq_id < 0) {
             kv.clear(true); // no stream without the others
@@ -129,7 +134,7 @@ void llama_triattn::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
 }
 
 // Of a single sequence, what it held before is only given up once all is read that can be wrong and there is room.
-void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id, uint32_t n_saved) {
+void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id, uint32_t n_saved, uint32_t version) {
     for (uint32_t s = 0; s < n_saved; ++s) {
         const uint32_t strm = seq_id < 0 ? s : kv.seq_to_stream[seq_id];
 
@@ -170,6 +175,7 @@ void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id
 
         std::vector<llama_pos> t(seq_id < 0 ? whole.size() : 1);
         io.read(t.data(), t.size()*sizeof(llama_pos));
+        const uint64_t retained = version > 2 ? read_value<uint64_t>(io) : 0;
 
         if (seq_id >= 0) {
             make_room(seq_id, n_cells);
@@ -214,9 +220,8 @@ void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id
             whole[seq_id] = t[0];
         }
         for (const auto id : seqs()) {
-            // the rows that were forgotten before are in no state
             if (store && (seq_id < 0 || id == seq_id) && kv.seq_to_stream[id] == strm) {
-                store->clear(id);
+                store->resume(retained, id);
                 readings[id] = {};
             }
         }

@@ -4,8 +4,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <random>
 
 static const std::align_val_t ALIGNMENT { 64 };
+
+static const size_t N_RETAINED = 256;
+
+static uint64_t random_id() {
+    std::random_device device;
+    return (uint64_t) device() << 32; // the rest counts
+}
 
 struct llama_triattn_store::slab {
     struct deleter {
@@ -14,6 +22,8 @@ struct llama_triattn_store::slab {
     std::unique_ptr<uint8_t, deleter> data;
 
     size_t size = 0;
+
+    llama_pos end = 0; // the last position that a sequence has room for here, + 1
 
     std::shared_ptr<uint64_t> bytes_held;
 
@@ -26,7 +36,7 @@ struct llama_triattn_store::slab {
 
 llama_triattn_store::llama_triattn_store(
         std::vector<llama_triattn_row_sizes> layers_, uint32_t n_seq, uint32_t n_keep, uint64_t n_bytes_max) :
-    layers(std::move(layers_)), n_keep(n_keep), bytes_max(n_bytes_max), n_tokens(N_SLAB), seqs(n_seq), bytes_held(std::make_shared<uint64_t>(0)) {
+    layers(std::move(layers_)), n_keep(n_keep), bytes_max(n_bytes_max), n_tokens(N_SLAB), seqs(n_seq), first_id(random_id()), bytes_held(std::make_shared<uint64_t>(0)) {
     for (const auto & l : layers) {
         bytes_token += l.n_head_kv*(l.k + l.v);
     }
@@ -48,8 +58,12 @@ uint64_t llama_triattn_store::n_bytes() const {
     return *bytes_held;
 }
 
-std::shared_ptr<llama_triattn_store::slab> llama_triattn_store::new_slab() const {
+std::shared_ptr<llama_triattn_store::slab> llama_triattn_store::new_slab() {
     const size_t size = offsets.back();
+
+    while (*bytes_held + size > bytes_max && !retained.empty()) {
+        retained.pop_front();
+    }
 
     const char * env = getenv("LLAMA_TRIATTN_FAIL_STORE"); // for tests: no memory after so many slabs
     if (*bytes_held + size > bytes_max || (env && *bytes_held/size >= (uint64_t) atoll(env))) {
@@ -72,25 +86,29 @@ bool llama_triattn_store::has(llama_seq_id seq_id, llama_pos pos) const {
 }
 
 bool llama_triattn_store::own(sequence & seq, int32_t i_slab) {
-    auto & mem = seq.slabs[i_slab].mem;
-    if (mem.use_count() == 1) {
+    if (is_free(seq, i_slab)) {
         return true;
     }
     auto copy = new_slab();
-    if (!copy) {
-        return false;
+    auto & mem = seq.slabs[i_slab].mem;
+    if (copy && mem.use_count() > 1) { // others may have gone for it
+        memcpy(copy->data.get(), mem->data.get(), mem->size);
+        copy->end = mem->end;
+        mem = std::move(copy);
     }
-    memcpy(copy->data.get(), mem->data.get(), mem->size);
-    mem = std::move(copy);
-    return true;
+    return is_free(seq, i_slab);
+}
+
+bool llama_triattn_store::is_free(const sequence & seq, int32_t i_slab) const {
+    const auto & mem = seq.slabs[i_slab].mem;
+    return mem.use_count() == 1 || (seq.is_whole && mem->end == seq.size);
 }
 
 llama_triattn_store::place llama_triattn_store::take(sequence & seq, uint32_t n_live) {
     for (size_t i = seq.slabs.size(); i-- > 0;) {
         auto & blocks = seq.slabs[i].blocks;
         const auto it = std::find(blocks.begin(), blocks.end(), -1);
-        // another sequence takes the free stripes of a slab that it shares as well
-        if (it != blocks.end() && seq.slabs[i].mem.use_count() == 1) {
+        if (it != blocks.end() && is_free(seq, i)) {
             return { (int32_t) i, (int32_t) (it - blocks.begin()) };
         }
     }
@@ -126,9 +144,15 @@ bool llama_triattn_store::append(llama_seq_id seq_id, uint32_t n, uint32_t n_liv
     const llama_pos size = seq.size;
     const llama_pos end  = size + (llama_pos) n;
 
+    seq.retained = 0;
+
     // a block that is begun is written on
     const bool is_begun = size % N_BLOCK != 0 && seq.places[size/N_BLOCK].slab >= 0;
     bool ok = !is_begun || own(seq, seq.places[size/N_BLOCK].slab);
+    if (ok && is_begun) {
+        seq.size = std::min<llama_pos>(end, (size/N_BLOCK + 1)*N_BLOCK);
+        seq.slabs[seq.places[size/N_BLOCK].slab].mem->end = seq.size;
+    }
 
     for (llama_pos b = (size + N_BLOCK - 1)/N_BLOCK; ok && b*(llama_pos) N_BLOCK < end; ++b) {
         const auto p = take(seq, n_live);
@@ -140,6 +164,7 @@ bool llama_triattn_store::append(llama_seq_id seq_id, uint32_t n, uint32_t n_liv
             seq.worth [b] = 0.0f;
             seq.slabs[p.slab].blocks[p.stripe] = b;
             seq.size = std::min(end, (b + 1)*(llama_pos) N_BLOCK); // later blocks see this one as live
+            seq.slabs[p.slab].mem->end = seq.size;
         }
     }
     if (!ok) {
@@ -215,6 +240,9 @@ void llama_triattn_store::get(llama_seq_id seq_id, uint32_t i_layer, uint32_t he
 
 void llama_triattn_store::cut(llama_seq_id seq_id, llama_pos pos) {
     auto & seq = seqs[seq_id];
+    if (pos < seq.size) {
+        seq.retained = 0;
+    }
 
     const llama_pos size     = std::max(pos, 0);
     const size_t    n_blocks = (size + N_BLOCK - 1)/N_BLOCK;
@@ -249,6 +277,28 @@ void llama_triattn_store::copy(llama_seq_id seq_id_src, llama_seq_id seq_id_dst)
     if (seq_id_src != seq_id_dst) {
         seqs[seq_id_dst] = seqs[seq_id_src];
     }
+}
+
+uint64_t llama_triattn_store::retain(llama_seq_id seq_id) {
+    auto & seq = seqs[seq_id];
+    if (seq.size == 0) {
+        return 0;
+    }
+    const auto is_it = [&](const auto & r) { return r.first == seq.retained; };
+    if (seq.retained == 0 || std::none_of(retained.begin(), retained.end(), is_it)) {
+        seq.retained = first_id + ++n_retained;
+        retained.emplace_back(seq.retained, seq);
+        if (retained.size() > N_RETAINED) {
+            retained.pop_front();
+        }
+    }
+    return seq.retained;
+}
+
+bool llama_triattn_store::resume(uint64_t id, llama_seq_id seq_id) {
+    const auto it = std::find_if(retained.begin(), retained.end(), [&](const auto & r) { return r.first == id; });
+    seqs[seq_id] = it == retained.end() ? sequence() : it->second;
+    return it != retained.end();
 }
 
 void llama_triattn_store::set_worth(llama_seq_id seq_id, const std::vector<float> & worth) {

@@ -10,14 +10,14 @@
 // A block of K is [elements of a row][N_BLOCK] where the type has elements of whole bytes, so that a product of a query with N_BLOCK
 // keys goes through it vector by vector; rows of a quantised type lie one behind the other.
 //
-// Sequences that were copied share slabs until one of them writes. Memory is taken and given in blocks of N_BLOCK tokens within a
+// Sequences that were copied share slabs. One of them may write behind what all have; the others go on in copies. Memory is taken and given in blocks of N_BLOCK tokens within a
 // slab: once the store has as many bytes as it may have, the block of a sequence that is worth least is destroyed for good.
 
 #include "llama.h"
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <list>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -65,6 +65,13 @@ public:
     void clear(llama_seq_id seq_id);
     void copy (llama_seq_id seq_id_src, llama_seq_id seq_id_dst);
 
+    // A sequence as it is now stays here under a number that no other store gives, until it is the oldest of too many, or memory is
+    // wanted for sequences. Twice the same: the same number.
+    uint64_t retain(llama_seq_id seq_id);
+
+    // Put it in the place of a sequence. False: it is not here any more, and the sequence holds nothing.
+    bool resume(uint64_t id, llama_seq_id seq_id);
+
     // How much the blocks of a sequence are wanted, [size/N_BLOCK, rounded up]: the least is destroyed first.
     void set_worth(llama_seq_id seq_id, const std::vector<float> & worth);
 
@@ -106,6 +113,8 @@ private:
         std::vector<slab_of> slabs;
         std::vector<place>   places; // [block]
         std::vector<float>   worth;  // [block]
+
+        uint64_t retained = 0; // what it was last retained as, unless it has changed
     };
 
     const std::vector<llama_triattn_row_sizes> layers;
@@ -122,13 +131,20 @@ private:
 
     std::vector<sequence> seqs;
 
+    std::list<std::pair<uint64_t, sequence>> retained; // the oldest first
+
+    const uint64_t first_id;
+    uint64_t       n_retained = 0;
+
     std::shared_ptr<uint64_t> bytes_held;
 
-    std::shared_ptr<slab> new_slab() const; // nullptr: no memory
+    std::shared_ptr<slab> new_slab(); // nullptr: no memory
+
+    bool is_free(const sequence & seq, int32_t i_slab) const; // the sequence may write behind its size
 
     // of the row's first byte, and from one element to the next
     std::pair<uint8_t *, size_t> find(llama_seq_id seq_id, uint32_t i_layer, uint32_t head_kv, bool is_v, llama_pos pos) const;
 
     place take(sequence & seq, uint32_t n_live);
-    bool  own (sequence & seq, int32_t i_slab); // no other sequence sees what is written there
+    bool  own (sequence & seq, int32_t i_slab); // no other sequence sees what is written behind its size there
 };

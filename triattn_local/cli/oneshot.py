@@ -38,6 +38,14 @@ class RunReport:
     """rounds"""
     tokens_evicted: int
     evict_ms: float
+    cold_bytes: int
+    """memory that holds what was evicted"""
+    n_recalls: int
+    rows_recalled: int
+    """rows that came back, summed over layers and heads"""
+    recall_ms: float
+    tokens_destroyed: int
+    """that had to leave that memory for good"""
     prefill_tps: float
     decode_tps: float
     kv_bytes: int
@@ -64,6 +72,8 @@ class RunReport:
             parts.append(f"{rounds} evicted {self.tokens_evicted} of {n_all} tokens")
         else:
             parts.append("nothing evicted yet")
+        if self.cold_bytes:
+            parts.append(f"{size(self.cold_bytes)} of it kept beside, {plural(self.n_recalls, 'recall')}")
         parts.append(f"KV cache {size(self.kv_bytes)}, full attention {size(self.kv_bytes_full)}")
         if self.stop_reason == "length":
             parts.append("stopped at -n")
@@ -136,6 +146,11 @@ def answer(
         n_evictions=stats.n_evictions,
         tokens_evicted=stats.tokens_evicted,
         evict_ms=round(stats.evict_ms, 3),
+        cold_bytes=stats.cold_bytes,
+        n_recalls=stats.n_recalls,
+        rows_recalled=stats.rows_recalled,
+        recall_ms=round(stats.recall_ms, 3),
+        tokens_destroyed=stats.tokens_destroyed,
         prefill_tps=round(n_read / prefill_s, 2) if prefill_s > 0 else 0.0,
         decode_tps=round(n_generated / decode_s, 2) if decode_s > 0 else 0.0,
         kv_bytes=stats.kv_bytes,

@@ -375,6 +375,11 @@ class Context:
         """
         return native.seq_pos_cut(self.handle, 0)
 
+    @property
+    def pos_cut_of_state(self) -> int:
+        """The same of a saved state, which has nothing of the cold tier."""
+        return max(self.pos_cut, native.seq_pos_whole(self.handle, 0))
+
     def _can_cut(self, n_past: int) -> bool:
         return all(n_past >= native.seq_pos_cut(self.handle, seq) for seq in range(self.n_seq))
 

@@ -111,6 +111,16 @@ class RuntimeStats:
     mode: Mode | None
     """None: full attention"""
     budget_tokens: int | None
+    cold_bytes: int = 0
+    """memory of this machine that holds what was evicted"""
+    cold_bytes_max: int = 0
+    """and what it may grow to; 0: what is evicted is gone"""
+    n_recalls: int = 0
+    rows_recalled: int = 0
+    """K rows that came back, summed over layers and heads"""
+    recall_ms: float = 0.0
+    tokens_destroyed: int = 0
+    """that had to leave that memory for good"""
 
 
 class Cancel(Protocol):
@@ -486,6 +496,12 @@ class Runtime:
             pos_whole=self.context.pos_cut,
             mode=self.eviction.mode if evicts and self.eviction else None,
             budget_tokens=self.eviction.budget_tokens if evicts and self.eviction else None,
+            cold_bytes=engine.cold_bytes,
+            cold_bytes_max=engine.cold_bytes_max,
+            n_recalls=engine.n_recalls,
+            rows_recalled=engine.n_rows_recalled,
+            recall_ms=engine.t_recall_us / 1000,
+            tokens_destroyed=engine.n_tokens_destroyed,
         )
 
     def kept(self, il: int, head_kv: int) -> list[int]:
@@ -539,7 +555,7 @@ class Runtime:
             return self._snapshot()
 
     def _snapshot(self) -> Snapshot:
-        n_past, pos_cut = len(self._tokens), self.context.pos_cut
+        n_past, pos_cut = len(self._tokens), self.context.pos_cut_of_state
         if self.model.n_window and n_past > self.model.n_window:
             pos_cut = max(pos_cut, n_past - 1)  # of a window, what the next token needs is saved, and no more
         return Snapshot(

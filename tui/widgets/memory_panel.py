@@ -110,6 +110,13 @@ class MemoryPanel(Vertical):
         if s.n_evictions:
             lines.append(f"  ({s.evict_ms / s.n_evictions:.1f} ms each)", "dim")
         lines.append(f"\nevicted   {s.tokens_evicted:,} tokens")
+        if s.cold_bytes_max:
+            lines.append(f"\nkept cold {formats.size(s.cold_bytes)}")
+            lines.append(f"\ncame back {s.rows_recalled:,} rows")
+            if s.n_recalls:
+                lines.append(f"  ({s.recall_ms / s.n_recalls:.1f} ms a recall)", "dim")
+            if s.tokens_destroyed:
+                lines.append(f"\ngone      {s.tokens_destroyed:,} tokens for good")
         if self._round_s is not None:
             lines.append(f"\nlast      {formats.seconds(time.monotonic() - self._round_s)} ago")
         return lines
