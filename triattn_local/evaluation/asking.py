@@ -6,7 +6,6 @@ where a prompt ends. What one question does to the cache is undone before the ne
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,7 +21,8 @@ def read(context: Context, tokens: Sequence[int]) -> NDArray[np.float32]:
     """Logits behind the last token, float32 [n_vocab], valid until the next decode."""
     n_last = (len(tokens) - 1) // context.n_batch * context.n_batch
     skim(context, tokens[:n_last])
-    return context.decode(tokens[n_last:], n_logits=1)[0]
+    last: NDArray[np.float32] = context.decode(tokens[n_last:], n_logits=1)[0]
+    return last
 
 
 def skim(context: Context, tokens: Sequence[int]) -> None:
@@ -38,7 +38,7 @@ def each_prompt(context: Context, prompts: Sequence[Sequence[int]]) -> Iterator[
     """
     n_shared = 0
     if len(prompts) > 1:
-        n_shared = min(len(os.path.commonprefix([list(p) for p in prompts])), min(map(len, prompts)) - _TAIL)
+        n_shared = min(_n_common(prompts), min(map(len, prompts)) - _TAIL)
     if n_shared <= 0:
         for i, prompt in enumerate(prompts):
             context.clear()
@@ -51,6 +51,14 @@ def each_prompt(context: Context, prompts: Sequence[Sequence[int]]) -> Iterator[
         if i:
             context.set_state(state, shared)
         yield i, read(context, prompt[n_shared:])
+
+
+def _n_common(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all of them begin with."""
+    for n, tokens in enumerate(zip(*prompts, strict=False)):
+        if len(set(tokens)) > 1:
+            return n
+    return min(map(len, prompts))
 
 
 def log_likelihoods(

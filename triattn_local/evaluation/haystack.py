@@ -19,7 +19,7 @@ PLACES = (
 
 def generator(*of: object, seed: int) -> random.Random:
     """The random numbers of one case: others for another seed."""
-    return random.Random(" ".join(map(str, [*of, seed])))
+    return random.Random(" ".join(map(str, [*of, *([f"seed {seed}"] if seed else [])])))
 
 
 def places(rng: random.Random, n: int) -> list[str]:

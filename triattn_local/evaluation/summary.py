@@ -91,7 +91,7 @@ def _interval(metric: Metric, lines: Sequence[Line]) -> Interval:
     values = [float(line.metrics[metric.name]) for line in lines]
     if not metric.is_share:
         return mean_interval(values)
-    return share_interval(values, metric.of and [float(line.metrics[metric.of]) for line in lines])
+    return share_interval(values, [float(line.metrics[metric.of]) for line in lines] if metric.of else None)
 
 
 def summarise(lines: Iterable[Line]) -> list[Row]:
@@ -112,10 +112,7 @@ def summarise(lines: Iterable[Line]) -> list[Row]:
                 budget=round(statistics.fmean(line.budget for line in group)),
                 window=min(line.window for line in group),
                 n_cases=len(group),
-                metrics={
-                    metric.name: _interval(metric, group)
-                    for metric in TASKS[task].metrics
-                },
+                metrics={metric.name: _interval(metric, group) for metric in TASKS[task].metrics},
                 against=None if method in (FULL, MAIN) else paired(lines, task, TASKS[task].main, kept, method, MAIN),
                 n_rounds=statistics.fmean(line.n_rounds for line in group),
                 n_cells=max(line.n_cells for line in group),

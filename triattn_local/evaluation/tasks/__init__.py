@@ -13,9 +13,11 @@ from .niah import HOPS, KEYS, SINGLE
 from .nll import Nll
 from .reasoning import Reasoning
 from .recursion import Recursion
+from .repetition import Repetition
 
 _ALL: tuple[Task, ...] = (
     Nll(), SINGLE, KEYS, HOPS, Needles(), Facts(), RESTATED, FUNCTION, STATE, TRACE, Recursion(), Reasoning(), Drift(),
+    Repetition(),
 )  # fmt: skip
 
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}

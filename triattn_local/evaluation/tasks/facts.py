@@ -7,6 +7,7 @@ that the model would have written there? So one slip does not spoil the rest, an
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ class Facts:
             answer = json.dumps({names[k]: numbers[k] for k in asked})
             expected = model.vocabulary.tokenize(answer, add_special=False)
 
-            def prompt(parts: list[str], needles: list[str] = needles, ask: str = ask) -> list[int]:
+            def prompt(parts: Sequence[str], needles: list[str] = needles, ask: str = ask) -> list[int]:
                 text = weave(parts, spread(len(needles)), needles)
                 return chat(model, [{"role": "user", "content": text + ask}])
 

@@ -1,13 +1,12 @@
 """Texts whose early parts decide what is right late, with questions that have a choice of answers.
 
 `restated` a value is given again, and again: the last one counts. `function` a function defined early in code is called
-late. `state` values are handed on from name to name far apart. `trace` an agent's tool calls, and a result that is
+late. `state` sums are carried on from step to step, far apart. `trace` an agent's tool calls, and a result that is
 wanted some turns later.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from triattn_local.contexts import Model
 from ..haystack import chat, codes, fit, generator, places, sentences, spread, weave
 from ..texts import read_text
 from .base import Size
-from .choice import Choice, Question
+from .choice import Choice, Make, Question
 from .facts import HAYSTACKS
 
 DEFAULT_TOKENS = 3000
@@ -25,31 +24,31 @@ DEFAULT_CASES = 4
 _N_THINGS = 4
 """things that are told apart in a text, each asked for"""
 _N_TIMES = 3
-"""times that each value is stated"""
+"""steps of a sum"""
+_STAGES = ("Draft", "Revised", "Final")
+_N_ANSWER = 8
+"""tokens that an answer has at most"""
 TURNS_BACK = 6
 """tool results between the one that is asked for and the question, and that one"""
 
 
 def restated(model: Model, size: Size, number: int, n_tokens: int) -> list[Question]:
-    """The number of a place, stated three times: which is the last?"""
+    """Budgets, drafted, revised and made final far apart: which number is the final one?"""
     rng = generator("restated", number, seed=size.seed)
     kind = _kind(size, number, HAYSTACKS)
     names = places(rng, _N_THINGS)
-    values = [codes(rng, _N_TIMES) for _ in names]
-    order = [k for _ in range(_N_TIMES) for k in rng.sample(range(_N_THINGS), _N_THINGS)]
-    stated = [0] * _N_THINGS
-    inserts = []
-    for k in order:
-        word = "is" if stated[k] == 0 else "was changed and is now"
-        inserts.append(f"The door code of {names[k]} {word} {values[k][stated[k]]}.")
-        stated[k] += 1
+    values = [codes(rng, len(_STAGES)) for _ in names]
+    inserts = [
+        f"{stage}: the budget of {names[k]} is {values[k][at]}."
+        for at, stage in enumerate(_STAGES)
+        for k in rng.sample(range(_N_THINGS), _N_THINGS)
+    ]
 
     def prompt(parts: Sequence[str], name: str = names[0]) -> list[int]:
         text = weave(parts, spread(len(inserts)), inserts)
-        ask = f"\n\nQuestion: What is the door code of {name} now? Answer with the number only."
-        return chat(model, [{"role": "user", "content": text + ask}])
+        return model.vocabulary.tokenize(f"{text}\n\n{_STAGES[-1]}: the budget of {name} is ")
 
-    parts = fit(sentences(read_text(kind), rng), prompt, n_tokens - 8, kind)
+    parts = fit(sentences(read_text(kind), rng), prompt, n_tokens - _N_ANSWER, kind)
     return [
         Question(prompt(parts, name), [_tokens(model, value) for value in reversed(given)])
         for name, given in zip(names, values, strict=True)
@@ -73,24 +72,20 @@ def function(model: Model, size: Size, number: int, n_tokens: int) -> list[Quest
     chosen = rng.sample(_PARAMETERS, 2 * _N_THINGS)
     pairs = [chosen[2 * k : 2 * k + 2] for k in range(_N_THINGS)]
     definitions = [
-        f'def {name}({noun}, *, {first}, {second}):\n    """The {noun} with its {first} and {second}."""\n'
-        f"    {noun}.update({first}={first}, {second}={second})\n    return {noun}"
+        f'def {name}({first}, {second}):\n    """The {noun} with its {first} and {second}."""\n'
+        f"    return ({first}, {second})"
         for name, noun, (first, second) in zip(names, nouns, pairs, strict=True)
     ]
     blocks = read_text(kind).split("\n\n\n")
     start = rng.randrange(len(blocks) // 3)
 
-    def prompt(parts: Sequence[str], k: int = 0) -> list[int]:
+    def prompt(parts: Sequence[str], name: str = names[0]) -> list[int]:
         text = weave(parts, spread(_N_THINGS, 0.05, 0.5), definitions, "\n\n\n")
-        call = f"\n\n\ndef test_{names[k]}():\n    {nouns[k]} = make_{nouns[k]}()\n    {names[k]}({nouns[k]},"
-        return model.vocabulary.tokenize(text + call)
+        return model.vocabulary.tokenize(f"{text}\n\n\nresult = {name}(")
 
-    parts = fit(blocks[start:], prompt, n_tokens - 8, kind)
-    answers = [_tokens(model, f" {first}=") for first, _ in pairs]
-    return [
-        Question(prompt(parts, k), [answers[k], *(a for other, a in enumerate(answers) if other != k)])
-        for k in range(_N_THINGS)
-    ]
+    parts = fit(blocks[start:], prompt, n_tokens - _N_ANSWER, kind)
+    answers = [f"{first}=" for first, _ in pairs]
+    return [Question(prompt(parts, name), _choices(model, answers, k)) for k, name in enumerate(names)]
 
 
 _NAMES = ("apples", "barrels", "candles", "drums", "engines", "flags", "grapes", "hammers", "inks", "jars", "kettles",
@@ -98,25 +93,26 @@ _NAMES = ("apples", "barrels", "candles", "drums", "engines", "flags", "grapes",
 
 
 def state(model: Model, size: Size, number: int, n_tokens: int) -> list[Question]:
-    """Values that are handed on from name to name, in assignments far apart: what does the last name hold?"""
+    """Sums that are carried on in steps far apart, several of them in turns: what is the last result?"""
     rng = generator("state", number, seed=size.seed)
     kind = _kind(size, number, HAYSTACKS)
-    names = rng.sample(_NAMES, 2 * _N_THINGS)
-    values = codes(rng, _N_THINGS)
-    first, last = names[:_N_THINGS], names[_N_THINGS:]
-    lines = [f"`{name} = {value}`" for name, value in zip(first, values, strict=True)]
-    lines += [f"`{last[k]} = {first[k]}`" for k in rng.sample(range(_N_THINGS), _N_THINGS)]
+    names = rng.sample(_NAMES, _N_THINGS)
+    sums = [[rng.randint(200, 900)] for _ in names]
+    inserts = [f"Sum of {name}, step 1: {values[0]}." for name, values in zip(names, sums, strict=True)]
+    for step in range(2, _N_TIMES + 1):
+        for k in rng.sample(range(_N_THINGS), _N_THINGS):
+            before, by = sums[k][-1], rng.randint(11, 99)
+            sums[k].append(before + by)
+            inserts.append(f"Sum of {names[k]}, step {step}: {before} + {by} = {before + by}.")
 
-    def prompt(parts: Sequence[str], name: str = last[0]) -> list[int]:
-        text = weave(parts, spread(len(lines)), lines)
-        ask = f"\n\nQuestion: What is the value of `{name}`? Answer with the number only."
-        return chat(model, [{"role": "user", "content": text + ask}])
+    def prompt(parts: Sequence[str], name: str = names[0]) -> list[int]:
+        text = weave(parts, spread(len(inserts)), inserts)
+        return model.vocabulary.tokenize(f"{text}\n\nSum of {name}, result of step {_N_TIMES}: ")
 
-    parts = fit(sentences(read_text(kind), rng), prompt, n_tokens - 8, kind)
-    answers = [_tokens(model, value) for value in values]
+    parts = fit(sentences(read_text(kind), rng), prompt, n_tokens - _N_ANSWER, kind)
     return [
-        Question(prompt(parts, last[k]), [answers[k], *(a for other, a in enumerate(answers) if other != k)])
-        for k in range(_N_THINGS)
+        Question(prompt(parts, name), [_tokens(model, str(value)) for value in reversed(values)])
+        for name, values in zip(names, sums, strict=True)
     ]
 
 
@@ -138,7 +134,7 @@ def trace(model: Model, size: Size, number: int, n_tokens: int) -> list[Question
         ask = f"What is the {field} of {names[asked]}? Answer with the number only."
         return chat(model, [*_turns(names, rows, parts), {"role": "user", "content": ask}])
 
-    parts = fit(filler, prompt, n_tokens - 8, kind)
+    parts = fit(filler, prompt, n_tokens - _N_ANSWER, kind)
     return [
         Question(prompt(parts, field), [_tokens(model, rows[k][field]) for k in (asked, *others)]) for field in fields
     ]
@@ -167,22 +163,20 @@ def _kind(size: Size, number: int, kinds: Sequence[str]) -> str:
     return chosen[number % len(chosen)]
 
 
+def _choices(model: Model, answers: Sequence[str], right: int) -> list[list[int]]:
+    """The right one first."""
+    return [_tokens(model, answer) for answer in (answers[right], *answers[:right], *answers[right + 1 :])]
+
+
 def _tokens(model: Model, text: str) -> list[int]:
     return model.vocabulary.tokenize(text, add_special=False)
 
 
-RESTATED = Choice(
-    "restated", "a value that is stated three times: the last one counts", _N_TIMES, restated, DEFAULT_TOKENS,
-    DEFAULT_CASES,
-)  # fmt: skip
-FUNCTION = Choice(
-    "function", "functions defined early in code and called late: the names of their arguments", _N_THINGS, function,
-    DEFAULT_TOKENS, DEFAULT_CASES,
-)  # fmt: skip
-STATE = Choice(
-    "state", "values handed on from name to name, far apart", _N_THINGS, state, DEFAULT_TOKENS, DEFAULT_CASES
-)  # fmt: skip
-TRACE = Choice(
-    "trace", f"an agent's tool calls: a result asked for {TURNS_BACK} turns later", _N_THINGS, trace, DEFAULT_TOKENS,
-    DEFAULT_CASES,
-)  # fmt: skip
+def _task(name: str, about: str, n_choices: int, make: Make) -> Choice:
+    return Choice(name, about, n_choices, make, DEFAULT_TOKENS, DEFAULT_CASES)
+
+
+RESTATED = _task("restated", "a value that is drafted, revised and made final: the last counts", len(_STAGES), restated)
+FUNCTION = _task("function", "functions defined early in code, called late: names of arguments", _N_THINGS, function)
+STATE = _task("state", "sums carried on in steps far apart: the last result", _N_TIMES, state)
+TRACE = _task("trace", f"an agent's tool calls: a result asked for {TURNS_BACK} turns later", _N_THINGS, trace)

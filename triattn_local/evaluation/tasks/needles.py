@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from triattn_local.contexts import Model
@@ -36,7 +37,7 @@ class Needles:
             names, numbers = places(rng, n_facts), codes(rng, n_facts, _N_DIGITS)
             needles = [f"The secret number of {name} is {number}." for name, number in zip(names, numbers, strict=True)]
 
-            def prompt(parts: list[str], name: str = names[0], needles: list[str] = needles) -> list[int]:
+            def prompt(parts: Sequence[str], name: str = names[0], needles: list[str] = needles) -> list[int]:
                 text = weave(parts, spread(len(needles)), needles)
                 ask = f"\n\nQuestion: What is the secret number of {name}? Answer with the number only."
                 return chat(model, [{"role": "user", "content": text + ask}])

@@ -12,6 +12,7 @@ from pathlib import Path
 from triattn_local.contexts import Model
 from triattn_local.errors import UsageError
 
+from ..haystack import generator
 from ..texts import read_text
 from .base import Case, Metric, Metrics, Open, Size, ask_number
 
@@ -42,7 +43,7 @@ class Niah:
         res = []
         for i in range(size.n_cases or DEFAULT_CASES):
             depth, seed = DEPTHS[i % len(DEPTHS)], i // len(DEPTHS)
-            rng = random.Random(f"{self.name} {i}")
+            rng = generator(self.name, i, seed=size.seed)
             text = read_text(kinds[i % len(kinds)])
             needles, question, answer, forbidden = self._facts(rng)
             depths = [depth, *((depth + (k + 1) / len(needles)) % 1.0 for k in range(len(needles) - 1))]
