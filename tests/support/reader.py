@@ -105,8 +105,8 @@ class ReaderContext:
 
 
 def _end_of_prompt(text: str) -> int:
-    """Of a text without turns: behind the last call's bracket, or behind the last "is "."""
-    return max(text.rfind("(") + 1, text.rfind(" is ") + 4)
+    """Of a text without turns: behind the last bracket of a call, or colon."""
+    return max(text.rfind("(") + 1, text.rfind(": ") + 2)
 
 
 def without_middle(text: str) -> str:
@@ -130,3 +130,22 @@ def facts(text: str, ask: str) -> str:
 
 def needles(text: str, ask: str) -> str:
     return find(rf"The secret number of {find('secret number of ([A-Za-z]+)[?]', ask)} is ([0-9]+)", text)
+
+
+def restated(text: str, ask: str) -> str:
+    return find(rf"budget of {find('budget of ([A-Za-z]+)', ask)}.*?: ([0-9]+)[.]", text)
+
+
+def state(text: str, ask: str) -> str:
+    return find(rf"Sum of {find('Sum of ([a-z]+)', ask)}, step 3: .*? = ([0-9]+)", text)
+
+
+def function(text: str, ask: str) -> str:
+    name = find(r"result = (\w+)\(", ask)
+    first = find(rf"def {name}\((\w+),", text)
+    return f"{first}=" if first else ""
+
+
+def trace(text: str, ask: str) -> str:
+    field, place = re.findall(r"What is the (\w+) of (\w+)\?", ask)[-1]
+    return find(rf'"place": "{place}", [^}}]*?"{field}": (\d+)', text)
