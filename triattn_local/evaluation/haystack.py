@@ -45,10 +45,18 @@ def spread(n: int, first: float = 0.04, last: float = 0.92) -> list[float]:
     return [first + (last - first) * (i + 0.5) / n for i in range(n)]
 
 
-def sentences(text: str, rng: random.Random) -> list[str]:
-    """Sentences of a text from somewhere in its first quarter on, each with its full stop."""
-    start = text.index(". ", rng.randrange(len(text) // 4)) + 2
-    return [sentence + "." for sentence in text[start:].split(". ")]
+def sentences(text: str, rng: random.Random, where: str) -> list[str]:
+    """Sentences of a text from somewhere in its first quarter on, each with its full stop.
+
+    Raises
+    ------
+    UsageError
+        It has none.
+    """
+    start = text.find(". ", rng.randrange(max(len(text) // 4, 1)))
+    if start < 0:
+        raise UsageError("has no sentences", where=where, fix="give other --texts")
+    return [sentence + "." for sentence in text[start + 2 :].split(". ")]
 
 
 def weave(parts: Sequence[str], depths: Sequence[float], inserts: Sequence[str], joint: str = " ") -> str:

@@ -58,7 +58,7 @@ class Facts:
                 text = weave(parts, spread(len(needles)), needles)
                 return chat(model, [{"role": "user", "content": text + ask}])
 
-            parts = fit(sentences(read_text(kind), rng), prompt, n_tokens - len(expected), kind)
+            parts = fit(sentences(read_text(kind), rng, kind), prompt, n_tokens - len(expected), kind)
             spans = _spans(model, expected, [numbers[k] for k in asked])
             res.append(Case(self.name, f"{Path(kind).name}-{i}", n_tokens, (prompt(parts), expected, spans)))
         return res

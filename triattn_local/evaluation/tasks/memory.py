@@ -25,7 +25,7 @@ _N_THINGS = 4
 """things that are told apart in a text, each asked for"""
 _N_TIMES = 3
 """steps of a sum"""
-_STAGES = ("Draft", "Revised", "Final")
+_STAGES = ("draft", "revised", "final")
 _N_ANSWER = 8
 """tokens that an answer has at most"""
 TURNS_BACK = 6
@@ -39,16 +39,16 @@ def restated(model: Model, size: Size, number: int, n_tokens: int) -> list[Quest
     names = places(rng, _N_THINGS)
     values = [codes(rng, len(_STAGES)) for _ in names]
     inserts = [
-        f"{stage}: the budget of {names[k]} is {values[k][at]}."
+        f"The {stage} budget of {names[k]} is {values[k][at]}."
         for at, stage in enumerate(_STAGES)
         for k in rng.sample(range(_N_THINGS), _N_THINGS)
     ]
 
     def prompt(parts: Sequence[str], name: str = names[0]) -> list[int]:
         text = weave(parts, spread(len(inserts)), inserts)
-        return model.vocabulary.tokenize(f"{text}\n\n{_STAGES[-1]}: the budget of {name} is ")
+        return _ask(model, text, f"What is the {_STAGES[-1]} budget of {name}?")
 
-    parts = fit(sentences(read_text(kind), rng), prompt, n_tokens - _N_ANSWER, kind)
+    parts = fit(sentences(read_text(kind), rng, kind), prompt, n_tokens - _N_ANSWER, kind)
     return [
         Question(prompt(parts, name), [_tokens(model, value) for value in reversed(given)])
         for name, given in zip(names, values, strict=True)
@@ -77,7 +77,7 @@ def function(model: Model, size: Size, number: int, n_tokens: int) -> list[Quest
         for name, noun, (first, second) in zip(names, nouns, pairs, strict=True)
     ]
     blocks = read_text(kind).split("\n\n\n")
-    start = rng.randrange(len(blocks) // 3)
+    start = rng.randrange(max(len(blocks) // 3, 1))
 
     def prompt(parts: Sequence[str], name: str = names[0]) -> list[int]:
         text = weave(parts, spread(_N_THINGS, 0.05, 0.5), definitions, "\n\n\n")
@@ -98,18 +98,18 @@ def state(model: Model, size: Size, number: int, n_tokens: int) -> list[Question
     kind = _kind(size, number, HAYSTACKS)
     names = rng.sample(_NAMES, _N_THINGS)
     sums = [[rng.randint(200, 900)] for _ in names]
-    inserts = [f"Sum of {name}, step 1: {values[0]}." for name, values in zip(names, sums, strict=True)]
+    inserts = [f"At step 1 the sum of {name} is {values[0]}." for name, values in zip(names, sums, strict=True)]
     for step in range(2, _N_TIMES + 1):
         for k in rng.sample(range(_N_THINGS), _N_THINGS):
             before, by = sums[k][-1], rng.randint(11, 99)
             sums[k].append(before + by)
-            inserts.append(f"Sum of {names[k]}, step {step}: {before} + {by} = {before + by}.")
+            inserts.append(f"At step {step} the sum of {names[k]} is {before} + {by} = {before + by}.")
 
     def prompt(parts: Sequence[str], name: str = names[0]) -> list[int]:
         text = weave(parts, spread(len(inserts)), inserts)
-        return model.vocabulary.tokenize(f"{text}\n\nSum of {name}, result of step {_N_TIMES}: ")
+        return _ask(model, text, f"What is the sum of {name} at step {_N_TIMES}?")
 
-    parts = fit(sentences(read_text(kind), rng), prompt, n_tokens - _N_ANSWER, kind)
+    parts = fit(sentences(read_text(kind), rng, kind), prompt, n_tokens - _N_ANSWER, kind)
     return [
         Question(prompt(parts, name), [_tokens(model, str(value)) for value in reversed(values)])
         for name, values in zip(names, sums, strict=True)
@@ -124,11 +124,11 @@ def trace(model: Model, size: Size, number: int, n_tokens: int) -> list[Question
     rng = generator("trace", number, seed=size.seed)
     kind = _kind(size, number, HAYSTACKS)
     names = places(rng, _N_TURNS)
-    fields = ("order_number", "invoice_total", "phone", "dock")
+    fields = ("order number", "invoice number", "phone number", "dock number")
     rows = [dict(zip(fields, codes(rng, len(fields)), strict=True)) for _ in names]
     asked = _N_TURNS - TURNS_BACK
     others = rng.sample([k for k in range(_N_TURNS) if k != asked], _N_THINGS - 1)
-    filler = sentences(read_text(kind), rng)
+    filler = sentences(read_text(kind), rng, kind)
 
     def prompt(parts: Sequence[str], field: str = fields[0]) -> list[int]:
         ask = f"What is the {field} of {names[asked]}? Answer with the number only."
@@ -150,8 +150,8 @@ def _turns(names: Sequence[str], rows: Sequence[dict[str, str]], parts: Sequence
         call = {"id": f"call{k:05d}", "type": "function"}
         call["function"] = {"name": "lookup", "arguments": f'{{"place": "{name}"}}'}  # type: ignore[assignment]
         notes = " ".join(parts[k * len(parts) // len(names) : (k + 1) * len(parts) // len(names)])
-        values = ", ".join(f'"{field}": {value}' for field, value in row.items())
-        content = f'{{"place": "{name}", {values}, "notes": "{notes}"}}'
+        values = " ".join(f"The {field} of {name} is {value}." for field, value in row.items())
+        content = f'{{"place": "{name}", "shipment": "{values}", "notes": "{notes}"}}'
         res.append({"role": "assistant", "content": "", "tool_calls": [call]})
         res.append({"role": "tool", "tool_call_id": call["id"], "content": content})
     res.append({"role": "assistant", "content": "All shipments are looked up. What would you like to know?"})
@@ -166,6 +166,11 @@ def _kind(size: Size, number: int, kinds: Sequence[str]) -> str:
 def _choices(model: Model, answers: Sequence[str], right: int) -> list[list[int]]:
     """The right one first."""
     return [_tokens(model, answer) for answer in (answers[right], *answers[:right], *answers[right + 1 :])]
+
+
+def _ask(model: Model, text: str, question: str) -> list[int]:
+    request = f"{text}\n\nQuestion: {question} Answer with the number only."
+    return chat(model, [{"role": "user", "content": request}])
 
 
 def _tokens(model: Model, text: str) -> list[int]:

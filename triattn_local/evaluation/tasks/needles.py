@@ -42,7 +42,7 @@ class Needles:
                 ask = f"\n\nQuestion: What is the secret number of {name}? Answer with the number only."
                 return chat(model, [{"role": "user", "content": text + ask}])
 
-            parts = fit(sentences(read_text(kind), rng), prompt, n_tokens - MAX_NUMBER, kind)
+            parts = fit(sentences(read_text(kind), rng, kind), prompt, n_tokens - MAX_NUMBER, kind)
             prompts = [prompt(parts, name) for name in names]
             res.append(Case(self.name, f"{Path(kind).name}-{i}", n_tokens, (prompts, numbers)))
         return res
