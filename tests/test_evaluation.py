@@ -438,8 +438,8 @@ def test_needles_may_not_be_mixed_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["restated", "state"])
 def test_the_first_value_is_not_the_last(name: str, tmp_path: Path) -> None:
     def first(text: str, ask: str) -> str:
-        what = reader.find(r"(budget|sum) of ([A-Za-z]+)", ask)
-        return str(next(iter(reader.re.findall(rf"{' of '.join(what)} is (\d+)", text)), ""))
+        what = reader.find(r"(?:budget|Sum) of ([A-Za-z]+)", ask)
+        return str(next(iter(reader.re.findall(rf"(?:budget|Sum) of {what}(?: is|, first:) (\d+)", text)), ""))
 
     for metrics in scored(name, reader.Reader(first), tmp_path):
         assert metrics["right"] == 0.0

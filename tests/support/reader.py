@@ -105,8 +105,8 @@ class ReaderContext:
 
 
 def _end_of_prompt(text: str) -> int:
-    """Of a text without turns: behind the last bracket of a call, or colon."""
-    return max(text.rfind("(") + 1, text.rfind(": ") + 2)
+    """Of a text without turns: behind the call, or the words, that are to be gone on with."""
+    return max(text.rfind(end) + len(end) for end in ("(", " is ", "step 3: "))
 
 
 def without_middle(text: str) -> str:
@@ -133,11 +133,11 @@ def needles(text: str, ask: str) -> str:
 
 
 def restated(text: str, ask: str) -> str:
-    return find(rf"final budget of {find('budget of ([A-Za-z]+)[?]', ask)} is ([0-9]+)", text)
+    return find(rf"Final: the budget of {find('budget of ([A-Za-z]+) is', ask)} is ([0-9]+)", text)
 
 
 def state(text: str, ask: str) -> str:
-    return find(rf"step 3 the sum of {find('sum of ([a-z]+) at', ask)} is .*? = ([0-9]+)", text)
+    return find(rf"Sum of {find('Sum of ([a-z]+), result', ask)}, step 3: .*? = ([0-9]+)", text)
 
 
 def function(text: str, ask: str) -> str:

@@ -19,13 +19,15 @@ from .choice import Choice, Make, Question
 from .facts import HAYSTACKS
 
 DEFAULT_TOKENS = 3000
+CARRIED_TOKENS = 1000
+"""of `restated` and `state`: further apart, a model of 0.5B tells old values from new ones with no part of its cache"""
 DEFAULT_CASES = 4
 
 _N_THINGS = 4
 """things that are told apart in a text, each asked for"""
 _N_TIMES = 3
 """steps of a sum"""
-_STAGES = ("draft", "revised", "final")
+_STAGES = ("Draft", "Revised", "Final")
 _N_ANSWER = 8
 """tokens that an answer has at most"""
 TURNS_BACK = 6
@@ -39,14 +41,14 @@ def restated(model: Model, size: Size, number: int, n_tokens: int) -> list[Quest
     names = places(rng, _N_THINGS)
     values = [codes(rng, len(_STAGES)) for _ in names]
     inserts = [
-        f"The {stage} budget of {names[k]} is {values[k][at]}."
+        f"{stage}: the budget of {names[k]} is {values[k][at]}."
         for at, stage in enumerate(_STAGES)
         for k in rng.sample(range(_N_THINGS), _N_THINGS)
     ]
 
     def prompt(parts: Sequence[str], name: str = names[0]) -> list[int]:
         text = weave(parts, spread(len(inserts)), inserts)
-        return _ask(model, text, f"What is the {_STAGES[-1]} budget of {name}?")
+        return model.vocabulary.tokenize(f"{text}\n\n{_STAGES[-1]}: the budget of {name} is ")
 
     parts = fit(sentences(read_text(kind), rng, kind), prompt, n_tokens - _N_ANSWER, kind)
     return [
@@ -98,16 +100,16 @@ def state(model: Model, size: Size, number: int, n_tokens: int) -> list[Question
     kind = _kind(size, number, HAYSTACKS)
     names = rng.sample(_NAMES, _N_THINGS)
     sums = [[rng.randint(200, 900)] for _ in names]
-    inserts = [f"At step 1 the sum of {name} is {values[0]}." for name, values in zip(names, sums, strict=True)]
+    inserts = [f"Sum of {name}, first: {values[0]}." for name, values in zip(names, sums, strict=True)]
     for step in range(2, _N_TIMES + 1):
         for k in rng.sample(range(_N_THINGS), _N_THINGS):
             before, by = sums[k][-1], rng.randint(11, 99)
             sums[k].append(before + by)
-            inserts.append(f"At step {step} the sum of {names[k]} is {before} + {by} = {before + by}.")
+            inserts.append(f"Sum of {names[k]}, step {step}: {before} + {by} = {before + by}.")
 
     def prompt(parts: Sequence[str], name: str = names[0]) -> list[int]:
         text = weave(parts, spread(len(inserts)), inserts)
-        return _ask(model, text, f"What is the sum of {name} at step {_N_TIMES}?")
+        return model.vocabulary.tokenize(f"{text}\n\nSum of {name}, result of step {_N_TIMES}: ")
 
     parts = fit(sentences(read_text(kind), rng, kind), prompt, n_tokens - _N_ANSWER, kind)
     return [
@@ -168,20 +170,21 @@ def _choices(model: Model, answers: Sequence[str], right: int) -> list[list[int]
     return [_tokens(model, answer) for answer in (answers[right], *answers[:right], *answers[right + 1 :])]
 
 
-def _ask(model: Model, text: str, question: str) -> list[int]:
-    request = f"{text}\n\nQuestion: {question} Answer with the number only."
-    return chat(model, [{"role": "user", "content": request}])
-
-
 def _tokens(model: Model, text: str) -> list[int]:
     return model.vocabulary.tokenize(text, add_special=False)
 
 
-def _task(name: str, about: str, n_choices: int, make: Make) -> Choice:
-    return Choice(name, about, n_choices, make, DEFAULT_TOKENS, DEFAULT_CASES)
+def _task(name: str, about: str, n_choices: int, make: Make, n_tokens: int = DEFAULT_TOKENS) -> Choice:
+    return Choice(name, about, n_choices, make, n_tokens, DEFAULT_CASES)
 
 
-RESTATED = _task("restated", "a value that is drafted, revised and made final: the last counts", len(_STAGES), restated)
+RESTATED = _task(
+    "restated",
+    "a value that is drafted, revised and made final: the last counts",
+    len(_STAGES),
+    restated,
+    CARRIED_TOKENS,
+)
 FUNCTION = _task("function", "functions defined early in code, called late: names of arguments", _N_THINGS, function)
-STATE = _task("state", "sums carried on in steps far apart: the last result", _N_TIMES, state)
+STATE = _task("state", "sums carried on in steps far apart: the last result", _N_TIMES, state, CARRIED_TOKENS)
 TRACE = _task("trace", f"an agent's tool calls: a result asked for {TURNS_BACK} turns later", _N_THINGS, trace)
