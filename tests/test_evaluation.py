@@ -493,8 +493,8 @@ def test_a_question_meets_what_it_would_meet_alone(smollm2_triattn: Path) -> Non
                 choices = case.data[-1].choices
                 scores = asking.log_likelihoods(alone, expected, choices)
             with model.context(None, 800) as full:
-                whole = [*prompts[-1], *choices[-1]]
-                rows = full.decode(whole[:-1], n_logits=len(choices[-1])).astype(np.float64)
+                rows = [asking.read(full, prompts[-1]).astype(np.float64)]
+                rows += [full.decode([token], n_logits=1)[0].astype(np.float64) for token in choices[-1][:-1]]
                 by_hand = sum(asking.log_softmax(row)[token] for row, token in zip(rows, choices[-1], strict=True))
             if eviction is None:
                 assert scores[-1] == pytest.approx(by_hand, abs=0.05)

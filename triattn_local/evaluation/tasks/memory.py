@@ -19,7 +19,7 @@ from .choice import Choice, Make, Question
 from .facts import HAYSTACKS
 
 DEFAULT_TOKENS = 3000
-CARRIED_TOKENS = 1000
+CARRIED_TOKENS = 700
 """of `restated` and `state`: further apart, a model of 0.5B tells old values from new ones with no part of its cache"""
 DEFAULT_CASES = 4
 
