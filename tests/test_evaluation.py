@@ -508,7 +508,7 @@ def test_tasks_of_many_facts_run_with_rounds(name: str, smollm2_triattn: Path, t
         tasks=pick_tasks(name),
         methods=methods.pick_methods("per-layer-head"),
         fractions=(0.5,),
-        size=Size(n_tokens=320 if name == "repetition" else 1000, n_cases=1, n_facts=4),
+        size=Size(n_tokens={"repetition": 320, "trace": 1600}.get(name, 1000), n_cases=1, n_facts=4),
         eviction=EVICTION,
     )
     full, forgetting = runner.run_grid(smollm2_triattn, SMALL, grid, tmp_path)
