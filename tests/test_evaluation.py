@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reader
 
 from triattn_local import errors
 from triattn_local.calib_tools.corpus import bundled_corpus
@@ -19,6 +20,7 @@ from triattn_local.engine import native
 from triattn_local.engine.contexts import Model
 from triattn_local.evaluation import (
     answers,
+    asking,
     methods,
     problems,
     quick,
@@ -376,6 +378,161 @@ def test_every_task_runs_with_rounds(name: str, smollm2_triattn: Path, tmp_path:
     row = summary.summarise([full, forgetting])[1]
     assert row.method == "per-layer-head"
     assert "per-layer-head" in report.markdown([row], "x", "y")
+
+
+# ------------------------------------------------- many facts, and late questions
+
+SOLVED = {
+    "facts": reader.facts,
+    "needles": reader.needles,
+    "restated": reader.restated,
+    "function": reader.function,
+    "state": reader.state,
+    "trace": reader.trace,
+}
+
+
+def scored(name: str, model: reader.Reader, folder: Path, budget: int = 0, **size: Any) -> list[dict[str, Any]]:
+    """Metrics of two cases of a task, of 7,000 characters."""
+    task: Any = TASKS[name]
+    cases = task.cases(model, Size(n_tokens=7000, n_cases=2, **size))
+    return [dict(task.run(model, case, budget, model.context, folder / f"{case.name}.npz")) for case in cases]
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_a_task_is_done_with_all_of_the_text_and_not_without_its_middle(name: str, tmp_path: Path) -> None:
+    main = TASKS[name].main
+    knows, forgot = reader.Reader(SOLVED[name]), reader.Reader(SOLVED[name], reader.without_middle)
+    assert [metrics[main] for metrics in scored(name, knows, tmp_path)] == [1.0, 1.0]
+    lost = [metrics[main] for metrics in scored(name, forgot, tmp_path, budget=100)]
+    # names of arguments are not equally long, and all that is left is to guess the shortest: right once in four
+    assert lost == ([0.25, 0.25] if name == "function" else [0.0, 0.0])
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_cases_are_the_same_for_a_seed_and_others_for_another(name: str) -> None:
+    task, model = TASKS[name], reader.Reader(SOLVED[name])
+    made: Any = [task.cases(model, Size(n_tokens=7000, n_cases=1, seed=seed)) for seed in (0, 0, 1)]  # type: ignore[arg-type]
+    assert made[0] == made[1]
+    assert made[0] != made[2]
+    assert made[0][0].name == made[2][0].name
+
+
+def test_facts_count_number_tokens_beside_full_attention(tmp_path: Path) -> None:
+    """One digit wrong in one of five facts; full attention has another one wrong."""
+
+    def slips(*places: int) -> reader.Solve:
+        def solve(text: str, ask: str) -> str:
+            names = reader.find(r"in this order: ([^.]*)\.", text).split(", ")
+            known = json.loads(reader.facts(text, ask))
+            for place in places:
+                code = known[names[place]]
+                known[names[place]] = code[:-1] + str((int(code[-1]) + 1) % 10)
+            return json.dumps(known)
+
+        return solve
+
+    (full, _) = scored("facts", reader.Reader(slips(4)), tmp_path, n_facts=5)
+    assert (full["n_number_tokens"], full["n_right"], full["of_full"]) == (20, 19, 1.0)
+    # behind the slip the right digits are given, and what follows is judged by itself
+    (one, _) = scored("facts", reader.Reader(slips(1, 2)), tmp_path, budget=100, n_facts=5)
+    assert one["n_right"] == 18
+    assert one["whole"] == pytest.approx(3 / 5)
+    assert one["of_full"] == pytest.approx(18 / 19)
+
+
+def test_needles_may_not_be_mixed_up(tmp_path: Path) -> None:
+    def mixes_up(text: str, ask: str) -> str:
+        return reader.find(r"secret number of [A-Za-z]+ is (\d+)", text)  # the last one, whatever is asked
+
+    for metrics in scored("needles", reader.Reader(mixes_up), tmp_path, n_facts=4):
+        assert metrics["found"] == pytest.approx(1 / 4)
+        assert metrics["by_depth"] == "...x"
+
+
+@pytest.mark.parametrize("name", ["restated", "state"])
+def test_the_first_value_is_not_the_last(name: str, tmp_path: Path) -> None:
+    def first(text: str, ask: str) -> str:
+        what = reader.find(r"(?:budget|Sum) of ([A-Za-z]+)", ask)
+        return str(next(iter(reader.re.findall(rf"(?:budget|Sum) of {what}(?: is|, first:) (\d+)", text)), ""))
+
+    for metrics in scored(name, reader.Reader(first), tmp_path):
+        assert metrics["right"] == 0.0
+        assert metrics["margin"] < -10
+
+
+def test_more_facts_than_there_are_places() -> None:
+    with pytest.raises(errors.UsageError, match="more than the 36") as raised:
+        TASKS["facts"].cases(reader.Reader(reader.facts), Size(n_facts=37))  # type: ignore[arg-type]
+    assert raised.value.where == "--facts"
+    with pytest.raises(errors.UsageError, match="larger --tokens"):
+        TASKS["facts"].cases(reader.Reader(reader.facts), Size(n_tokens=400))  # type: ignore[arg-type]
+    with pytest.raises(errors.UsageError, match="other --texts"):
+        TASKS["facts"].cases(reader.Reader(reader.facts), Size(n_tokens=10**5))  # type: ignore[arg-type]
+
+
+def test_what_questions_share_is_read_once() -> None:
+    shared = list(range(1, 200)) * 3
+    prompts = [shared + [200 + k] * 70 for k in range(3)]
+    with reader.Reader(lambda text, ask: "").context(1000) as context:
+        for i, _ in asking.each_prompt(context, prompts):  # type: ignore[arg-type]
+            assert context.tokens == prompts[i]
+            context.decode([1, 2, 3])  # an answer
+        assert context.n_read == len(shared) + 3 * (70 + 3)
+        # one question: nothing is shared, and the prompt is read at once
+        context.clear()
+        assert [i for i, _ in asking.each_prompt(context, prompts[:1])] == [0]  # type: ignore[arg-type]
+
+
+def test_answers_are_counted_and_not_cases() -> None:
+    interval = summary.share_interval([1.0, 0.5], [12, 12])
+    assert (interval.mean, interval.n) == (0.75, 24)
+    assert interval.low == pytest.approx(summary.share_interval([1.0] * 18 + [0.0] * 6).low)
+    assert report.show(TASKS["needles"].metrics[0], interval) == "18 of 24"
+
+
+@pytest.mark.slow
+def test_a_question_meets_what_it_would_meet_alone(smollm2_triattn: Path) -> None:
+    """With and without forgetting: the state that is put back is the one that reading anew makes."""
+    with Model(smollm2_triattn, SMALL) as model:
+        (case,) = TASKS["restated"].cases(model, Size(n_tokens=700, n_cases=1))
+        prompts = [question.prompt for question in case.data]
+        for eviction in (None, EvictionConfig(budget_tokens=256, window=64)):
+            with model.context(eviction, 800) as context:
+                logits = {i: row.copy() for i, row in asking.each_prompt(context, prompts)}
+            n_shared = min(asking._n_common(prompts), min(map(len, prompts)) - asking._TAIL)
+            with model.context(eviction, 800) as alone:
+                asking.skim(alone, prompts[-1][:n_shared])
+                expected = asking.read(alone, prompts[-1][n_shared:])
+                assert logits[len(prompts) - 1] == pytest.approx(expected, abs=2e-2)
+                choices = case.data[-1].choices
+                scores = asking.log_likelihoods(alone, expected, choices)
+            with model.context(None, 800) as full:
+                asking.skim(full, prompts[-1][:n_shared])  # other batches give other logits, by a tenth of a nat
+                rows = [asking.read(full, prompts[-1][n_shared:]).astype(np.float64)]
+                rows += [full.decode([token], n_logits=1)[0].astype(np.float64) for token in choices[-1][:-1]]
+                by_hand = sum(asking.log_softmax(row)[token] for row, token in zip(rows, choices[-1], strict=True))
+            if eviction is None:
+                assert scores[-1] == pytest.approx(by_hand, abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SOLVED, "repetition"])
+def test_tasks_of_many_facts_run_with_rounds(name: str, smollm2_triattn: Path, tmp_path: Path) -> None:
+    grid = runner.Grid(
+        tasks=pick_tasks(name),
+        methods=methods.pick_methods("per-layer-head"),
+        fractions=(0.5,),
+        size=Size(n_tokens={"repetition": 320, "trace": 1600}.get(name, 1000), n_cases=1, n_facts=4),
+        eviction=EVICTION,
+    )
+    full, forgetting = runner.run_grid(smollm2_triattn, SMALL, grid, tmp_path)
+    assert full.n_rounds == 0
+    assert forgetting.n_rounds >= 1
+    rows = summary.summarise([full, forgetting])
+    text = report.markdown(rows, "x", "y")
+    assert all(metric.name in text for metric in TASKS[name].metrics)
+    assert all(math.isfinite(float(line.metrics[TASKS[name].main])) for line in (full, forgetting))
 
 
 # --------------------------------------------------------------------- ranking

@@ -39,7 +39,8 @@ def evaluate(
         typer.Option(
             "--tasks",
             metavar="NAMES",
-            help="Of nll, niah-single, niah-keys, niah-hops, niah, recursion, reasoning, drift; or all.",
+            help="Of nll, niah-single, niah-keys, niah-hops, niah, needles, facts, restated, function, state, trace, "
+            "recursion, reasoning, drift, repetition; or all.",
             rich_help_panel=GRID,
         ),
     ] = "nll",
@@ -93,6 +94,28 @@ def evaluate(
         int, typer.Option("--samples", metavar="K", help="Answers to each problem.", rich_help_panel=GRID, min=1)
     ] = 1,
     temp: Temp = None,
+    facts: Annotated[
+        int | None,
+        typer.Option(
+            "--facts",
+            metavar="N",
+            help="For facts and needles: facts in a text. [default: 12]",
+            show_default=False,
+            rich_help_panel=GRID,
+            min=1,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            help="Another one: other facts, questions and draws of the same kind; also of the random policy. "
+            "[default: 0]",
+            show_default=False,
+            rich_help_panel=GRID,
+        ),
+    ] = None,
     quick: Annotated[
         bool, switch("--quick", "A small grid of its own: fails if what is kept is no better than chance.")
     ] = False,
@@ -149,6 +172,8 @@ def evaluate(
         problems=problems,
         n_samples=samples,
         temperature=settings.temp,
+        n_facts=facts,
+        seed=settings.seed,
     )
     grid = (
         quick_grid(eviction)

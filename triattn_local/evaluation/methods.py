@@ -33,7 +33,7 @@ class Method:
         """
         if self.changes is None:
             return None
-        changes = {"n_keep": base.n_keep, "window": base.window, **self.changes}
+        changes = {"n_keep": base.n_keep, "window": base.window, "cold": "off", **self.changes}
         if budget_tokens <= changes["n_keep"] + changes["window"]:
             for name in ("n_keep", "window"):
                 changes[name] = min(changes[name], budget_tokens // 4)

@@ -17,7 +17,7 @@ def about(task: str) -> str:
 def show(metric: Metric, interval: Interval) -> str:
     """A mean with its interval: "+0.0123 ± 0.0040", or "10 of 12" for right answers."""
     if metric.is_share:
-        return f"{interval.mean * interval.n:g} of {interval.n}"
+        return f"{interval.mean * interval.n:.5g} of {interval.n}"
     sign = "+" if metric.name.endswith("_diff") else ""
     text = f"{interval.mean:{sign}.4f}"
     return f"{text} ± {interval.half:.4f}" if math.isfinite(interval.half) else text

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from .methods import FULL
 from .runner import Line
-from .tasks import TASKS
+from .tasks import TASKS, Metric
 
 # t of 97.5 % for 1, 2, ... degrees of freedom
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
@@ -78,13 +78,20 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
-def share_interval(values: Sequence[float]) -> Interval:
-    """Wilson's score interval of values that are 0 or 1, or shares of several answers."""
-    n = len(values)
-    p = statistics.fmean(values)
+def share_interval(values: Sequence[float], weights: Sequence[float] | None = None) -> Interval:
+    """Wilson's score interval of values that are 0 or 1, or shares of several answers; weights: of how many each."""
+    n = len(values) if weights is None else round(sum(weights))
+    p = statistics.fmean(values, weights)
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
     return Interval(p, max(centre - half, 0.0), min(centre + half, 1.0), n)
+
+
+def _interval(metric: Metric, lines: Sequence[Line]) -> Interval:
+    values = [float(line.metrics[metric.name]) for line in lines]
+    if not metric.is_share:
+        return mean_interval(values)
+    return share_interval(values, [float(line.metrics[metric.of]) for line in lines] if metric.of else None)
 
 
 def summarise(lines: Iterable[Line]) -> list[SummaryRow]:
@@ -105,12 +112,7 @@ def summarise(lines: Iterable[Line]) -> list[SummaryRow]:
                 budget=round(statistics.fmean(line.budget for line in group)),
                 window=min(line.window for line in group),
                 n_cases=len(group),
-                metrics={
-                    metric.name: (share_interval if metric.is_share else mean_interval)(
-                        [float(line.metrics[metric.name]) for line in group]
-                    )
-                    for metric in TASKS[task].metrics
-                },
+                metrics={metric.name: _interval(metric, group) for metric in TASKS[task].metrics},
                 against=None if method in (FULL, MAIN) else paired(lines, task, TASKS[task].main, kept, method, MAIN),
                 n_rounds=statistics.fmean(line.n_rounds for line in group),
                 n_cells=max(line.n_cells for line in group),

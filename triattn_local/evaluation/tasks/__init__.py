@@ -6,12 +6,21 @@ from triattn_local.errors import UsageError
 
 from .base import Case, Metric, Metrics, Size, Task
 from .drift import Drift
+from .facts import Facts
+from .memory import FUNCTION, RESTATED, STATE, TRACE
+from .needles import Needles
 from .niah import HOPS, KEYS, SINGLE
 from .nll import Nll
 from .reasoning import Reasoning
 from .recursion import Recursion
+from .repetition import Repetition
 
-TASKS: dict[str, Task] = {task.name: task for task in (Nll(), SINGLE, KEYS, HOPS, Recursion(), Reasoning(), Drift())}
+_ALL: tuple[Task, ...] = (
+    Nll(), SINGLE, KEYS, HOPS, Needles(), Facts(), RESTATED, FUNCTION, STATE, TRACE, Recursion(), Reasoning(), Drift(),
+    Repetition(),
+)  # fmt: skip
+
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 __all__ = ["TASKS", "Case", "Metric", "Metrics", "Size", "Task", "pick_tasks"]
 

@@ -28,6 +28,8 @@ class Metric:
     better: Literal["less", "more"]
     is_share: bool = False
     """share of right answers among the cases"""
+    of: str | None = None
+    """what the number of answers in a case is called among its metrics; None: a case is one answer"""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Size:
     n_samples: int = 1
     """answers drawn for each problem"""
     temperature: float = 0.0
+    n_facts: int | None = None
+    """in one text, where a task has several"""
+    seed: int = 0
+    """another one: other facts in other places, of the same kind and size"""
 
 
 class Task(Protocol):

@@ -12,6 +12,7 @@ from pathlib import Path
 from triattn_local.engine.contexts import Model
 from triattn_local.errors import UsageError
 
+from ..haystack import generator, sentences
 from ..texts import read_text
 from .base import Case, Metric, Metrics, Open, Size, ask_number
 
@@ -42,11 +43,12 @@ class Niah:
         res = []
         for i in range(size.n_cases or DEFAULT_CASES):
             depth, seed = DEPTHS[i % len(DEPTHS)], i // len(DEPTHS)
-            rng = random.Random(f"{self.name} {i}")
-            text = read_text(kinds[i % len(kinds)])
+            rng = generator(self.name, i, seed=size.seed)
+            kind = kinds[i % len(kinds)]
+            text = read_text(kind)
             needles, question, answer, forbidden = self._facts(rng)
             depths = [depth, *((depth + (k + 1) / len(needles)) % 1.0 for k in range(len(needles) - 1))]
-            prompt = _prompt(model, text, rng, needles, depths, question, n_tokens)
+            prompt = _prompt(model, sentences(text, rng, kind), needles, depths, question, n_tokens)
             res.append(Case(self.name, f"depth-{depth:g}-seed-{seed}", n_tokens, (prompt, answer, forbidden), depth))
         return res
 
@@ -71,8 +73,7 @@ class Niah:
 
 def _prompt(
     model: Model,
-    text: str,
-    rng: random.Random,
+    parts: list[str],
     needles: list[str],
     depths: list[float],
     question: str,
@@ -80,13 +81,11 @@ def _prompt(
 ) -> list[int]:
     """The text with the needles between its sentences, and the question after it: n_tokens or a few less."""
     vocabulary = model.vocabulary
-    start = rng.randrange(len(text) // 4)
-    sentences = text[text.index(". ", start) + 2 :].split(". ")
     ask = f"\n\nQuestion: {question} Answer with the number only."
     n_around = len(_tokens(model, " ".join(needles) + ask)) + 16
     counts, n = [], 0
-    for sentence in sentences:
-        n_here = len(vocabulary.tokenize(sentence + ". ", add_special=False))
+    for sentence in parts:
+        n_here = len(vocabulary.tokenize(sentence + " ", add_special=False))
         if n + n_here > n_tokens - n_around:
             break
         n += n_here
@@ -95,7 +94,7 @@ def _prompt(
         raise UsageError(
             f"a haystack of {n_tokens} tokens needs a longer text than {n} tokens", fix="give a smaller --tokens"
         )
-    parts = [sentence + "." for sentence in sentences[: len(counts)]]
+    parts = parts[: len(counts)]
     places = sorted(
         ((sum(c <= depth * n for c in counts), needle) for depth, needle in zip(depths, needles, strict=True)),
         reverse=True,

@@ -7,7 +7,6 @@ Made by a program (sums, chains of definitions), or read from a file as AIME and
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 from triattn_local.config import SamplingConfig
@@ -16,6 +15,7 @@ from triattn_local.errors import UsageError
 from triattn_local.support.paths import decode
 
 from ..answers import check_reader, generate, is_right
+from ..haystack import generator
 from ..problems import Problem, chain, column_sum
 from .base import Case, Metric, Metrics, Open, Size
 
@@ -44,7 +44,7 @@ class Reasoning:
             ]
             names = [f"{size.problems.stem}-{i}" for i in range(len(problems))]
         else:
-            problems, prompts, names = _made(size.n_cases or DEFAULT_CASES)
+            problems, prompts, names = _made(size.n_cases or DEFAULT_CASES, size.seed)
         vocabulary = model.vocabulary
         res = []
         for name, problem, messages in zip(names, problems, prompts, strict=True):
@@ -53,7 +53,9 @@ class Reasoning:
                 raise UsageError(
                     f"the problem alone has {len(prompt)} tokens", where=name, fix="give a larger --tokens"
                 )
-            sampling = [SamplingConfig(temperature=size.temperature, seed=seed) for seed in range(size.n_samples)]
+            sampling = [
+                SamplingConfig(temperature=size.temperature, seed=1000 * size.seed + k) for k in range(size.n_samples)
+            ]
             res.append(Case(self.name, name, n_tokens, (prompt, problem.answer, sampling)))
         return res
 
@@ -71,13 +73,13 @@ class Reasoning:
         return {"right": right / n, "n_answer": n_answer / n, "expected": expected, "answer": text[-200:]}
 
 
-def _made(n: int) -> tuple[list[Problem], list[list[dict[str, str]]], list[str]]:
+def _made(n: int, seed: int) -> tuple[list[Problem], list[list[dict[str, str]]], list[str]]:
     """Problems of growing length, each after two worked ones of its kind."""
     problems, prompts, names = [], [], []
     for i in range(n):
         kind, make = (("sum", column_sum), ("chain", chain))[i % 2]
         n_steps = _N_STEPS[(i // 2) % len(_N_STEPS)]
-        rng = random.Random(f"{kind} {i}")
+        rng = generator(kind, i, seed=seed)
         messages: list[dict[str, str]] = []
         for _ in range(_N_SHOTS):
             shot = make(rng, 6)

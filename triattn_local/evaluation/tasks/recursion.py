@@ -11,6 +11,7 @@ from pathlib import Path
 
 from triattn_local.engine.contexts import Model
 
+from ..haystack import generator
 from .base import Case, Metric, Metrics, Open, Size, ask_number
 
 DEFAULT_TOKENS = 2400
@@ -30,7 +31,7 @@ class Recursion:
         res = []
         for i in range(size.n_cases or DEFAULT_CASES):
             depth, seed = DEPTHS[i % len(DEPTHS)], i // len(DEPTHS)
-            prompt, answer, others = _walk(model, random.Random(f"walk {depth} {seed}"), depth, n_tokens)
+            prompt, answer, others = _walk(model, generator("walk", depth, seed, seed=size.seed), depth, n_tokens)
             res.append(Case(self.name, f"back-{depth}-seed-{seed}", n_tokens, (prompt, answer, others), depth))
         return res
 
