@@ -224,11 +224,32 @@ def test_two_sequences_with_a_common_beginning(kv_unified: bool, tiny: tuple[Pat
                 assert all(row == seen[j][p] for p, row in raw_rows(engine, of_set, j // 2, j % 2, 1).items())
 
 
-def test_a_restored_state_goes_on_and_has_no_more_than_it_says(tiny: tuple[Path, Path]) -> None:
+def test_a_state_brings_back_its_rows_while_the_context_lives(tiny: tuple[Path, Path]) -> None:
+    with open_engine(tiny, COLD) as engine:
+        seen = first_rows(engine, text(900))
+        state = engine.state()
+        assert len(state) < 1.2 * engine.stats().kv_bytes
+        engine.feed(text(300, shift=3))
+        assert engine.rm(500)
+        engine.feed(text(500, shift=4))
+        assert engine.set_state(state)
+        assert native.seq_pos_cut(engine.ctx) == 0
+        assert_rows_are(engine, seen)
+        assert engine.rm(600)
+        assert_rows_are(engine, seen)
+        engine.feed(text(200, shift=5))
+        assert engine.set_state(state)  # what was written since is not in it
+        assert engine.rm(700)
+        assert_rows_are(engine, seen)
+
+
+def test_a_state_of_another_context_goes_on_and_has_no_more_than_it_says(tiny: tuple[Path, Path]) -> None:
     with open_engine(tiny, COLD) as engine:
         engine.feed(text(900))
         state = engine.state()
-        engine.feed(text(300, shift=3))
+    with open_engine(tiny, COLD) as engine:
+        engine.feed(text(950, shift=3))
+        engine.state()
         assert engine.set_state(state)
         whole = native.seq_pos_whole(engine.ctx)
         assert native.seq_pos_cut(engine.ctx) == whole
@@ -238,6 +259,22 @@ def test_a_restored_state_goes_on_and_has_no_more_than_it_says(tiny: tuple[Path,
         assert engine.stats().n_recalls > 0
         assert not engine.rm(300)
         assert engine.next_pos() == 1100
+
+
+def test_states_give_way_when_memory_is_wanted(tiny: tuple[Path, Path]) -> None:
+    with open_engine(tiny, COLD) as engine:
+        engine.feed(text(2000))
+        needed = engine.stats().cold_bytes
+    with open_engine(tiny, dataclasses.replace(COLD, cold=needed + needed // 4)) as engine:
+        states = []
+        for i in range(3):
+            engine.feed(text(1800, shift=i))
+            states.append(engine.state())
+            assert engine.rm(0)
+        engine.feed(text(1900))
+        assert engine.stats().n_tokens_destroyed == 0
+        assert engine.set_state(states[0])
+        assert native.seq_pos_cut(engine.ctx) == native.seq_pos_whole(engine.ctx) > 0
 
 
 def test_graphs_are_used_again_between_rounds(tiny: tuple[Path, Path]) -> None:

@@ -19,9 +19,8 @@ _COUNTERS = (
 
 def of_nothing(stats: RuntimeStats) -> RuntimeStats:
     """The same cache, holding nothing."""
-    return dataclasses.replace(
-        stats, n_past=0, n_cells_used=0, pos_whole=0, cold_bytes=0, **dict.fromkeys(_COUNTERS, 0)
-    )
+    nothing = {"n_past": 0, "n_cells_used": 0, "pos_whole": 0, "cold_bytes": 0, **dict.fromkeys(_COUNTERS, 0)}
+    return dataclasses.replace(stats, **nothing)  # type: ignore[arg-type]
 
 
 class Numbers:
