@@ -7,8 +7,10 @@ and calibration watches one. Knows no text and no sampling.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
+import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -21,14 +23,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import native
-from .config import EvictionConfig, RuntimeConfig
+from .config import EvictionConfig, RuntimeConfig, SamplingConfig
 from .context_options import ContextOptions
 from .devices import Device
-from .errors import DoesNotFitError, StateError, TriattnError
+from .errors import DoesNotFitError, StateError, TriattnError, UsageError
 from .model_info import read_model_info
 from .trial import check_survives
 from .vocabulary import Vocabulary
 
+_SAMPLING_KEYS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repeat_penalty",
+    "penalty_last_n": "repeat_last_n",
+}
 _CELLS = 256
 """llama.cpp gives a cache so many cells at a time"""
 _ALL_LAYERS = 0x7FFFFFFF
@@ -169,6 +179,19 @@ class Model:
     def recurs(self) -> bool:
         """Whether some layers have a recurrent state, which cannot go back."""
         return bool(llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle))
+
+    def suggested_sampling(self) -> dict[str, float]:
+        """What the file says of how tokens are to be drawn, by the fields of SamplingConfig, as far as it can be taken."""
+        found: dict[str, float] = {}
+        for key, name in _SAMPLING_KEYS.items():
+            text = ctypes.create_string_buffer(64)
+            n = llama_cpp.llama_model_meta_val_str(self.handle, f"general.sampling.{key}".encode(), text, 64)
+            with contextlib.suppress(ValueError, UsageError):
+                value = float(text.value) if n > 0 else math.nan
+                value = int(value) if name in ("top_k", "repeat_last_n") else value
+                SamplingConfig(**{name: value})  # type: ignore[arg-type]  # checked there
+                found[name] = value
+        return found
 
     def context(self, eviction: EvictionConfig | None, n_ctx: int | None = None, n_seq: int = 1) -> Context:
         """A context with empty sequences of n_ctx tokens each; eviction None: full attention."""
