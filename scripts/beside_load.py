@@ -1,9 +1,12 @@
 """How fast tokens come beside other work: ways to wait and numbers of threads, in turns.
 
-    python scripts/beside_load.py MODEL.gguf [--turns 7] [--tokens 40] [--busy 0 1] [--way NAME=THREADS[,VARIABLE=VALUE...]] ...
+    python scripts/beside_load.py MODEL.gguf [--turns 7] [--tokens 40] [--busy 0 1] [--first]
+                                  [--way NAME=THREADS[,VARIABLE=VALUE...]] ...
 
-Each way is a process of its own that holds the model and decodes a few tokens when it is its turn, first with nothing else
-to do on this machine, then beside so many busy processes. Whenever strangers use the processor it waits, or tries again. A way may name another library, LLAMA_CPP_LIB_PATH=DIR.
+Each way is a process of its own that holds the model and decodes a few tokens when it is its turn, with nothing else to do
+on this machine, and beside so many busy processes. While strangers use the processor it waits, or tries again; with
+--first it and its busy processes come before them (nice -20, for root). 0 threads are one a physical core; a way may name
+another library, LLAMA_CPP_LIB_PATH=DIR.
 """
 
 from __future__ import annotations
@@ -63,7 +66,8 @@ class Way:
         self.process = subprocess.Popen(
             words, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
-        assert self.process.stdout is not None and self.process.stdin is not None
+        assert self.process.stdout is not None
+        assert self.process.stdin is not None
         self.out, self.into = self.process.stdout, self.process.stdin
         assert self.out.readline() == "ready\n", "the model did not load"
 
@@ -79,27 +83,32 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--patience", type=float, default=600, help="seconds to wait for quiet, for each number of busy ones")
+    parser.add_argument(
+        "--patience", type=float, default=600, help="seconds to wait for quiet, for each number of busy ones"
+    )
     parser.add_argument("--way", action="append")
+    parser.add_argument("--first", action="store_true", help="before strangers")
     args = parser.parse_args()
+    if args.first:
+        os.nice(-20)
     ways = [Way(text, args.model, args.tokens) for text in args.way or WAYS]
     try:
         for n_busy in args.busy:
-            _turns(ways, args.turns, n_busy, args.patience)
+            _turns(ways, args.turns, n_busy, args.patience, args.first)
     finally:
         for way in ways:
             way.into.close()
             way.process.wait()
 
 
-def _turns(ways: list[Way], n_turns: int, n_busy: int, patience_s: float) -> None:
+def _turns(ways: list[Way], n_turns: int, n_busy: int, patience_s: float, first: bool) -> None:
     rates: dict[str, list[float]] = {way.name: [] for way in ways}
     until_s = time.monotonic() + patience_s
     for way in ways * n_turns:
         while time.monotonic() < until_s:
-            busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n_busy)] if _quiet() else []
-            if len(busy) < n_busy:
+            if not first and not _quiet():
                 continue
+            busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n_busy)]
             own = [str(way.process.pid), *(str(one.pid) for one in busy)]
             try:
                 if busy:
@@ -117,7 +126,10 @@ def _turns(ways: list[Way], n_turns: int, n_busy: int, patience_s: float) -> Non
     print(f"beside {n_busy} busy process(es), tokens a second: median, least, most, times", flush=True)
     for name, found in rates.items():
         if found:
-            print(f"  {name:16} {statistics.median(found):8.1f} {min(found):8.1f} {max(found):8.1f} {len(found):3}", flush=True)
+            print(
+                f"  {name:16} {statistics.median(found):8.1f} {min(found):8.1f} {max(found):8.1f} {len(found):3}",
+                flush=True,
+            )
 
 
 def _quiet() -> bool:

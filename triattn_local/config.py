@@ -247,7 +247,7 @@ class ThinkingConfig:
     """How much a model may think before it answers."""
 
     enabled: bool | None = None
-    """None: as the model's template does when nothing is said; False: the answer comes at once, as with a budget of 0"""
+    """None: as the model's template has it; False: the answer comes at once, as with a budget of 0"""
     effort: str | None = None
     """for templates that take one, such as gpt-oss's; "none" is enabled=False"""
     budget_tokens: int | None = None

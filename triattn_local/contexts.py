@@ -181,7 +181,7 @@ class Model:
         return bool(llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle))
 
     def suggested_sampling(self) -> dict[str, float]:
-        """What the file says of how tokens are to be drawn, by the fields of SamplingConfig, as far as it can be taken."""
+        """What the file says of how tokens are to be drawn: fields of SamplingConfig -> values that can be taken."""
         found: dict[str, float] = {}
         for key, name in _SAMPLING_KEYS.items():
             text = ctypes.create_string_buffer(64)

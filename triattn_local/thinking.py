@@ -250,6 +250,9 @@ class TokenSplitter(ThinkingSplitter):
         self.n_tokens[self.kind] += 1
         return parts
 
+    def bytes_of(self, token: int) -> bytes:
+        return self._token_bytes(token)
+
     def _mark(self, token: int) -> str:
         if token not in self._marked:
             text = self._token_bytes(token, special=True).decode("utf-8", "replace")
@@ -283,7 +286,9 @@ class ThinkingLimit:
             return ()
         self._n_ended += 1
         text = splitter.ending + (splitter.answer if self._n_ended > 1 else "")
-        return self._tokenize(text, add_special=False, parse_special=True)
+        tokens = self._tokenize(text, add_special=False, parse_special=True)
+        # some tokenizers put a space before whatever they are given
+        return tokens[1:] if tokens and splitter.bytes_of(tokens[0]) == b" " else tokens
 
 
 class _Trimmed:

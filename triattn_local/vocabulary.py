@@ -228,7 +228,10 @@ class Vocabulary:
         prompt = prompt.removeprefix(bos) if adds_bos else prompt
         if thinking is None or not thinking.is_off or not add_generation_prompt:
             return prompt
-        return prompt + ThinkingSplitter(marks_of(template), prompt).ending
+        ending = ThinkingSplitter(marks_of(template), prompt).ending
+        # an empty thought has two new lines in all templates that write one
+        gap = "\n" if ending.startswith("\n") and not prompt.endswith("\n") else ""
+        return prompt + gap + ending
 
     def _render(
         self,

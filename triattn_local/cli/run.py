@@ -147,7 +147,9 @@ def run(
         runtime = Runtime.load(path, plan.config, plan.eviction, stats_path=settings.stats)
     with runtime as rt:
         if thinking.effort not in (None, "none") and not takes_effort(rt.vocabulary.chat_template):
-            console.log("warn", f"the model's chat template takes no effort: {settings.origins['effort']} changes nothing")
+            console.log(
+                "warn", f"the model's chat template takes no effort: {settings.origins['effort']} changes nothing"
+            )
         with console.Stages("tokens") as stages:
             out = _Answer(stages)
             report = answer(

@@ -8,13 +8,14 @@ from ..errors import UsageError
 from ..gguf_file import GgufFile
 from .folder import Entry, Progress, entries, resolve, silent, split_repo
 from .hub import HubClient, hub_heads, pull_hub
-from .packages import DEMO, PackagedModel, fetch_packaged
+from .packages import DEMO, PackagedModel, demo_sampling, fetch_packaged
 
 __all__ = [
     "DEMO",
     "Entry",
     "HubClient",
     "PackagedModel",
+    "demo_sampling",
     "Progress",
     "entries",
     "fetch_packaged",
