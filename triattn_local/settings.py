@@ -371,7 +371,8 @@ class Settings:
         origins: dict[str, str] = {}
         for name, entry in known.items():
             variable = ENV_PREFIX + name.upper()
-            if flags.get(name) is not None:
+            # a flag that may come several times, and did not come, is an empty list
+            if flags.get(name) not in (None, [], ()):
                 origins[name], raw = entry.metadata["flag"] or f"--{name}", flags[name]
             elif environ.get(variable, "").strip():
                 origins[name], raw = f"environment {variable}", environ[variable]
