@@ -5,8 +5,9 @@
 
 Each way is a process of its own that holds the model and decodes a few tokens when it is its turn, with nothing else
 to do on this machine, and beside so many busy processes. While strangers use the processor it waits, or tries again;
-with --first it and its busy processes come before them (for root). 0 threads are one a physical core; a way may name
-another library, LLAMA_CPP_LIB_PATH=DIR.
+with --first it and its busy processes come before them (for root). 0 threads are one a physical core, 2f
+are two that follow what others leave (then --first says nothing of an idle machine); a way may name another library,
+LLAMA_CPP_LIB_PATH=DIR.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from pathlib import Path
 from triattn_local.config import RuntimeConfig
 from triattn_local.contexts import Model
 path, threads, n_tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])
-model = Model(Path(path), RuntimeConfig(n_ctx=1024, n_batch=64, n_threads=int(threads) or None))
+follows = threads.endswith("f")
+config = RuntimeConfig(n_ctx=1024, n_batch=64, n_threads=int(threads.rstrip("f")) or None, yield_cores=follows)
+model = Model(Path(path), config)
 context = model.context(None)
 prompt = model.vocabulary.tokenize("Once upon a time there was a fox, and")
 print("ready", flush=True)
@@ -40,7 +43,7 @@ for _ in sys.stdin:
     print(n_tokens / (time.perf_counter() - start_s), flush=True)
 """
 
-WAYS = ("one=1", "all=0", "passive=0,OMP_WAIT_POLICY=passive")
+WAYS = ("one=1", "all=0", "follow=0f", "passive=0,OMP_WAIT_POLICY=passive")
 STRANGERS = 0.12
 """cores: what is measured while others use more does not count"""
 

@@ -15,7 +15,7 @@ import triattn_local
 PACKAGE = Path(triattn_local.__file__).parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "ggml_types", "stop"),
+    ("errors", "ggml_types", "stop", "threads"),
     ("aio", "config", "architectures", "deep_stack", "gguf_file", "interrupts", "messages", "paths", "plotting"),
     ("text_stream", "turns"),
     ("atomic",),

@@ -183,6 +183,9 @@ class RuntimeConfig:
     """False stores V transposed, and then V must not be quantised"""
     n_threads: int | None = None
     """None: one a physical core"""
+    yield_cores: bool = True
+    """fewer threads while other programs use the cores; False: the same number always, so that the last bits
+    of results, which depend on it, are the same again"""
     n_gpu_layers: int = -1
     """layers on the GPU, -1 for all"""
     tensor_split: tuple[int, ...] | None = None
@@ -200,7 +203,7 @@ class RuntimeConfig:
             _whole(self, {"n_threads": "--threads"})
         if self.tensor_split is not None:
             object.__setattr__(self, "tensor_split", _shares(self.tensor_split))
-        _truth(self, "flash_attn", "use_mmap", "verbose")
+        _truth(self, "flash_attn", "use_mmap", "verbose", "yield_cores")
         if self.n_threads is not None and self.n_threads < 1:
             raise UsageError(f"threads must be at least 1, not {self.n_threads}", where="--threads")
         if not self.flash_attn and self.cache_type_v not in ("f32", "f16", "bf16"):

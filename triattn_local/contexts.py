@@ -28,6 +28,7 @@ from .context_options import ContextOptions
 from .devices import Device
 from .errors import DoesNotFitError, StateError, TriattnError, UsageError
 from .model_info import read_model_info
+from .threads import Threads
 from .trial import check_survives
 from .vocabulary import Vocabulary
 
@@ -128,6 +129,8 @@ class Model:
         logging.getLogger("llama-cpp-python").setLevel(logging.DEBUG if config.verbose else logging.CRITICAL)
         llama_cpp.llama_backend_init()
         self.path, self.config = path, config
+        self.threads = Threads(config.n_threads or physical_cores()) if config.yield_cores else None
+        """how many compute at a time; None: always the same number"""
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = _ALL_LAYERS if config.n_gpu_layers < 0 else config.n_gpu_layers
         mapped = config.use_mmap and not no_alloc
@@ -353,6 +356,9 @@ class Context:
                 batch.seq_id[i][0] = seq
                 batch.logits[i] = is_output
             batch.n_tokens = len(rows)
+            if self.model.threads is not None:
+                n_threads = self.model.threads.look()
+                llama_cpp.llama_set_n_threads(self.handle, n_threads, n_threads)
             status = int(llama_cpp.llama_decode(self.handle, batch))
         finally:
             llama_cpp.llama_batch_free(batch)

@@ -249,6 +249,12 @@ class Settings:
     )
     flash_attn: bool = _setting(RuntimeConfig.flash_attn, _truth, "--flash-attn", "Flash attention.")
     threads: int | None = _setting(None, _integer, "--threads", "CPU threads; one a physical core if not given.")
+    yield_cores: bool = _setting(
+        RuntimeConfig.yield_cores,
+        _truth,
+        "--yield-cores",
+        "Fewer threads while other programs use the cores, on Linux, but for `serve`.",
+    )
     gpu_layers: int = _setting(
         RuntimeConfig.n_gpu_layers, _integer, "--gpu-layers", "Layers on the GPU, -1 for all.", planned=True
     )
@@ -451,6 +457,7 @@ class Settings:
                 cache_type_v=self.cache_type_v,
                 flash_attn=self.flash_attn,
                 n_threads=self.threads,
+                yield_cores=self.yield_cores,
                 n_gpu_layers=self.gpu_layers,
                 verbose=verbose,
             )

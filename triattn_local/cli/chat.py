@@ -41,6 +41,7 @@ from .flags import (
     TopK,
     TopP,
     Window,
+    YieldCores,
     flag,
     switch,
 )
@@ -76,6 +77,7 @@ def chat(
     cache_type_v: PlannedTypeV = None,
     flash_attn: FlashAttn = None,
     threads: Threads = None,
+    yield_cores: YieldCores = None,
     gpu_layers: PlannedLayers = None,
     batch: Batch = None,
     preset: Preset = None,

@@ -78,6 +78,7 @@ Think = Annotated[bool | None, flag("think", "", ANSWER, "--think/--no-think")]
 ThinkBudget = Annotated[int | None, flag("think_budget", "TOKENS", ANSWER)]
 TopK = Annotated[int | None, flag("top_k", "N", ANSWER)]
 TopP = Annotated[float | None, flag("top_p", "P", ANSWER)]
+YieldCores = Annotated[bool | None, flag("yield_cores", "", COMPUTE, "--yield-cores/--no-yield-cores")]
 Window = Annotated[int | None, flag("window", "TOKENS", CACHE)]
 
 # of the commands that plan: what is not given is chosen, and so is what is `auto`

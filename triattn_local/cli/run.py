@@ -45,6 +45,7 @@ from .flags import (
     TopK,
     TopP,
     Window,
+    YieldCores,
     switch,
     text_argument,
 )
@@ -98,6 +99,7 @@ def run(
     cache_type_v: PlannedTypeV = None,
     flash_attn: FlashAttn = None,
     threads: Threads = None,
+    yield_cores: YieldCores = None,
     gpu_layers: PlannedLayers = None,
     batch: Batch = None,
     preset: Preset = None,
