@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from triattn_local.architectures import RopeType
+from triattn_local.model.architectures import RopeType
 
 
 class HeadSums:

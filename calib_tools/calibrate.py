@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +16,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import triattn_local
 from triattn_local.errors import CalibrationError
-from triattn_local.gguf_file import read_gguf
-from triattn_local.model_info import ModelInfo, fingerprint, read_model_info
-from triattn_local.stats import TriattnStats
+from triattn_local.model.gguf_file import read_gguf
+from triattn_local.model.model_info import ModelInfo, fingerprint, read_model_info
+from triattn_local.model.stats import TriattnStats
+from triattn_local.support.progress import Count
+from triattn_local.version import __version__
 
 from .accumulate import HeadSums
 from .checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from .choose import EngineName, choose
 from .corpus import Corpus, bundled_corpus
-from .engine_runtime import Kind, LayerAttention, RuntimeEngine
+from .engine_runtime import LayerAttention, Recorded, RuntimeEngine
 from .engine_torch import Hidden, TorchEngine, best_device
 from .tokens import MIN_TOKENS, SKIP_TOKENS, open_vocabulary, sequences, text_bytes
 from .weights import Weights
@@ -36,9 +37,6 @@ DEFAULT_TOKENS = 8192
 
 CHUNK_TOKENS = 2048
 """tokens in one sequence; positions do not matter before RoPE, but what a token has read does"""
-
-Progress = Callable[[int, int], None]
-"""called with tokens done and tokens in all"""
 
 
 def check_can_calibrate(info: ModelInfo) -> None:
@@ -66,7 +64,7 @@ def calibrate(
     model: Path,
     corpus: Corpus | None = None,
     n_tokens: int = DEFAULT_TOKENS,
-    progress: Progress | None = None,
+    progress: Count | None = None,
     *,
     engine: EngineName | None = None,
     checkpoint: Path | None = None,
@@ -117,17 +115,17 @@ def calibrate(
             engine = choose(info, weights, n_gpu_layers).engine
     with open_vocabulary(info.path) as vocabulary:
         texts = sequences(vocabulary, corpus, n_tokens, min(CHUNK_TOKENS, info.n_ctx_train))
-    mark = fingerprint(info.path)
+    own = fingerprint(info.path)
     task = {
-        "model": mark,
+        "model": own,
         "weights": _tensor_types(info),
         "corpus": corpus.label,
         "tokens": hashlib.sha256(b"\n".join(map(text_bytes, texts))).hexdigest(),
         "engine": engine,
-        "writer": triattn_local.__version__,
+        "writer": __version__,
     }
     saved = None if checkpoint is None or not resume else read_checkpoint(checkpoint, task)
-    run = _Run(info, mark, texts, task, checkpoint, saved, progress)
+    run = _Run(info, own, texts, task, checkpoint, saved, progress)
     if engine == "torch":
         sums = _run_torch(run, best_device(n_gpu_layers), n_threads)
     else:
@@ -141,8 +139,8 @@ def calibrate(
         k_mean=tuple(s.mean() for s in k_sums),
         n_tokens=q_sums[0].n_tokens,
         corpus=corpus.label,
-        tool=f"triattn-local {triattn_local.__version__}, {engine} engine",
-        model=mark,
+        tool=f"triattn-local {__version__}, {engine} engine",
+        model=own,
     )
     stats.validate(info)
     return stats
@@ -160,7 +158,7 @@ def check_enough(n_tokens: int) -> None:
         raise CalibrationError(f"{n_tokens} tokens are too few", fix=f"give --tokens {MIN_TOKENS} or more")
 
 
-Sums = dict[tuple[int, Kind], HeadSums]
+Sums = dict[tuple[int, Recorded], HeadSums]
 
 
 @dataclass
@@ -168,12 +166,12 @@ class _Run:
     """One calibration under way."""
 
     info: ModelInfo
-    mark: str
+    own: str
     texts: list[list[int]]
     task: Mapping[str, str | int]
     path: Path | None
     saved: Checkpoint | None
-    progress: Progress | None
+    progress: Count | None
 
     @property
     def n_tokens(self) -> int:
@@ -259,7 +257,7 @@ def _run_runtime(run: _Run, n_threads: int | None, n_gpu_layers: int, n_batch: i
         n_read = 0 if run.saved is None else run.saved.n_done
         n_done = sum(map(len, run.texts[:n_read]))
 
-        def add(il: int, kind: Kind, values: npt.NDArray[np.float32], first_pos: int) -> None:
+        def add(il: int, kind: Recorded, values: npt.NDArray[np.float32], first_pos: int) -> None:
             nonlocal n_done
             if (il, kind) in sums:
                 sums[il, kind].add(torch.from_numpy(values[max(0, SKIP_TOKENS - first_pos) :]))
@@ -286,9 +284,9 @@ def _tensor_types(info: ModelInfo) -> str:
 
 def _check_fingerprint(run: _Run, engine: RuntimeEngine) -> None:
     """The engine will refuse statistics whose fingerprint it does not find itself, so ask it at once."""
-    if engine.fingerprint != run.mark:
+    if engine.fingerprint != run.own:
         raise CalibrationError(
-            f"has the fingerprint {run.mark}, and llama.cpp says {engine.fingerprint}",
+            f"has the fingerprint {run.own}, and llama.cpp says {engine.fingerprint}",
             where=str(run.info.path),
             fix="this is a bug of triattn-local, please report it",
         )

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from triattn_local.atomic import atomic_write
 from triattn_local.errors import CalibrationError
+from triattn_local.support.atomic import atomic_write
 
 VERSION = 1
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from triattn_local.devices import devices, free_memory
-from triattn_local.model_info import ModelInfo
+from triattn_local.engine.devices import devices, free_memory
+from triattn_local.model.model_info import ModelInfo
+from triattn_local.support.formats import size
 
 from .decoder import why_unsupported
 from .engine_torch import best_device
@@ -26,16 +27,16 @@ RESERVE_BYTES = 768 << 20
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     engine: EngineName
     why: str
     """a clause"""
 
 
-def choose(info: ModelInfo, weights: Weights, n_gpu_layers: int = -1) -> Choice:
+def choose(info: ModelInfo, weights: Weights, n_gpu_layers: int = -1) -> EngineChoice:
     """The engine for a model, on this machine as it is now."""
     if reason := why_unsupported(info, weights):
-        return Choice("runtime", f"the torch engine {reason}")
+        return EngineChoice("runtime", f"the torch engine {reason}")
     n_bytes = sum(path.stat().st_size for path in info.shards) + RESERVE_BYTES
     gpus = [] if n_gpu_layers == 0 else [d for d in devices() if d.is_gpu]
     device = best_device(n_gpu_layers)
@@ -44,15 +45,13 @@ def choose(info: ModelInfo, weights: Weights, n_gpu_layers: int = -1) -> Choice:
     else:
         n_free, where = free_memory(), "memory"
     if n_bytes > n_free:
-        return Choice("torch", f"the model needs {_gib(n_bytes)} in {where}, {_gib(n_free)} are free")
+        return EngineChoice(
+            "torch", f"the model needs {size(n_bytes, 'GiB')} in {where}, {size(n_free, 'GiB')} are free"
+        )
     if gpus:
-        return Choice("runtime", f"the model fits into {where} ({_gib(n_bytes)} of {_gib(n_free)})")
+        return EngineChoice("runtime", f"the model fits into {where} ({size(n_bytes, 'GiB')} of {size(n_free, 'GiB')})")
     if device.type != "cpu":
-        return Choice("torch", f"torch has a GPU ({device.type}), and llama.cpp is built without")
+        return EngineChoice("torch", f"torch has a GPU ({device.type}), and llama.cpp is built without")
     if any("_exps." in name for name in weights.names):
-        return Choice("runtime", "llama.cpp computes only the experts that a token wants")
-    return Choice("torch", "on a CPU it is as fast or faster, and needs one layer of the model in memory")
-
-
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB"
+        return EngineChoice("runtime", "llama.cpp computes only the experts that a token wants")
+    return EngineChoice("torch", "on a CPU it is as fast or faster, and needs one layer of the model in memory")

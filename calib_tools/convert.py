@@ -10,35 +10,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 
-from triattn_local.atomic import check_writable
 from triattn_local.errors import CalibrationError, StatsError, UsageError
-from triattn_local.interrupts import stop_for_sure
-from triattn_local.metadata import read_stats, refuse_same_file, write_sidecar, write_with_stats
-from triattn_local.model_info import ModelInfo, read_model_info
-from triattn_local.stats import HIGH_R, TriattnStats
+from triattn_local.model.metadata import read_stats, refuse_same_file, write_sidecar, write_with_stats
+from triattn_local.model.model_info import ModelInfo, read_model_info
+from triattn_local.model.stats import HIGH_R, TriattnStats
+from triattn_local.support.atomic import check_writable
+from triattn_local.support.interrupts import stop_for_sure
+from triattn_local.support.progress import Progress, Unit
 
 from .calibrate import DEFAULT_TOKENS, calibrate, check_can_calibrate, check_enough
 from .checkpoint import saved_task
-from .choose import ENGINES, Choice, choose
+from .choose import ENGINES, EngineChoice, choose
 from .corpus import bundled_corpus, read_corpus
 from .decoder import why_unsupported
 from .shards import check_names, default_output, link_others
 from .weights import Weights
 
-__all__ = ["DEFAULT_TOKENS", "ENGINES", "Concentration", "ConvertResult", "Progress", "convert"]
-
-
-Unit = Literal["tokens", "bytes"]
-
-
-class Progress(Protocol):
-    """Called with the stage, what is done of it and what there is in all; None for a stage that is not counted."""
-
-    def __call__(self, stage: str, done: int, total: int | None, unit: Unit = "tokens") -> None: ...
+__all__ = ["DEFAULT_TOKENS", "ENGINES", "Concentration", "ConvertResult", "convert"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +116,7 @@ def convert(
     dry_run : bool
         Check everything, do nothing.
     progress : callable, optional
-        See ``Progress``.
+        See ``support.progress``.
     engine : "auto", "torch" or "runtime"
         See ``choose``.
     resume : bool
@@ -175,7 +166,7 @@ def convert(
 
     with stop_for_sure() as check:
 
-        def tell(stage: str, done: int, total: int | None, unit: Unit = "tokens") -> None:
+        def tell(stage: str, done: int, total: int | None, unit: Unit | None = "tokens") -> None:
             check()
             if progress is not None:
                 progress(stage, done, total, unit)
@@ -225,15 +216,15 @@ def write_output(
     return write_with_stats(info.path, path, stats, lambda done, total: progress(stage, done, total, "bytes"))
 
 
-def _choose(info: ModelInfo, engine: str, checkpoint: Path | None, n_gpu_layers: int) -> Choice:
+def _choose(info: ModelInfo, engine: str, checkpoint: Path | None, n_gpu_layers: int) -> EngineChoice:
     with Weights(info) as weights:
         if engine == "torch" and (reason := why_unsupported(info, weights)):
             raise CalibrationError(f"the torch engine {reason}", where=str(info.path), fix="give --engine runtime")
         if engine != "auto":
-            return Choice("torch" if engine == "torch" else "runtime", "as asked for")
+            return EngineChoice("torch" if engine == "torch" else "runtime", "as asked for")
         began = None if checkpoint is None else saved_task(checkpoint).get("engine")
         if began in ("torch", "runtime"):
-            return Choice("torch" if began == "torch" else "runtime", "the checkpoint is its work")
+            return EngineChoice("torch" if began == "torch" else "runtime", "the checkpoint is its work")
         return choose(info, weights, n_gpu_layers)
 
 

@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 
 from triattn_local.errors import CalibrationError
-from triattn_local.paths import decode, shown
+from triattn_local.support.paths import decode, shown
 
 BUNDLED_NAME = "triattn-local mix 1"
 HELDOUT_NAME = "triattn-local held-out 1"

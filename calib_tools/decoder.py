@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from triattn_local.gguf_file import read_gguf
-from triattn_local.model_info import ModelInfo
-from triattn_local.scoring import RopeParams, rope_phases
+from triattn_local.model.gguf_file import read_gguf
+from triattn_local.model.model_info import ModelInfo
+from triattn_local.model.scoring import RopeParams, rope_phases
 
 from .weights import Weights
 

@@ -24,17 +24,17 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from triattn_local import native
 from triattn_local.config import RuntimeConfig
-from triattn_local.context_options import ContextOptions
-from triattn_local.contexts import Context, Model
+from triattn_local.engine import native
+from triattn_local.engine.context_options import ContextOptions
+from triattn_local.engine.contexts import Context, Model
 from triattn_local.errors import CalibrationError, ModelNotFoundError, TriattnError
-from triattn_local.scoring import RopeParams
+from triattn_local.model.scoring import RopeParams
 
 from .ggml_tensor import GGML_TYPE_F32, Node
 
-Kind = Literal["q_pre", "k_pre", "q_rot", "k_rot"]
-Consumer = Callable[[int, Kind, npt.NDArray[np.float32], int], None]
+Recorded = Literal["q_pre", "k_pre", "q_rot", "k_rot"]
+Consumer = Callable[[int, Recorded, npt.NDArray[np.float32], int], None]
 """called with layer, kind, values float32 [n_token, n_head or n_head_kv, head_dim] and position of the first token; the
 array is only lent until the call returns"""
 
@@ -71,7 +71,7 @@ class _Tap:
     """Where the values of one kind lie in the memory of a graph node."""
 
     il: int
-    kind: Kind
+    kind: Recorded
     offset: int
     """bytes"""
     shape: tuple[int, int]
@@ -121,7 +121,7 @@ class RuntimeEngine:
         n_threads: int | None = None,
         n_gpu_layers: int = -1,
         verbose: bool = False,
-        kinds: Sequence[Kind] = ("q_pre", "k_pre"),
+        kinds: Sequence[Recorded] = ("q_pre", "k_pre"),
     ) -> None:
         self.path = model
         self.n_ctx = n_ctx
@@ -352,7 +352,7 @@ class RuntimeEngine:
             raise CalibrationError(f"RoPE mode {mode} of {node.name} is not supported", where=str(self.path))
         return RopeParams(_ROPE_TYPES[mode], n_rot, base, scale, ext, attn, fast, slow, n_ctx_orig)
 
-    def _tap(self, il: int, kind: Kind, node: Node, rope: RopeParams, n_cells: int) -> _Tap:
+    def _tap(self, il: int, kind: Recorded, node: Node, rope: RopeParams, n_cells: int) -> _Tap:
         head_dim, n_head, n_token, n_outer = node.shape
         if node.raw.type != GGML_TYPE_F32 or n_token != _N_LOOK or n_outer != 1:
             raise CalibrationError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from triattn_local.errors import CalibrationError
-from triattn_local.model_info import ModelInfo
+from triattn_local.model.model_info import ModelInfo
 
 from .decoder import Decoder, Spans, why_unsupported
 from .weights import Weights

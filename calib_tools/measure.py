@@ -14,16 +14,17 @@ import numpy.typing as npt
 import torch
 
 from triattn_local.errors import CalibrationError, StatsError
-from triattn_local.evidence import N_SINK, N_WINDOW, Evidence, LayerEvidence
-from triattn_local.interrupts import stop_for_sure
-from triattn_local.model_info import ModelInfo
-from triattn_local.scoring import RopeParams
-from triattn_local.stats import TriattnStats
+from triattn_local.inspection.evidence import N_SINK, N_WINDOW, Evidence, LayerEvidence
+from triattn_local.model.model_info import ModelInfo
+from triattn_local.model.scoring import RopeParams
+from triattn_local.model.stats import TriattnStats
+from triattn_local.support.interrupts import stop_for_sure
+from triattn_local.support.progress import Count
 
 from .choose import choose
 from .corpus import Corpus, heldout_corpus, read_corpus
 from .decoder import attention_scale, freq_factors
-from .engine_runtime import Kind, RuntimeEngine
+from .engine_runtime import Recorded, RuntimeEngine
 from .engine_torch import TorchEngine, best_device
 from .tokens import SKIP_TOKENS, encode_document, open_vocabulary
 from .weights import Weights
@@ -33,15 +34,13 @@ MAX_SEQUENCE = 2048
 MIN_SEQUENCE = 256
 """half of it is the future, and sinks and window leave too few candidates of less"""
 
-Progress = Callable[[int, int], None]
-
 
 def measure(
     info: ModelInfo,
     stats: TriattnStats,
     corpus: Sequence[Path] = (),
     n_tokens: int = DEFAULT_TOKENS,
-    progress: Progress | None = None,
+    progress: Count | None = None,
     *,
     n_threads: int | None = None,
     n_gpu_layers: int = -1,
@@ -154,10 +153,10 @@ def _run_runtime(
     with RuntimeEngine(
         info.path, n_ctx=n_longest, n_batch=n_longest, n_threads=n_threads, n_gpu_layers=n_gpu_layers
     ) as engine:
-        waiting: dict[int, dict[Kind, npt.NDArray[np.float32]]] = {il: {} for il in found}
+        waiting: dict[int, dict[Recorded, npt.NDArray[np.float32]]] = {il: {} for il in found}
         turn: dict[int, int] = dict.fromkeys(found, 0)
 
-        def look(il: int, kind: Kind, values: npt.NDArray[np.float32], first_pos: int) -> None:
+        def look(il: int, kind: Recorded, values: npt.NDArray[np.float32], first_pos: int) -> None:
             nonlocal n_done
             assert first_pos == 0, "a sequence goes through in one batch"
             if il not in found:

@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import triattn_local
-from triattn_local.atomic import atomic_write
 from triattn_local.errors import StatsError
-from triattn_local.model_info import ModelInfo, fingerprint
-from triattn_local.paths import shown
-from triattn_local.stats import TriattnStats, bands
+from triattn_local.model.model_info import ModelInfo, fingerprint
+from triattn_local.model.stats import TriattnStats, bands
+from triattn_local.support.atomic import atomic_write
+from triattn_local.support.paths import shown
+from triattn_local.version import __version__
 
 _NAMES = ("q_mean_real", "q_mean_imag", "q_abs_mean")
 _KEY = re.compile(r"layer(\d+)_head(\d+)")
@@ -77,7 +77,7 @@ def read_official(path: Path, info: ModelInfo) -> TriattnStats:
         k_mean=(),
         n_tokens=_count(metadata),
         corpus=f"{shown(path.name)} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
-        tool=f"triattn-local {triattn_local.__version__}, imported",
+        tool=f"triattn-local {__version__}, imported",
         model=fingerprint(info.path),
     )
     stats.validate(info)

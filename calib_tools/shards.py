@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from pathlib import Path
 
 from triattn_local.errors import UsageError
-from triattn_local.model_info import ModelInfo, shard_paths
+from triattn_local.model.model_info import ModelInfo, shard_paths
+from triattn_local.model.shard_names import ending
 
 
 def default_output(info: ModelInfo, sidecar: bool) -> Path:
@@ -22,8 +22,8 @@ def default_output(info: ModelInfo, sidecar: bool) -> Path:
         return info.path.with_name(f"{stem}.triattn-stats.gguf")
     if info.split is None:
         return info.path.with_name(f"{stem}.triattn.gguf")
-    ending = _ending(info)
-    return info.path.with_name(f"{info.path.name.removesuffix(ending)}.triattn{ending}")
+    end = ending(1, info.split.count)
+    return info.path.with_name(f"{info.path.name.removesuffix(end)}.triattn{end}")
 
 
 def check_names(info: ModelInfo, out: Path) -> None:
@@ -36,12 +36,12 @@ def check_names(info: ModelInfo, out: Path) -> None:
     """
     if info.split is None:
         return
-    ending = _ending(info)
-    if re.fullmatch(f".+{re.escape(ending)}", out.name) is None:
+    end = ending(1, info.split.count)
+    if not out.name.endswith(end) or out.name == end:
         raise UsageError(
             f"is split into {info.split.count} files, and llama.cpp finds the others by the name of the first",
             where=str(info.path),
-            fix=f"give -o a name that ends in {ending}, or write --sidecar",
+            fix=f"give -o a name that ends in {end}, or write --sidecar",
         )
     for source, link in _others(info, out):
         if os.path.lexists(link) and not _same(source, link):
@@ -76,11 +76,6 @@ def link_others(info: ModelInfo, out: Path) -> None:
                 where=str(link),
                 fix="write to the folder of the model, or write --sidecar",
             ) from None
-
-
-def _ending(info: ModelInfo) -> str:
-    assert info.split is not None
-    return f"-00001-of-{info.split.count:05d}.gguf"
 
 
 def _others(info: ModelInfo, out: Path) -> list[tuple[Path, Path]]:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from triattn_local.contexts import Model
+from triattn_local.engine.contexts import Model
+from triattn_local.engine.vocabulary import Vocabulary
 from triattn_local.errors import CalibrationError, ModelNotFoundError, TriattnError, UsageError
-from triattn_local.vocabulary import Vocabulary
 
 from .corpus import Corpus, Document, share_out, turns
 

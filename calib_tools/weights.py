@@ -15,8 +15,8 @@ from typing import BinaryIO
 import torch
 
 from triattn_local.errors import ModelNotFoundError
-from triattn_local.gguf_file import TensorInfo, read_gguf
-from triattn_local.model_info import ModelInfo
+from triattn_local.model.gguf_file import TensorInfo, read_gguf
+from triattn_local.model.model_info import ModelInfo
 
 from .dequantize import can_dequantize, dequantize
 

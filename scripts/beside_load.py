@@ -25,7 +25,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from triattn_local.config import RuntimeConfig
-from triattn_local.contexts import Model
+from triattn_local.engine.contexts import Model
 path, threads, n_tokens = sys.argv[1], sys.argv[2], int(sys.argv[3])
 follows = threads.endswith("f")
 config = RuntimeConfig(n_ctx=1024, n_batch=64, n_threads=int(threads.rstrip("f")) or None, yield_cores=follows)

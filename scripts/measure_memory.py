@@ -29,7 +29,7 @@ import torch
 from triattn_local.calib_tools.accumulate import HeadSums
 from triattn_local.calib_tools.engine_torch import TorchEngine
 from triattn_local.calib_tools.weights import Weights
-from triattn_local.model_info import read_model_info
+from triattn_local.model.model_info import read_model_info
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from allocation import allocate
 
 from triattn_local.geometry import find_geometry, write_geometry
-from triattn_local.planning import Accountant
+from triattn_local.planning import MemoryProbe
 from triattn_local.planning.accounting import Shape
 
 TOLERANCE = 0.03
@@ -28,9 +28,9 @@ TOLERANCE = 0.03
 
 def compare(path: Path, shape: Shape) -> dict[str, object]:
     """Both sides, in bytes."""
-    with Accountant(path) as accountant:
-        context = accountant.context(shape)
-        planned = {"weights": accountant.weights.total, "kv": context.kv, "compute": context.compute_most}
+    with MemoryProbe(path) as probe:
+        context = probe.context(shape)
+        planned = {"weights": probe.weights.total, "kv": context.kv, "compute": context.compute_most}
     there = allocate(path, shape, mmap=True)
     allocated = {"weights": there.weights, "kv": there.kv, "compute": there.compute}
     error = sum(planned.values()) / sum(allocated.values()) - 1

@@ -21,7 +21,7 @@ from triattn_local.calib_tools.convert import convert
 from triattn_local.calib_tools.corpus import bundled_corpus
 from triattn_local.calib_tools.tokens import open_vocabulary, sequences
 from triattn_local.config import RuntimeConfig
-from triattn_local.contexts import Model
+from triattn_local.engine.contexts import Model
 
 
 def read_plainly(model: Path, texts: list[list[int]], n_threads: int | None) -> float:

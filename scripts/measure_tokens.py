@@ -17,7 +17,7 @@ import numpy as np
 
 from triattn_local.calib_tools.calibrate import calibrate
 from triattn_local.calib_tools.corpus import heldout_corpus
-from triattn_local.stats import TriattnStats
+from triattn_local.model.stats import TriattnStats
 
 SIZES = (512, 1024, 2048, 4096, 8192, 12288)
 

@@ -7,7 +7,7 @@
 Each file goes through `inspect`, `plan`, `convert --dry-run`, the library's reader of statistics and its loader, in a
 process of its own that is forked from this one. No process may end by a signal or a traceback, take longer than 5 s of
 its own time or more memory than is allowed, or give an exit code that errors.py does not have. What the trial before
-loading (triattn_local/trial.py) catches is not a fault, and is counted. The seed is printed: the same seed makes the
+loading (engine/trial.py) catches is not a fault, and is counted. The seed is printed: the same seed makes the
 same files.
 """
 
@@ -35,13 +35,13 @@ from packed import array, pair, stats_for
 from tiny_models import write_tiny
 
 import triattn_local.calib_tools.convert
-import triattn_local.inspection
+import triattn_local.inspection.describe
 import triattn_local.planning  # noqa: F401  # imported once, not in each fork
-from triattn_local import native, trial
 from triattn_local.cli.app import run_app
+from triattn_local.engine import native, trial
 from triattn_local.errors import TriattnError
-from triattn_local.gguf_file import GgufFile, read_gguf
-from triattn_local.metadata import write_with_stats
+from triattn_local.model.gguf_file import GgufFile, read_gguf
+from triattn_local.model.metadata import write_with_stats
 
 TIME_LIMIT_S = 5
 MEMORY_BYTES = 2 << 30

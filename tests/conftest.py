@@ -26,7 +26,7 @@ def _ctrl_c() -> None:
 def _threads_stand_still() -> Iterator[None]:
     """Results are compared bit for bit: their number is not to depend on what else this machine does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("triattn_local.threads.used_s", lambda: None)
+        patch.setattr("triattn_local.support.threads.used_s", lambda: None)
         yield
 
 

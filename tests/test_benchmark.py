@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triattn_local import native
-from triattn_local.benchmark import Job, Report, measure, parse_depths, run_bench, summary
+from triattn_local.benchmark import BenchReport, Job, measure, parse_depths, run_bench, summary
+from triattn_local.benchmark.contestant import Contestant
 from triattn_local.benchmark.fill import UnknownLayoutError, repeat_cells
 from triattn_local.benchmark.report import markdown, ratio_cells, speed_cells
-from triattn_local.benchmark.side import Side
 from triattn_local.benchmark.synthetic import geometry_file
 from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.contexts import Context, Model
-from triattn_local.devices import devices
+from triattn_local.engine import native
+from triattn_local.engine.contexts import Context, Model
+from triattn_local.engine.devices import devices
 from triattn_local.errors import DoesNotFitError, UsageError
 from triattn_local.geometry import GEOMETRIES, Geometry, find_geometry, write_geometry
 
@@ -51,7 +51,7 @@ def model_file(small: Geometry, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def report(model_file: Path) -> Report:
+def report(model_file: Path) -> BenchReport:
     parts: list[int] = []
     job = Job(depths=(256, 512), n_blocks=2, n_seq=2)
     report = run_bench(model_file, CONFIG, EVICTION, job, on_row=lambda part: parts.append(len(part.rows)))
@@ -102,16 +102,16 @@ def test_repeated_cells_are_the_rows_that_were_read(model_file: Path, cache: str
 def test_full_attention_gets_to_its_depth_in_two_batches(model_file: Path, n_seq: int) -> None:
     """One read, repeated, and the last one."""
     n_read = []
-    with Model(model_file, CONFIG) as model, Side(model, None, 512, n_seq, 16, devices()[0]) as side:
-        decode = side.context._decode
-        side.context._decode = lambda rows, behind: (n_read.append(len(rows)), decode(rows, behind))  # type: ignore
-        side.fill([3 + i % 400 for i in range(600)], lambda *_: None)
+    with Model(model_file, CONFIG) as model, Contestant(model, None, 512, n_seq, 16, devices()[0]) as contestant:
+        decode = contestant.context._decode
+        contestant.context._decode = lambda rows, behind: (n_read.append(len(rows)), decode(rows, behind))  # type: ignore
+        contestant.fill([3 + i % 400 for i in range(600)], lambda *_: None)
         assert n_read == [64, 64]
-        assert side.context.n_past == 512
-        assert side.prefill_tps > 0
-        side.warm_up([5, 6, 7])
+        assert contestant.context.n_past == 512
+        assert contestant.prefill_tps > 0
+        contestant.warm_up([5, 6, 7])
         assert n_read[2:] == [n_seq] * 3
-        assert side.context.n_past == 512
+        assert contestant.context.n_past == 512
 
 
 def test_a_state_of_another_kind_is_refused(model_file: Path) -> None:
@@ -156,7 +156,7 @@ def test_sequences_decode_side_by_side_as_one_does_alone(model_file: Path, evict
 # ------------------------------------------------------------ the report
 
 
-def test_each_block_holds_one_round_of_each_sequence(report: Report) -> None:
+def test_each_block_holds_one_round_of_each_sequence(report: BenchReport) -> None:
     assert [row.depth for row in report.rows] == [256, 512]
     for row in report.rows:
         assert row.in_turns
@@ -179,7 +179,7 @@ def test_each_block_holds_one_round_of_each_sequence(report: Report) -> None:
         assert row.kv_ratio == pytest.approx(row.kv_bytes_full / (row.evicting.kv_bytes / 2), abs=0.01)
 
 
-def test_tables_and_picture_show_every_row(report: Report) -> None:
+def test_tables_and_picture_show_every_row(report: BenchReport) -> None:
     from triattn_local.benchmark.plots import picture
 
     assert len(speed_cells(report)) == 1 + 2 * 2
@@ -224,16 +224,16 @@ def _counting_room(open_side: Any) -> Any:
     def counted(self: Any, evicts: bool, depth: int, n_seq: int) -> Any:
         if taken[0]:
             raise DoesNotFitError("another side is open")
-        side = open_side(self, evicts, depth, n_seq)
+        contestant = open_side(self, evicts, depth, n_seq)
         taken[0] += 1
-        close = side.close
+        close = contestant.close
 
         def closed() -> None:
             taken[0] -= 1
             close()
 
-        side.close = closed
-        return side
+        contestant.close = closed
+        return contestant
 
     return counted
 

@@ -26,8 +26,6 @@ from packed import BOOL, U16, U32, Packed, stats_for
 from texts import prose
 from tiny_models import write_tiny
 
-from triattn_local import native, scoring
-from triattn_local.architectures import ROPE_TYPES, RopeType
 from triattn_local.calib_tools import ggml_tensor
 from triattn_local.calib_tools.accumulate import HeadSums
 from triattn_local.calib_tools.calibrate import calibrate, check_can_calibrate
@@ -40,8 +38,9 @@ from triattn_local.calib_tools.corpus import (
     read_corpus,
     share_out,
 )
-from triattn_local.calib_tools.engine_runtime import Kind, RuntimeEngine
+from triattn_local.calib_tools.engine_runtime import Recorded, RuntimeEngine
 from triattn_local.calib_tools.tokens import SKIP_TOKENS
+from triattn_local.engine import native
 from triattn_local.errors import (
     BackendMissingError,
     CalibrationError,
@@ -50,14 +49,16 @@ from triattn_local.errors import (
     StatsError,
     UsageError,
 )
-from triattn_local.gguf_file import GgufFile, read_gguf
-from triattn_local.metadata import hash_tensor_data, read_stats, write_sidecar, write_with_stats
-from triattn_local.model_info import fingerprint, read_model_info
-from triattn_local.stats import band_magnitude
+from triattn_local.model import scoring
+from triattn_local.model.architectures import ROPE_TYPES, RopeType
+from triattn_local.model.gguf_file import GgufFile, read_gguf
+from triattn_local.model.metadata import hash_tensor_data, read_stats, write_sidecar, write_with_stats
+from triattn_local.model.model_info import fingerprint, read_model_info
+from triattn_local.model.stats import band_magnitude
 
 MODELS = ["smollm2", "gemma3", "qwen25"]
 
-ALL: tuple[Kind, ...] = ("q_pre", "k_pre", "q_rot", "k_rot")
+ALL: tuple[Recorded, ...] = ("q_pre", "k_pre", "q_rot", "k_rot")
 
 
 @pytest.fixture(params=MODELS)
@@ -72,11 +73,11 @@ def converted(request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def watch(engine: RuntimeEngine, tokens: Sequence[int]) -> dict[tuple[int, Kind], np.ndarray]:
+def watch(engine: RuntimeEngine, tokens: Sequence[int]) -> dict[tuple[int, Recorded], np.ndarray]:
     """All queries and keys of one sequence, [n_token, heads, head_dim]."""
-    parts: dict[tuple[int, Kind], list[np.ndarray]] = {}
+    parts: dict[tuple[int, Recorded], list[np.ndarray]] = {}
 
-    def keep(il: int, kind: Kind, values: np.ndarray, first_pos: int) -> None:
+    def keep(il: int, kind: Recorded, values: np.ndarray, first_pos: int) -> None:
         got = parts.setdefault((il, kind), [])
         assert sum(map(len, got)) == first_pos
         got.append(values.copy())
@@ -438,7 +439,7 @@ def test_an_exception_in_the_callback_comes_out_and_the_engine_lives_on(smollm2:
         tokens = engine.vocabulary.tokenize(prose(2000), add_special=False)[:200]
         calls: list[int] = []
 
-        def interrupt(il: int, kind: Kind, values: np.ndarray, first_pos: int) -> None:
+        def interrupt(il: int, kind: Recorded, values: np.ndarray, first_pos: int) -> None:
             calls.append(first_pos)
             if il == 3:
                 raise KeyboardInterrupt
@@ -568,7 +569,7 @@ def test_statistics_are_the_means_of_what_the_model_does(smollm2: Path) -> None:
     assert stats.corpus == corpus.label
     assert stats.model == fingerprint(smollm2)
     with RuntimeEngine(smollm2, n_ctx=512, n_batch=128) as engine:
-        seen: list[dict[tuple[int, Kind], np.ndarray]] = []
+        seen: list[dict[tuple[int, Recorded], np.ndarray]] = []
         for piece in share_out(
             [engine.vocabulary.tokenize(d.text, add_special=False) for d in corpus.documents], 600, 512
         ):

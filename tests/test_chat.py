@@ -24,8 +24,9 @@ from textual.pilot import Pilot
 from textual.selection import SELECT_ALL
 from textual.widgets import Input, Markdown, OptionList, Static, TextArea
 
-from triattn_local import planning, runtime, store
+from triattn_local import planning, store
 from triattn_local.config import ThinkingConfig
+from triattn_local.engine import runtime
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError, UsageError
 from triattn_local.sessions import Attachment, SessionStore, from_json, from_markdown, to_json, to_markdown
 from triattn_local.settings import Settings

@@ -11,8 +11,8 @@ import pytest
 from tiny_models import write_tiny
 
 from triattn_local.calib_tools import convert as calibration
-from triattn_local.metadata import read_stats
-from triattn_local.model_info import read_model_info
+from triattn_local.model.metadata import read_stats
+from triattn_local.model.model_info import read_model_info
 from triattn_local.tui.engine import Engine
 from triattn_local.tui.jobs import Job, JobDone
 

@@ -16,9 +16,9 @@ from machine import slowness
 from texts import prose
 from textual.pilot import Pilot
 
-from triattn_local.conversation import Conversation
-from triattn_local.runtime import Runtime
-from triattn_local.sessions import Attachment, Message, SessionStore, Shelf
+from triattn_local.engine.runtime import Runtime
+from triattn_local.sessions import Attachment, Message, SessionStore, SnapshotCache
+from triattn_local.sessions.conversation import Conversation
 from triattn_local.settings import Settings
 from triattn_local.tui.app import ChatApp, Start
 from triattn_local.tui.widgets.messages import AnswerMessage
@@ -172,13 +172,13 @@ async def test_a_session_of_30000_tokens_opens_without_reading_it_again(
         parent = path[-1].id if path else None
         path.append(store.add(session.id, parent, "assistant" if i % 2 else "user", prose(450, seed=i)))
     store.close()
-    shelf = Shelf(tmp_path / "sessions" / "snapshots", memory_bytes=0, disk_bytes=1 << 30)
+    snapshots = SnapshotCache(tmp_path / "sessions" / "snapshots", memory_bytes=0, disk_bytes=1 << 30)
     with Runtime.load(smollm2_triattn, settings.runtime(), settings.eviction()) as rt:
-        tokens = Conversation(rt, shelf).lasting("", path)
+        tokens = Conversation(rt, snapshots).lasting("", path)
         assert len(tokens) > 30_000
         _read_end(rt, tokens, 1024)
-        shelf.put(session.id, path[-1].id, dataclasses.replace(rt.snapshot(), tokens=tokens), in_memory=False)
-    shelf.close()
+        snapshots.put(session.id, path[-1].id, dataclasses.replace(rt.snapshot(), tokens=tokens), in_memory=False)
+    snapshots.close()
 
     start_s = time.monotonic()
     app = ChatApp(settings, Start(session=session.id))

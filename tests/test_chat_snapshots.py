@@ -19,12 +19,14 @@ from scripted_runtime import ScriptedRuntime
 from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
 
-from triattn_local import planning, runtime
-from triattn_local.conversation import Retained
-from triattn_local.runtime import RuntimeStats
+from triattn_local import planning
+from triattn_local.engine import runtime
+from triattn_local.engine.runtime import RuntimeStats
 from triattn_local.sessions import Attachment, SessionStore
+from triattn_local.sessions.conversation import Retained
 from triattn_local.settings import Settings
-from triattn_local.tui import events, text
+from triattn_local.support import formats
+from triattn_local.tui import events
 from triattn_local.tui.app import ChatApp, Start
 
 ANSWER = """The keeper checks three things **every night**:
@@ -78,7 +80,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ChatAp
     # never drawn without its cursor: Textual would keep that line for the cursor that does not blink, too
     monkeypatch.setattr(Input, "_toggle_cursor", lambda self: None)
     monkeypatch.setattr(TextArea, "_toggle_cursor_blink_visible", lambda self: None)
-    monkeypatch.setattr(text, "ago", lambda then: "yesterday")
+    monkeypatch.setattr(formats, "ago", lambda then: "yesterday")
     monkeypatch.setattr("secrets.token_hex", lambda n: "0123abcd"[: 2 * n])
     models = tmp_path / "models"
     models.mkdir()

@@ -11,10 +11,10 @@ import pytest
 from retouched import retouched
 
 from triattn_local.config import RuntimeConfig
+from triattn_local.engine.runtime import Runtime
+from triattn_local.engine.vocabulary import template_syntax_fault
 from triattn_local.errors import ModelNotFoundError, UsageError
-from triattn_local.runtime import Runtime
 from triattn_local.server.choose import template_words
-from triattn_local.vocabulary import template_syntax_fault
 
 BROKEN = "{% for m in messages %}{{ m.content }"
 ASKED = [{"role": "user", "content": "The sea is"}]

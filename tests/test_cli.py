@@ -28,11 +28,13 @@ from fake_runtime import FakeRuntime, press_ctrl_c
 from gguf_files import HEAD_DIM, N_HEAD, N_HEAD_KV, N_LAYER, write_model
 
 import triattn_local
-from triattn_local import errors, metadata, model_info, native, planning, runtime, store
+from triattn_local import errors, planning, store
 from triattn_local.cli import app, run_app
 from triattn_local.cli.run import DEMO_SETTINGS
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
-from triattn_local.stats import TriattnStats
+from triattn_local.engine import native, runtime
+from triattn_local.model import metadata, model_info
+from triattn_local.model.stats import TriattnStats
 
 COMMANDS = (
     "pull",

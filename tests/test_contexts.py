@@ -14,18 +14,18 @@ from served import Served
 from talk import Talk
 from texts import prose
 
-from triattn_local import native
-from triattn_local.benchmark.side import Side
+from triattn_local.benchmark.contestant import Contestant
 from triattn_local.calib_tools.engine_runtime import RuntimeEngine
 from triattn_local.config import EvictionConfig, RuntimeConfig, kv_overrides
-from triattn_local.context_options import ContextOptions
-from triattn_local.contexts import Model
-from triattn_local.devices import devices
+from triattn_local.engine import native
+from triattn_local.engine.context_options import ContextOptions
+from triattn_local.engine.contexts import Model
+from triattn_local.engine.devices import devices
+from triattn_local.engine.runtime import Done, Runtime
 from triattn_local.errors import StateError
 from triattn_local.evaluation.runner import _Watched
-from triattn_local.planning import Accountant, plan_run
+from triattn_local.planning import MemoryProbe, plan_run
 from triattn_local.planning.accounting import Shape
-from triattn_local.runtime import Done, Runtime
 from triattn_local.settings import Settings
 
 N_CTX, BUDGET, N_BATCH = 32768, 512, 256
@@ -43,8 +43,8 @@ def kv_bytes(stats: native.EngineStats) -> int:
 
 def planned(path: Path, budget: int | None) -> int:
     options = {"n_ctx": N_CTX, "n_batch": N_BATCH, "n_ubatch": N_BATCH, "type_k": "f16", "type_v": "f16"}
-    with Accountant(path) as accountant:
-        return accountant.context(Shape(**options, budget=budget, window=EVICTION.window)).kv  # type: ignore[arg-type]
+    with MemoryProbe(path) as probe:
+        return probe.context(Shape(**options, budget=budget, window=EVICTION.window)).kv  # type: ignore[arg-type]
 
 
 def of_run(path: Path) -> int:
@@ -63,8 +63,8 @@ def of_chat(path: Path) -> int:
 
 def of_bench(path: Path) -> int:
     cpu = next(device for device in devices() if device.kind == "cpu")
-    with Model(path, CONFIG) as model, Side(model, EVICTION, N_CTX - 8, 1, 8, cpu) as side:
-        return kv_bytes(side.context.stats())
+    with Model(path, CONFIG) as model, Contestant(model, EVICTION, N_CTX - 8, 1, 8, cpu) as contestant:
+        return kv_bytes(contestant.context.stats())
 
 
 def of_eval(path: Path) -> int:
@@ -231,7 +231,7 @@ def test_answering_anew_and_editing_on_a_windowed_model(windowed: Runtime, tmp_p
     talk.path.pop()  # the second question is asked in other words
     talk.ask("What is this about?", max_tokens=12)
     assert talk.ready.n_again == 0, "a snapshot of the first answer is there"
-    talk.shelf.close()
+    talk.snapshots.close()
 
 
 def test_what_an_aborted_batch_made_a_window_forget_is_read_anew(gemma3: Path, tokens: list[int]) -> None:
@@ -253,12 +253,12 @@ def test_full_attention_is_timed_at_its_depth_again_however_long_a_block_is(gemm
     cpu = next(device for device in devices() if device.kind == "cpu")
     config = RuntimeConfig(n_batch=64, n_ubatch=64, n_threads=1)
     n_block = 300  # 512 + 64 tokens are 768 cells: 256 to go back by
-    with Model(gemma3, config) as model, Side(model, None, 600, 1, n_block, cpu) as side:
-        side.context.prefill(tokens[:600])
-        side.warm_up(tokens[600 : 600 + n_block])
-        assert side.context.n_past == 600
-        logits = side.context.decode(tokens[600:601], n_logits=1)[0].copy()
-        side.context.rewind(0)
-        side.context.prefill(tokens[:600])
-        wanted = side.context.decode(tokens[600:601], n_logits=1)[0]
+    with Model(gemma3, config) as model, Contestant(model, None, 600, 1, n_block, cpu) as contestant:
+        contestant.context.prefill(tokens[:600])
+        contestant.warm_up(tokens[600 : 600 + n_block])
+        assert contestant.context.n_past == 600
+        logits = contestant.context.decode(tokens[600:601], n_logits=1)[0].copy()
+        contestant.context.rewind(0)
+        contestant.context.prefill(tokens[:600])
+        wanted = contestant.context.decode(tokens[600:601], n_logits=1)[0]
         assert abs(logits - wanted).max() < 1e-2 * abs(wanted).max()

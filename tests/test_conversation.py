@@ -11,9 +11,9 @@ from scripted_runtime import ScriptedRuntime
 from talk import Talk
 
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
-from triattn_local.conversation import Answered, Piece, TooLongError
+from triattn_local.engine.runtime import Prefill, Runtime
 from triattn_local.errors import UsageError
-from triattn_local.runtime import Prefill, Runtime
+from triattn_local.sessions.conversation import Answered, Piece, TooLongError
 
 EVICTION = EvictionConfig(budget_tokens=64, window=16, n_keep=4)
 LONG = " ".join(f"word{i}" for i in range(150))
@@ -140,7 +140,7 @@ def test_another_process_resumes_from_the_disk(script, tmp_path: Path) -> None:
     talk = Talk(runtime(), tmp_path)
     talk.ask("one")
     talk.ask("two")
-    talk.shelf.close()
+    talk.snapshots.close()
     later = Talk(runtime(), tmp_path)
     later.path, later.n_messages = talk.path, talk.n_messages
     later.ask("three")
@@ -153,7 +153,7 @@ def test_snapshots_of_another_model_are_not_used_and_it_is_said(script, tmp_path
     script([LONG])
     talk = Talk(runtime(), tmp_path)
     talk.ask("one")
-    talk.shelf.close()
+    talk.snapshots.close()
     later = Talk(runtime(name="other"), tmp_path)
     later.path, later.n_messages = talk.path, talk.n_messages
     later.ask("two")
@@ -227,7 +227,7 @@ def test_full_attention_rewinds_and_takes_no_snapshots_in_memory(script) -> None
     talk.answer()
     assert (talk.ready.origin, talk.ready.n_again, talk.n_read) == ("cache", 0, 1)
     assert rt.n_restored == 0
-    assert talk.shelf.memory_bytes == 0
+    assert talk.snapshots.memory_bytes == 0
 
 
 def test_a_template_without_system_role_gets_it_before_the_first_message(script) -> None:
@@ -313,7 +313,7 @@ def test_twelve_turns_beyond_6000_tokens_on_a_real_model(smollm2_triattn: Path, 
         assert talk.settled is not None
         assert 0 < talk.settled.n_read <= 24 + 8
         assert talk.settled.n_dropped > 200
-        talk.shelf.close()
+        talk.snapshots.close()
 
     # another process: from the disk, and nothing of the 6,000 tokens is read again
     with Runtime.load(smollm2_triattn, config, EvictionConfig(budget_tokens=512)) as rt:
@@ -322,4 +322,4 @@ def test_twelve_turns_beyond_6000_tokens_on_a_real_model(smollm2_triattn: Path, 
         later.ask("And what else?", sampling=sampling, max_tokens=8)
         assert (later.ready.origin, later.ready.n_again) == ("disk", 0)
         assert later.n_read < 30
-        later.shelf.close()
+        later.snapshots.close()

@@ -11,9 +11,9 @@ import llama_cpp
 import pytest
 from retouched import retouched
 
-from triattn_local.deep_stack import with_stack
+from triattn_local.engine.vocabulary import LONGEST_RUN, SHORT_RUN, Vocabulary
 from triattn_local.errors import UsageError
-from triattn_local.vocabulary import LONGEST_RUN, SHORT_RUN, Vocabulary
+from triattn_local.support.deep_stack import with_stack
 
 
 def deep(n: int) -> int:

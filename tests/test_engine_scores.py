@@ -9,9 +9,11 @@ import pytest
 from engine import Engine, environment, random_stats
 from texts import prose
 
-from triattn_local import native, scoring, selftest
+from triattn_local import selftest
 from triattn_local.config import EvictionConfig
-from triattn_local.model_info import read_model_info
+from triattn_local.engine import native
+from triattn_local.model import scoring
+from triattn_local.model.model_info import read_model_info
 
 MODELS = ["smollm2", "gemma3", "qwen25"]
 

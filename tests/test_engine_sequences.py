@@ -11,9 +11,10 @@ import pytest
 from engine import Engine, environment, random_stats
 from tiny_models import write_deci, write_lfm2, write_tiny
 
-from triattn_local import native, selftest
+from triattn_local import selftest
 from triattn_local.config import MODES, EvictionConfig
-from triattn_local.model_info import read_model_info
+from triattn_local.engine import native
+from triattn_local.model.model_info import read_model_info
 
 SMALL = EvictionConfig(budget_tokens=256, window=32, n_keep=4)
 

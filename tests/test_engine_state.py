@@ -11,9 +11,9 @@ import pytest
 from engine import Engine, EngineError, environment, random_stats
 from texts import prose
 
-from triattn_local import native
 from triattn_local.config import MODES, EvictionConfig
-from triattn_local.model_info import read_model_info
+from triattn_local.engine import native
+from triattn_local.model.model_info import read_model_info
 
 pytestmark = pytest.mark.slow
 
@@ -522,7 +522,7 @@ def test_malformed_statistics_are_refused_by_the_library(
     changes: dict[str, object], why: str | None, smollm2: Path, tmp_path: Path
 ) -> None:
     from triattn_local.errors import StatsError
-    from triattn_local.model_info import fingerprint
+    from triattn_local.model.model_info import fingerprint
 
     path = packed_sidecar(tmp_path / "s.gguf", fingerprint(smollm2), **changes)
     if why is None:
@@ -535,7 +535,7 @@ def test_malformed_statistics_are_refused_by_the_library(
 @pytest.mark.parametrize("n_bytes", [0, 3, 40, 500])
 def test_a_truncated_sidecar_is_refused_by_the_library(n_bytes: int, smollm2: Path, tmp_path: Path) -> None:
     from triattn_local.errors import StatsError
-    from triattn_local.model_info import fingerprint
+    from triattn_local.model.model_info import fingerprint
 
     data = packed_sidecar(tmp_path / "s.gguf", fingerprint(smollm2)).read_bytes()
     (tmp_path / "cut.gguf").write_bytes(data[:n_bytes])

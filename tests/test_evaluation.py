@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import random
@@ -11,17 +12,41 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triattn_local import errors, native
+from triattn_local import errors
 from triattn_local.calib_tools.corpus import bundled_corpus
 from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.contexts import Model
-from triattn_local.evaluation import answers, experiments, methods, problems, quick, report, runner, summary, texts
+from triattn_local.engine import native
+from triattn_local.engine.contexts import Model
+from triattn_local.evaluation import (
+    answers,
+    methods,
+    problems,
+    quick,
+    report,
+    results,
+    runner,
+    summary,
+    texts,
+)
 from triattn_local.evaluation.tasks import TASKS, Size, pick_tasks
 from triattn_local.evaluation.tasks.drift import distinct, repeated
 from triattn_local.evaluation.tasks.nll import kl_divergence, log_sum_exp
 from triattn_local.evaluation.tasks.reasoning import read_problems
 
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+
 # ------------------------------------------------------------ names and texts
+
+
+@pytest.fixture
+def rankings() -> Any:
+    """docs/examples/rankings.py"""
+    spec = importlib.util.spec_from_file_location("rankings", EXAMPLES / "rankings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_methods_by_name_and_group_always_with_full_attention() -> None:
@@ -272,7 +297,7 @@ def test_a_stopped_run_goes_on_where_it_was(smollm2_triattn: Path, tmp_path: Pat
     assert differences[0] == pytest.approx(differences[1])
     text = report.markdown(rows, "SmolLM2", "triattn-local eval demo")
     assert "| per-layer-head | 0.5 | 200 |" in text
-    report.write_files(rows, "SmolLM2", "triattn-local eval demo", out)
+    results.write_files(rows, "SmolLM2", "triattn-local eval demo", out)
     assert (out / "nll.png").read_bytes().startswith(b"\x89PNG")
     page = (out / "report.html").read_text()
     assert "<svg" in page
@@ -390,9 +415,9 @@ def test_a_ranking_of_ones_own_decides(smollm2_triattn: Path) -> None:
 
 
 @pytest.mark.slow
-def test_experiments_rank_every_set(smollm2_triattn: Path) -> None:
+def test_rankings_of_the_example_rank_every_set(smollm2_triattn: Path, rankings: Any) -> None:
     with Model(smollm2_triattn, RuntimeConfig(n_batch=100)) as model:
-        for method in methods.GROUPS["experiments"]:
+        for method in rankings.RANKINGS:
             assert method.attach is not None
             with model.context(method.eviction(EvictionConfig(window=32), 160), 512) as context:
                 method.attach(context)
@@ -402,13 +427,13 @@ def test_experiments_rank_every_set(smollm2_triattn: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_engine_counts_values_as_the_experiment_did(smollm2_triattn: Path) -> None:
+def test_the_engine_counts_values_as_the_example_does(smollm2_triattn: Path, rankings: Any) -> None:
     kept = []
     with Model(smollm2_triattn, RuntimeConfig(n_batch=100)) as model:
-        for weight, rank in ((0.5, None), (0.0, experiments.value(0.5)), (0.0, None)):
+        for weight, rank in ((0.5, None), (0.0, rankings.value(0.5)), (0.0, None)):
             with model.context(EvictionConfig(budget_tokens=160, window=32, weight_v=weight), 512) as context:
                 if rank is not None:
-                    experiments.ranking(rank)(context)
+                    rankings.method("value", "", rank).attach(context)
                 for i in range(0, 300, 100):
                     context.decode(list(range(1000 + i, 1100 + i)))
                 sets = [(il, h) for il in native.get_layers(context.handle) for h in range(3)]
@@ -423,7 +448,7 @@ def test_the_engine_counts_values_as_the_experiment_did(smollm2_triattn: Path) -
 
 @pytest.mark.slow
 def test_quick_passes_and_fails_when_scores_are_noise(
-    smollm2_triattn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smollm2_triattn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rankings: Any
 ) -> None:
     grid = quick.quick_grid(EvictionConfig())
     lines = runner.run_grid(smollm2_triattn, RuntimeConfig(n_batch=128), grid, tmp_path)
@@ -435,7 +460,7 @@ def test_quick_passes_and_fails_when_scores_are_noise(
         del context
         return np.random.default_rng(int(this.pos_next)).standard_normal(this.scores.shape)
 
-    broken = methods.Method("per-layer-head", "scores that are noise", attach=experiments.ranking(noise))
+    broken = methods.Method("per-layer-head", "scores that are noise", attach=rankings.method("", "", noise).attach)
     monkeypatch.setitem(methods.METHODS, "per-layer-head", broken)
     again = quick.quick_grid(EvictionConfig())
     with pytest.raises(errors.StatsError, match="hardly better than chance"):

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from centres import N_HEAD, N_HEAD_KV, N, drawn, observed, params
 
-from triattn_local import scoring
-from triattn_local.architectures import RopeType
 from triattn_local.calib_tools.corpus import bundled_corpus, check_varied, heldout_corpus
 from triattn_local.calib_tools.measure import measure
 from triattn_local.errors import CalibrationError, StatsError
-from triattn_local.evidence import (
+from triattn_local.inspection.evidence import (
     FRACTIONS,
     METHODS,
     N_SINK,
@@ -25,8 +23,10 @@ from triattn_local.evidence import (
     distances_up_to,
     preference_curve,
 )
-from triattn_local.metadata import read_stats
-from triattn_local.model_info import read_model_info
+from triattn_local.model import scoring
+from triattn_local.model.architectures import RopeType
+from triattn_local.model.metadata import read_stats
+from triattn_local.model.model_info import read_model_info
 
 
 @pytest.mark.parametrize("rope_type", ["norm", "neox"])

@@ -13,12 +13,13 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from triattn_local import geometry, metadata, model_info
+from triattn_local import geometry
 from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.contexts import Model
+from triattn_local.engine.contexts import Model
 from triattn_local.errors import DoesNotFitError, UsageError
 from triattn_local.geometry import GEOMETRIES, Geometry, find_geometry, geometry_bytes, write_geometry, write_outline
-from triattn_local.gguf_file import read_gguf
+from triattn_local.model import metadata, model_info
+from triattn_local.model.gguf_file import read_gguf
 
 PUBLISHED_GB = {
     "qwen3-8b": 5.03,

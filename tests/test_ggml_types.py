@@ -11,8 +11,8 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 from llama_cpp import llama_cpp
 
-from triattn_local.ggml_types import block_of
-from triattn_local.gguf_file import read_gguf
+from triattn_local.model.ggml_types import block_of
+from triattn_local.model.gguf_file import read_gguf
 
 
 @pytest.mark.parametrize("number", range(llama_cpp.GGML_TYPE_COUNT))

@@ -21,7 +21,7 @@ from tiny_models import write_tiny
 
 from triattn_local import errors
 from triattn_local.cli import app
-from triattn_local.metadata import write_with_stats
+from triattn_local.model.metadata import write_with_stats
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="of POSIX systems")
 

@@ -13,10 +13,10 @@ from retouched import retouched
 from served import Served
 
 from triattn_local import Runtime
+from triattn_local.answers.thinking import HARMONY, THINK, ThinkingLimit, TokenSplitter, takes_effort
 from triattn_local.config import RuntimeConfig, SamplingConfig, ThinkingConfig
+from triattn_local.engine.runtime import Text, Token
 from triattn_local.errors import UsageError
-from triattn_local.runtime import Text, Token
-from triattn_local.thinking import HARMONY, THINK, ThinkingLimit, TokenSplitter, takes_effort
 
 TURNS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"

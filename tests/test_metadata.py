@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from packed import F32, F64, I32, STRING, U16, U32, U64, Packed, array, pair, stats_for
 
-from triattn_local import metadata
 from triattn_local.errors import DoesNotFitError, ModelNotFoundError, StatsError, UsageError
-from triattn_local.gguf_file import read_gguf
-from triattn_local.metadata import hash_tensor_data, read_stats, write_sidecar, write_with_stats
-from triattn_local.model_info import fingerprint, read_model_info
-from triattn_local.stats import TriattnStats
+from triattn_local.model import metadata
+from triattn_local.model.gguf_file import read_gguf
+from triattn_local.model.metadata import hash_tensor_data, read_stats, write_sidecar, write_with_stats
+from triattn_local.model.model_info import fingerprint, read_model_info
+from triattn_local.model.stats import TriattnStats
 
 
 def rich() -> Packed:

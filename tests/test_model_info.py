@@ -12,8 +12,8 @@ import pytest
 from packed import ARRAY, BOOL, F32, I32, STRING, U16, U32, U64, Packed, array, pair, string
 
 from triattn_local.errors import ModelNotFoundError, TriattnError, UsageError
-from triattn_local.gguf_file import read_gguf
-from triattn_local.model_info import Split, fingerprint, read_model_info
+from triattn_local.model.gguf_file import read_gguf
+from triattn_local.model.model_info import Split, fingerprint, read_model_info
 
 # ---- what is read
 

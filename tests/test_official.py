@@ -20,8 +20,8 @@ from triattn_local.calib_tools.engine_torch import TorchEngine
 from triattn_local.calib_tools.official import read_official, write_official
 from triattn_local.calib_tools.weights import Weights
 from triattn_local.errors import StatsError
-from triattn_local.metadata import read_stats, write_sidecar
-from triattn_local.model_info import read_model_info
+from triattn_local.model.metadata import read_stats, write_sidecar
+from triattn_local.model.model_info import read_model_info
 
 
 def as_the_authors_do(model: Any, tokens: list[int]) -> dict[str, Any]:

@@ -22,10 +22,10 @@ from triattn_local import planning
 from triattn_local.cli import app, run_app
 from triattn_local.errors import DoesNotFitError, ModelNotFoundError, StatsError, UsageError
 from triattn_local.geometry import GEOMETRIES, find_geometry, write_geometry, write_outline
-from triattn_local.gguf_file import read_gguf
-from triattn_local.model_info import read_model_info
-from triattn_local.planning import Accountant, Machine, Planner, Wish, open_header, plan_run
-from triattn_local.planning.accounting import HOST, ContextBytes, Shape, Weights
+from triattn_local.model.gguf_file import read_gguf
+from triattn_local.model.model_info import read_model_info
+from triattn_local.planning import Machine, MemoryProbe, Planner, PlanRequest, open_header, plan_run
+from triattn_local.planning.accounting import HOST, ContextBytes, Shape, WeightBytes
 from triattn_local.planning.machine import GIB, Memory, parse_cards, parse_size
 from triattn_local.planning.placement import Load, kv_by_layer, place, round_bytes
 from triattn_local.settings import Settings
@@ -45,18 +45,18 @@ def outline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def accountant(outline: Path) -> Iterator[Accountant]:
-    with Accountant(outline) as accountant:
-        yield accountant
+def probe(outline: Path) -> Iterator[MemoryProbe]:
+    with MemoryProbe(outline) as probe:
+        yield probe
 
 
 def summed(path: Path, shape: Shape) -> tuple[ContextBytes, int]:
     """The plan's numbers: the context, and everything together."""
-    with Accountant(path) as accountant:
-        context = accountant.context(shape)
-        assert sum(kv_by_layer(accountant.info, shape, context)) == context.kv
-        compute = max(context.compute_most, round_bytes(accountant.info, shape))
-        return context, accountant.weights.total + context.kv + compute
+    with MemoryProbe(path) as probe:
+        context = probe.context(shape)
+        assert sum(kv_by_layer(probe.info, shape, context)) == context.kv
+        compute = max(context.compute_most, round_bytes(probe.info, shape))
+        return context, probe.weights.total + context.kv + compute
 
 
 # what is allocated
@@ -113,16 +113,16 @@ def test_a_32b_in_few_layers_takes_what_the_plan_says(tmp_path: Path) -> None:
     path.unlink()
 
 
-def test_cells_are_budget_window_and_batch(accountant: Accountant) -> None:
-    context = accountant.context(dataclasses.replace(F16, n_ctx=131072, budget=3072))
+def test_cells_are_budget_window_and_batch(probe: MemoryProbe) -> None:
+    context = probe.context(dataclasses.replace(F16, n_ctx=131072, budget=3072))
     assert context.n_cells == 3840  # 3072 + 128 + 512 = 3712, in steps of 256
     assert context.kv == 3840 * 64 * 8 * 128 * 2 * 2
-    many = accountant.context(dataclasses.replace(F16, n_ctx=131072, budget=3072, n_seq_max=3, kv_unified=True))
+    many = probe.context(dataclasses.replace(F16, n_ctx=131072, budget=3072, n_seq_max=3, kv_unified=True))
     assert many.n_cells == 10240  # 3 x (3072 + 128) + 512
 
 
-def test_weights_are_those_of_the_file(accountant: Accountant, outline: Path) -> None:
-    weights = accountant.weights
+def test_weights_are_those_of_the_file(probe: MemoryProbe, outline: Path) -> None:
+    weights = probe.weights
     assert weights.total == sum(tensor.n_bytes or 0 for tensor in read_gguf(outline).tensors)
     assert len(weights.layers) == 64
     assert weights.input == 151936 * 5120 // 256 * 144  # Q4_K
@@ -130,8 +130,8 @@ def test_weights_are_those_of_the_file(accountant: Accountant, outline: Path) ->
 
 
 def test_a_tied_output_is_a_second_copy_on_a_card(smollm2: Path) -> None:
-    with Accountant(smollm2) as accountant:
-        weights = accountant.weights
+    with MemoryProbe(smollm2) as probe:
+        weights = probe.weights
     assert weights.shared == weights.input > 0
     load = Load(weights, (0,) * 30, 0, 0, 0)
     on_card = place(load, with_card(8 * GIB), 31)
@@ -143,9 +143,9 @@ def test_a_tied_output_is_a_second_copy_on_a_card(smollm2: Path) -> None:
 # what is chosen
 
 
-def test_32b_on_24_gib(accountant: Accountant) -> None:
+def test_32b_on_24_gib(probe: MemoryProbe) -> None:
     """Full attention at 32k does not fit, 131,072 tokens with the chosen budget do."""
-    planner = Planner(accountant, with_card(24 * GIB), Wish(n_ctx=131072))
+    planner = Planner(probe, with_card(24 * GIB), PlanRequest(n_ctx=131072))
     told = planning.report(planner, planner.choose())
     rows = {row.n_ctx: row for row in told.rows}
     assert not rows[32768].full.placement.fits
@@ -162,8 +162,8 @@ def test_32b_on_24_gib(accountant: Accountant) -> None:
     assert told.largest_budget % 256 == 0
 
 
-def test_the_largest_are_the_largest(accountant: Accountant) -> None:
-    planner = Planner(accountant, with_card(24 * GIB), Wish(n_ctx=131072))
+def test_the_largest_are_the_largest(probe: MemoryProbe) -> None:
+    planner = Planner(probe, with_card(24 * GIB), PlanRequest(n_ctx=131072))
     choice = planner.choose()
     told = planning.report(planner, choice)
     for shape, largest in (
@@ -187,15 +187,15 @@ def test_the_largest_are_the_largest(accountant: Accountant) -> None:
         (12, (2048, "f16", 36)),
     ],
 )
-def test_what_is_given_up_first(accountant: Accountant, vram: float, expected: tuple[int, str, int]) -> None:
+def test_what_is_given_up_first(probe: MemoryProbe, vram: float, expected: tuple[int, str, int]) -> None:
     """A large budget, then full-size keys, then some of the budget, then layers on the card."""
-    choice = Planner(accountant, with_card(int(vram * GIB), ram=32 * GIB), Wish()).choose()
+    choice = Planner(probe, with_card(int(vram * GIB), ram=32 * GIB), PlanRequest()).choose()
     assert (choice.shape.budget, choice.shape.type_k, choice.placement.n_gpu_layers) == expected
     assert choice.placement.fits
 
 
-def test_several_cards_are_filled_alike(accountant: Accountant) -> None:
-    choice = Planner(accountant, with_card(12 * GIB, 16 * GIB), Wish()).choose()
+def test_several_cards_are_filled_alike(probe: MemoryProbe) -> None:
+    choice = Planner(probe, with_card(12 * GIB, 16 * GIB), PlanRequest()).choose()
     one, two = choice.placement.cards
     assert choice.placement.tensor_split is not None
     assert sum(choice.placement.tensor_split) == choice.placement.n_gpu_layers == 65
@@ -204,54 +204,56 @@ def test_several_cards_are_filled_alike(accountant: Accountant) -> None:
     assert min(one.margin, two.margin) > 0
 
 
-def test_without_a_card_main_memory_is_the_limit(accountant: Accountant) -> None:
-    choice = Planner(accountant, with_card(ram=24 * GIB), Wish()).choose()
+def test_without_a_card_main_memory_is_the_limit(probe: MemoryProbe) -> None:
+    choice = Planner(probe, with_card(ram=24 * GIB), PlanRequest()).choose()
     assert choice.placement.cards == ()
     assert choice.shape.budget == 2048
     with pytest.raises(
         DoesNotFitError, match=r"needs 18\.\d GiB of RAM \(16\.0 GiB, 512 MiB of it left alone\); take a"
     ):
-        Planner(accountant, with_card(ram=16 * GIB), Wish()).choose()
+        Planner(probe, with_card(ram=16 * GIB), PlanRequest()).choose()
 
 
 @pytest.mark.parametrize(
-    ("wish", "nearest"),
+    ("wanted", "nearest"),
     [
-        (Wish(n_ctx=65536, budget="off", n_gpu_layers=65), "--budget 4096 with this context, or --ctx 36"),
+        (PlanRequest(n_ctx=65536, budget="off", n_gpu_layers=65), "--budget 4096 with this context, or --ctx 36"),
         (
-            Wish(budget=24576, n_ctx=131072, cache_type_k="f16", cache_type_v="f16", n_gpu_layers=65),
+            PlanRequest(budget=24576, n_ctx=131072, cache_type_k="f16", cache_type_v="f16", n_gpu_layers=65),
             "--cache-type-k q8_0",
         ),
-        (Wish(budget=100000, n_ctx=131072, n_gpu_layers=65), "--budget 4096"),
-        (Wish(n_parallel=64, n_gpu_layers=65), "--parallel 16"),
+        (PlanRequest(budget=100000, n_ctx=131072, n_gpu_layers=65), "--budget 4096"),
+        (PlanRequest(n_parallel=64, n_gpu_layers=65), "--parallel 16"),
     ],
 )
-def test_a_refusal_names_what_fits(accountant: Accountant, wish: Wish, nearest: str) -> None:
+def test_a_refusal_names_what_fits(probe: MemoryProbe, wanted: PlanRequest, nearest: str) -> None:
     with pytest.raises(DoesNotFitError) as refusal:
-        Planner(accountant, with_card(24 * GIB), wish).choose()
+        Planner(probe, with_card(24 * GIB), wanted).choose()
     assert refusal.value.exit_code == 4
     assert f"nearest that fits: {nearest}" in str(refusal.value)
 
 
-def test_a_wish_is_kept(accountant: Accountant) -> None:
-    wish = Wish(n_ctx=10000, budget=700, cache_type_k="q8_0", cache_type_v="f16", n_gpu_layers=10, n_parallel=2)
-    choice = Planner(accountant, with_card(24 * GIB, ram=32 * GIB), wish).choose()
+def test_a_wish_is_kept(probe: MemoryProbe) -> None:
+    wanted = PlanRequest(
+        n_ctx=10000, budget=700, cache_type_k="q8_0", cache_type_v="f16", n_gpu_layers=10, n_parallel=2
+    )
+    choice = Planner(probe, with_card(24 * GIB, ram=32 * GIB), wanted).choose()
     shape = choice.shape
     assert (shape.n_ctx, shape.budget, shape.type_k, shape.type_v, shape.n_seq_max) == (10000, 700, "q8_0", "f16", 2)
     assert choice.placement.n_gpu_layers == 10
 
 
-def test_checkpoints_lie_in_main_memory(accountant: Accountant) -> None:
-    choice = Planner(accountant, with_card(24 * GIB), Wish(checkpoint_bytes=GIB)).choose()
+def test_checkpoints_lie_in_main_memory(probe: MemoryProbe) -> None:
+    choice = Planner(probe, with_card(24 * GIB), PlanRequest(checkpoint_bytes=GIB)).choose()
     assert choice.placement.ram.checkpoints == GIB
     assert choice.checkpoint_bytes == (4096 + 128) * 64 * 8 * 128 * 2 * 2
 
 
 def test_sliding_windows_do_not_grow(gemma3: Path) -> None:
-    with Accountant(gemma3) as accountant:
-        layers = kv_by_layer(accountant.info, F16, accountant.context(F16))
+    with MemoryProbe(gemma3) as probe:
+        layers = kv_by_layer(probe.info, F16, probe.context(F16))
         longer = dataclasses.replace(F16, n_ctx=32768, budget=4096)
-        longer_layers = kv_by_layer(accountant.info, longer, accountant.context(longer))
+        longer_layers = kv_by_layer(probe.info, longer, probe.context(longer))
     full = read_model_info(gemma3).full_layers
     assert full is not None
     for il in range(18):
@@ -322,8 +324,8 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def total_of(model: str | Path, models: Path) -> int:
-    with open_header(str(model), models) as path, Accountant(path) as accountant:
-        return accountant.weights.total
+    with open_header(str(model), models) as path, MemoryProbe(path) as probe:
+        return probe.weights.total
 
 
 def test_a_header_alone_will_do(tiny: Path, tmp_path: Path) -> None:
@@ -665,7 +667,7 @@ def test_sizes() -> None:
 
 
 def test_layers_go_where_llama_cpp_puts_them() -> None:
-    load = Load(Weights(100, (10,) * 8, 30, 0), (5,) * 8, {"GPU 0": 7, HOST: 3}, 2, 0)
+    load = Load(WeightBytes(100, (10,) * 8, 30, 0), (5,) * 8, {"GPU 0": 7, HOST: 3}, 2, 0)
     half = place(load, with_card(24 * GIB), 5)  # the output, and the last four
     assert (half.cards[0].weights, half.cards[0].kv, half.cards[0].compute, half.cards[0].n_layers) == (70, 20, 7, 4)
     assert (half.ram.weights, half.ram.kv, half.ram.compute, half.ram.n_layers) == (140, 20, 3, 4)

@@ -14,15 +14,17 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from triattn_local import console, devices, paths, store
-from triattn_local.atomic import atomic_write, check_writable, write_whole
+from triattn_local import store
 from triattn_local.calib_tools.corpus import read_corpus
 from triattn_local.cli import run_app
+from triattn_local.engine import devices
 from triattn_local.errors import DoesNotFitError, StateError, TriattnError, UsageError, from_system
 from triattn_local.evaluation.tasks.reasoning import read_problems
 from triattn_local.evaluation.texts import read_text
 from triattn_local.sessions import SessionStore, import_file, refusals
 from triattn_local.settings import Settings
+from triattn_local.support import console, paths
+from triattn_local.support.atomic import atomic_write, check_writable, write_whole
 
 BOM = b"\xef\xbb\xbf"
 LONG = "n" * 300
@@ -137,7 +139,7 @@ def test_a_containers_limit_is_what_is_free(tmp_path: Path) -> None:
 def test_a_limit_of_the_process_is_what_is_free(tmp_path: Path) -> None:
     script = (
         "import resource\n"
-        "from triattn_local.devices import free_memory\n"
+        "from triattn_local.engine.devices import free_memory\n"
         "before = free_memory()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))\n"
         "assert free_memory() < min(before, 1 << 31)\n"

@@ -14,15 +14,15 @@ import pytest
 from centres import observed
 from packed import Packed, stats_for
 
-import triattn_local.report
+import triattn_local.inspection
 from triattn_local.calib_tools import measure as calib_measure
 from triattn_local.cli import run_app
-from triattn_local.evidence import Evidence
-from triattn_local.inspection import inspect_model
-from triattn_local.metadata import write_with_stats
-from triattn_local.model_info import ModelInfo, read_model_info
-from triattn_local.report.figures import pictures
-from triattn_local.report.page import page
+from triattn_local.inspection.describe import inspect_model
+from triattn_local.inspection.evidence import Evidence
+from triattn_local.inspection.figures import pictures
+from triattn_local.inspection.page import page
+from triattn_local.model.metadata import write_with_stats
+from triattn_local.model.model_info import ModelInfo, read_model_info
 
 # the package of commands has a command of the same name
 cli_inspect = importlib.import_module("triattn_local.cli.inspect")
@@ -133,9 +133,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("triattn_local.report.figures", "triattn_local.report.page", "triattn_local.plotting"):
+    for name in ("triattn_local.inspection.figures", "triattn_local.inspection.page", "triattn_local.support.plotting"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.delattr(triattn_local.report, "figures", raising=False)
+    monkeypatch.delattr(triattn_local.inspection, "figures", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # an import of it fails
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from tiny_models import write_tiny
 
-from triattn_local.atomic import atomic_write
 from triattn_local.calib_tools.checkpoint import Checkpoint, read_checkpoint, saved_task, write_checkpoint
 from triattn_local.calib_tools.convert import convert
 from triattn_local.errors import CalibrationError, UsageError
-from triattn_local.metadata import read_stats
+from triattn_local.model.metadata import read_stats
+from triattn_local.support.atomic import atomic_write
 
 ENGINES = ("torch", "runtime")
 
@@ -129,7 +129,7 @@ _KILLER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 from triattn_local.calib_tools import calibrate, convert, engine_runtime, engine_torch
-from triattn_local import metadata
+from triattn_local.model import metadata
 
 model, out, engine, n_kill = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 saved = out.with_name(out.name + ".checkpoint")

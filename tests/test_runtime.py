@@ -14,12 +14,12 @@ from engine import Engine
 from packed import U32, Packed
 from texts import prose
 
-from triattn_local.cache_layout import cache_layout
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
+from triattn_local.engine.cache_layout import cache_layout
+from triattn_local.engine.runtime import Done, Prefill, Runtime, Token
 from triattn_local.errors import StateError, StatsError, UsageError
 from triattn_local.evaluation.texts import read_text
-from triattn_local.model_info import read_model_info
-from triattn_local.runtime import Done, Prefill, Runtime, Token
+from triattn_local.model.model_info import read_model_info
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +117,7 @@ _CONTINUE = """
 import json, sys
 from pathlib import Path
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
-from triattn_local.runtime import Runtime, Token
+from triattn_local.engine.runtime import Runtime, Token
 model, saved, n = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 with Runtime.load(model, RuntimeConfig(n_ctx=4096), EvictionConfig(budget_tokens=256, window=32)) as rt:
     rt.load_state(saved)

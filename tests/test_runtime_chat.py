@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from triattn_local import Runtime
-from triattn_local.aio import in_thread
+from triattn_local.answers.tool_calls import ToolCall, ToolCallSplitter, for_template
 from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.runtime import Done, Prefill, Text
-from triattn_local.tool_calls import ToolCall, ToolCallSplitter, for_template
+from triattn_local.engine.runtime import Done, Prefill, Text
+from triattn_local.support.aio import in_thread
 
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
@@ -156,7 +156,7 @@ def test_chat(qwen25_triattn: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", ["agent.py", "asyncio_chat.py", "llama_cpp_llama.py"])
+@pytest.mark.parametrize("example", ["agent.py", "asyncio_chat.py", "llama_cpp_llama.py", "rankings.py"])
 def test_examples_run(example: str, smollm2_triattn: Path) -> None:
     command = [sys.executable, EXAMPLES / example, smollm2_triattn, "Say hello."]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from triattn_local import Runtime
+from triattn_local.answers.messages import for_templates
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
+from triattn_local.engine.runtime import Event, Token
 from triattn_local.errors import ModelNotFoundError, StateError, TriattnError, UsageError
-from triattn_local.messages import for_templates
-from triattn_local.runtime import Event, Token
 
 EVICTION = EvictionConfig(budget_tokens=256, window=64)
 CONFIG = RuntimeConfig(n_ctx=1024, n_threads=1)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triattn_local.scoring import (
+from triattn_local.model.scoring import (
     RopeParams,
     combine,
     future_offsets,

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triattn_local import doctor, native, scoring, selftest
-from triattn_local.devices import Device, devices
+from triattn_local import doctor, selftest
+from triattn_local.engine import native
+from triattn_local.engine.devices import Device, devices
+from triattn_local.model import scoring
 
 TESTABLE = [device for device in devices() if device.is_gpu or device.kind == "cpu"]
 
@@ -100,7 +102,7 @@ def test_doctor_fails_when_a_self_test_does(cpu: Device, monkeypatch: pytest.Mon
 
 
 def test_doctor_tells_a_backend_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    from triattn_local import devices as module
+    from triattn_local.engine import devices as module
 
     built = module.backends()
     monkeypatch.setattr(module, "backends", lambda: [*built, "CUDA"])

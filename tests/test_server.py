@@ -24,7 +24,7 @@ from texts import prose
 from triattn_local.config import EvictionConfig, RuntimeConfig
 from triattn_local.errors import DoesNotFitError, TriattnError, UsageError
 from triattn_local.server.api import Api
-from triattn_local.server.child import Child, Keeper, Line, why_it_ended
+from triattn_local.server.child import Line, ServerProcess, Supervisor, why_it_ended
 from triattn_local.server.choose import check_port, choose, free_port
 from triattn_local.server.command import ServerConfig, command, environment, executable, is_loopback
 from triattn_local.server.handed_on import NEUTRAL, check_flags, flags_of, unheeded
@@ -259,17 +259,19 @@ def test_log_lines() -> None:
     assert Line.read('{"level":"odd","msg":"x"}') == Line("info", "x")
 
 
-def keeper(script: str, tmp_path: Path, *, max_restarts: int = 2, start_s: float = 60) -> tuple[Keeper, list[Line]]:
+def supervisor(
+    script: str, tmp_path: Path, *, max_restarts: int = 2, start_s: float = 60
+) -> tuple[Supervisor, list[Line]]:
     """Keeps a Python script, which is ready as soon as it wrote a file."""
     log: list[Line] = []
     ready = tmp_path / "ready"
 
-    def start() -> Child:
+    def start() -> ServerProcess:
         ready.unlink(missing_ok=True)
         line = [sys.executable, "-c", f"import sys, time, os, signal; ready = {str(ready)!r}\n{script}"]
-        return Child(line, os.environ, log.append)
+        return ServerProcess(line, os.environ, log.append)
 
-    return Keeper(start, ready.exists, log.append, max_restarts, start_s=start_s), log
+    return Supervisor(start, ready.exists, log.append, max_restarts, start_s=start_s), log
 
 
 READY = "open(ready, 'w').close()\n"
@@ -277,7 +279,7 @@ READY = "open(ready, 'w').close()\n"
 
 def test_a_child_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     script = """print('{"level":"error","msg":"the reason"}'); sys.exit(3)"""
-    kept, _ = keeper(script, tmp_path)
+    kept, _ = supervisor(script, tmp_path)
     with pytest.raises(TriattnError, match="ended with code 3: the reason"):
         kept.run(lambda pid: None)
 
@@ -287,7 +289,7 @@ def test_a_child_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("triattn_local.server.child.GRACE_S", 0.5)
     script = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if deaf else ""
     script += """for i in range(9): print(f'{{"level":"info","msg":"line {i}"}}', flush=True)\ntime.sleep(600)"""
-    kept, _ = keeper(script, tmp_path, start_s=1.0)
+    kept, _ = supervisor(script, tmp_path, start_s=1.0)
     start = time.monotonic()
     with pytest.raises(TriattnError, match=r"after 1 s; it said at last: line 4 \| .* \| line 8; --start-timeout"):
         kept.run(lambda pid: None)
@@ -298,13 +300,13 @@ def test_one_that_answers_no_more_after_a_crash_is_given_up(tmp_path: Path) -> N
     once = tmp_path / "once"
     script = f"first = not os.path.exists({str(once)!r}); open({str(once)!r}, 'w').close()\n"
     script += f"if not first: time.sleep(600)\n{READY}time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)"
-    kept, _ = keeper(script, tmp_path, start_s=2.0)
+    kept, _ = supervisor(script, tmp_path, start_s=2.0)
     with pytest.raises(TriattnError, match="does not answer after 2 s"):
         kept.run(lambda pid: None)
 
 
 def test_crashes_are_mended_up_to_a_limit(tmp_path: Path) -> None:
-    kept, log = keeper(READY + "time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)", tmp_path)
+    kept, log = supervisor(READY + "time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)", tmp_path)
     pids: list[int] = []
     with pytest.raises(TriattnError, match="crashed 3 times within 10 minutes, at last it was ended by SIGKILL"):
         kept.run(pids.append)
@@ -313,24 +315,24 @@ def test_crashes_are_mended_up_to_a_limit(tmp_path: Path) -> None:
 
 
 def test_an_end_without_error_is_an_end(tmp_path: Path) -> None:
-    kept, _ = keeper(READY + "time.sleep(0.5)", tmp_path)
+    kept, _ = supervisor(READY + "time.sleep(0.5)", tmp_path)
     assert kept.run(lambda pid: None) is None
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signals_stop_the_child(tmp_path: Path, signum: int) -> None:
-    kept, _ = keeper(READY + "time.sleep(600)", tmp_path)
+    kept, _ = supervisor(READY + "time.sleep(600)", tmp_path)
     assert kept.run(lambda pid: os.kill(os.getpid(), signum)) == signum
 
 
 def test_a_signal_while_it_starts(tmp_path: Path) -> None:
-    kept, _ = keeper("time.sleep(600)", tmp_path)
+    kept, _ = supervisor("time.sleep(600)", tmp_path)
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     assert kept.run(lambda pid: None) == signal.SIGTERM
 
 
 def test_a_deaf_child_is_killed_by_the_second_signal(tmp_path: Path) -> None:
-    kept, _ = keeper("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + READY + "time.sleep(600)", tmp_path)
+    kept, _ = supervisor("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + READY + "time.sleep(600)", tmp_path)
 
     def press_twice(pid: int) -> None:
         for delay in (0.2, 0.6):
@@ -350,7 +352,7 @@ def test_a_deaf_child_is_killed_by_the_second_signal(tmp_path: Path) -> None:
     ],
 )
 def test_why_it_ended(said: str, error: type[TriattnError]) -> None:
-    child = Child(
+    child = ServerProcess(
         [sys.executable, "-c", f"print({json.dumps(json.dumps({'level': 'error', 'msg': said}))})"], {}, print
     )
     child.wait()

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from triattn_local.engine.snapshot import Snapshot
 from triattn_local.errors import StateError, TriattnError, UsageError
 from triattn_local.sessions import (
     Attachment,
     Message,
     SessionStore,
-    Shelf,
+    SnapshotCache,
     from_json,
     from_markdown,
     import_file,
@@ -27,7 +28,6 @@ from triattn_local.sessions import (
     to_markdown,
 )
 from triattn_local.sessions.model import newest_leaf, path_to, siblings
-from triattn_local.snapshot import Snapshot
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_preferences(store: SessionStore) -> None:
     assert store.preference("theme") == "dracula"
 
 
-# the shelf
+# snapshots
 
 
 def snapshot(n_bytes: int, tokens: tuple[int, ...] = (1, 2)) -> Snapshot:
@@ -292,49 +292,51 @@ def snapshot(n_bytes: int, tokens: tuple[int, ...] = (1, 2)) -> Snapshot:
 
 
 def test_memory_keeps_what_was_used_last_within_its_limit() -> None:
-    shelf = Shelf(None, memory_bytes=250, disk_bytes=0)
-    shelf.put("s", 1, snapshot(100))
-    shelf.put("s", 2, snapshot(100))
-    assert shelf.find("s", 1) is not None
-    shelf.put("s", 3, snapshot(100))
-    assert shelf.find("s", 2) is None, "1 was used since"
-    assert shelf.find("s", 1) is not None
-    assert shelf.memory_bytes == 200
-    shelf.put("s", 4, snapshot(300))
-    assert shelf.find("s", 4) is None
-    assert shelf.memory_bytes == 200
-    shelf.forget("s")
-    assert shelf.memory_bytes == 0
-    shelf.close()
+    snapshots = SnapshotCache(None, memory_bytes=250, disk_bytes=0)
+    snapshots.put("s", 1, snapshot(100))
+    snapshots.put("s", 2, snapshot(100))
+    assert snapshots.find("s", 1) is not None
+    snapshots.put("s", 3, snapshot(100))
+    assert snapshots.find("s", 2) is None, "1 was used since"
+    assert snapshots.find("s", 1) is not None
+    assert snapshots.memory_bytes == 200
+    snapshots.put("s", 4, snapshot(300))
+    assert snapshots.find("s", 4) is None
+    assert snapshots.memory_bytes == 200
+    snapshots.forget("s")
+    assert snapshots.memory_bytes == 0
+    snapshots.close()
 
 
 def test_disk_outlives_the_shelf_and_keeps_its_limit(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, memory_bytes=0, disk_bytes=2000)
+    snapshots = SnapshotCache(tmp_path, memory_bytes=0, disk_bytes=2000)
     for i in range(5):
-        shelf.put("s", i, snapshot(400, (i,)))
-    shelf.put("s", 9, snapshot(100), on_disk=False)
-    shelf.wait()
-    assert shelf.disk_bytes <= 2000
-    shelf.close()
-    shelf = Shelf(tmp_path, memory_bytes=0, disk_bytes=2000)
-    found = shelf.find("s", 4)
+        snapshots.put("s", i, snapshot(400, (i,)))
+    snapshots.put("s", 9, snapshot(100), on_disk=False)
+    snapshots.wait()
+    assert snapshots.disk_bytes <= 2000
+    snapshots.close()
+    snapshots = SnapshotCache(tmp_path, memory_bytes=0, disk_bytes=2000)
+    found = snapshots.find("s", 4)
     assert found is not None
     assert (found.origin, found.snapshot.tokens) == ("disk", [4])
-    assert shelf.find("s", 0) is None
-    assert shelf.find("s", 9) is None
+    assert snapshots.find("s", 0) is None
+    assert snapshots.find("s", 9) is None
     (tmp_path / "s" / "4.tri").write_bytes(b"damaged")
-    assert shelf.find("s", 4) is None
-    shelf.forget("s")
-    shelf.close()
+    assert snapshots.find("s", 4) is None
+    snapshots.forget("s")
+    snapshots.close()
     assert list(tmp_path.glob("*/*")) == []
 
 
 def test_a_disk_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     said: list[str] = []
     (tmp_path / "file").touch()
-    shelf = Shelf(tmp_path / "file", memory_bytes=0, disk_bytes=1000, on_error=lambda error: said.append(str(error)))
-    shelf.put("s", 1, snapshot(100))
-    shelf.close()
+    snapshots = SnapshotCache(
+        tmp_path / "file", memory_bytes=0, disk_bytes=1000, on_error=lambda error: said.append(str(error))
+    )
+    snapshots.put("s", 1, snapshot(100))
+    snapshots.close()
     assert len(said) == 1
 
 

@@ -10,8 +10,8 @@ import pytest
 from packed import Packed, stats_for
 
 from triattn_local.errors import StatsError
-from triattn_local.model_info import ModelInfo, read_model_info
-from triattn_local.stats import TriattnStats, band_magnitude, bands, head_dim_of
+from triattn_local.model.model_info import ModelInfo, read_model_info
+from triattn_local.model.stats import TriattnStats, band_magnitude, bands, head_dim_of
 
 
 @pytest.fixture

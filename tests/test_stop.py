@@ -13,10 +13,10 @@ from engine import Engine
 from machine import slowness
 from texts import prose
 
-from triattn_local import native
 from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.runtime import Done, Prefill, Runtime, Token
-from triattn_local.stop import Stop
+from triattn_local.engine import native
+from triattn_local.engine.runtime import Done, Prefill, Runtime, Token
+from triattn_local.support.stop import Stop
 
 pytestmark = pytest.mark.slow
 

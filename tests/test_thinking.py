@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from triattn_local.thinking import HARMONY, KNOWN, THINK, Marks, ThinkingSplitter, TokenSplitter, marks_of
-from triattn_local.tool_calls import ToolCall, ToolCallSplitter
+from triattn_local.answers.thinking import HARMONY, KNOWN, THINK, Marks, ThinkingSplitter, TokenSplitter, marks_of
+from triattn_local.answers.tool_calls import ToolCall, ToolCallSplitter
 
 
 def split(text: str, size: int, marks: tuple = (THINK,), prompt: str = "") -> dict[str, str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from triattn_local.config import RuntimeConfig
-from triattn_local.contexts import Model
-from triattn_local.threads import LOOK_S, Threads, used_s
+from triattn_local.engine.contexts import Model
+from triattn_local.support.threads import LOOK_S, Threads, used_s
 
 
 class Machine:

@@ -18,7 +18,6 @@ from texts import prose
 from tiny_models import write_tiny
 
 import triattn_local.calib_tools.choose as choose_module
-from triattn_local.architectures import RopeType
 from triattn_local.calib_tools.accumulate import HeadSums
 from triattn_local.calib_tools.calibrate import calibrate
 from triattn_local.calib_tools.corpus import Corpus, Document, bundled_corpus
@@ -27,11 +26,12 @@ from triattn_local.calib_tools.engine_runtime import RuntimeEngine
 from triattn_local.calib_tools.engine_torch import Hidden, TorchEngine
 from triattn_local.calib_tools.tokens import SKIP_TOKENS, open_vocabulary, sequences
 from triattn_local.calib_tools.weights import Weights
-from triattn_local.devices import Device
+from triattn_local.engine.devices import Device
 from triattn_local.errors import CalibrationError
-from triattn_local.gguf_file import ValueType
-from triattn_local.model_info import read_model_info
-from triattn_local.stats import TriattnStats
+from triattn_local.model.architectures import RopeType
+from triattn_local.model.gguf_file import ValueType
+from triattn_local.model.model_info import read_model_info
+from triattn_local.model.stats import TriattnStats
 
 CPU = torch.device("cpu")
 Seen = dict[tuple[int, str], np.ndarray]

@@ -11,11 +11,11 @@ from packed import I32, STRING, U32, Packed
 from retouched import Value, retouched
 from tiny_models import write_tiny
 
-from triattn_local import trial
+from triattn_local.engine import trial
+from triattn_local.engine.runtime import Runtime, check_stats
 from triattn_local.errors import ModelNotFoundError, TriattnError
-from triattn_local.gguf_file import ValueType, read_gguf
-from triattn_local.model_info import read_model_info
-from triattn_local.runtime import Runtime, check_stats
+from triattn_local.model.gguf_file import ValueType, read_gguf
+from triattn_local.model.model_info import read_model_info
 
 V = ValueType
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from triattn_local import turns
 from triattn_local.errors import StateError
-from triattn_local.turns import Turns
+from triattn_local.support import turns
+from triattn_local.support.turns import Turns
 
 
 class Thing:

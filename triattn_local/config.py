@@ -18,6 +18,7 @@ Policy = Literal["triattention", "streaming", "knorm", "random"]
 Terms = Literal["both", "trig", "norm"]
 Offsets = Literal["geometric", "linear"]
 Aggregate = Literal["mean", "max"]
+Cold = Literal["off", "auto"] | int
 
 MODES: tuple[Mode, ...] = ("shared", "per-head", "per-layer-head")
 POLICIES: tuple[Policy, ...] = ("triattention", "streaming", "knorm", "random")
@@ -113,8 +114,29 @@ class EvictionConfig:
     keys alone decide, as in the paper"""
     seed: int = 0
     """seed of the `random` policy"""
+    cold: Cold = "off"
+    """host memory for rows that were evicted, which come back when the last queries want them: off, auto (three quarters
+    of what is free), or bytes"""
+    recall: float = 0.33
+    """part of the budget that what comes back may take"""
+    recall_block: int = 16
+    """tokens that come back together at the end of a prompt"""
+    recall_queries: int = 24
+    """last queries of a prompt that its end is compared with"""
+    recall_period: int = 16
+    """tokens between recalls while text streams; 0: none"""
 
     def __post_init__(self) -> None:
+        if self.cold not in ("off", "auto"):
+            _whole(self, {"cold": "--cold"}, low=1, high=2**42)
+        _real(self, {"recall": "recall"})
+        if not 0 <= self.recall <= 0.9:
+            raise UsageError(f"must be from 0 to 0.9, not {self.recall}", where="recall")
+        _whole(self, {"recall_block": "recall_block"}, low=1, high=1024)
+        for name in ("recall_queries", "recall_period"):
+            _whole(self, {name: name}, low=0, high=1024)
+        if not self.recall_queries + self.recall_period:
+            raise UsageError("queries and period are both 0: nothing would come back", where="recall_queries")
         _choice("mode", self.mode, MODES)
         _choice("policy", self.policy, POLICIES)
         _choice("aggregate", self.aggregate, AGGREGATES)

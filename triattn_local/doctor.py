@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import __version__
 from .errors import TriattnError, UsageError, from_system
-from .paths import exists, is_dir, is_file
 from .settings import Settings, default_config_path, unknown_variables
+from .support.formats import size
+from .support.paths import exists, is_dir, is_file
+from .version import __version__
 
 if TYPE_CHECKING:
-    from .devices import Device
+    from .engine.devices import Device
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -102,7 +103,7 @@ def _models(settings: Settings) -> Check:
 
 
 def _library() -> Check:
-    from . import native
+    from .engine import native
 
     native.library()
     import llama_cpp
@@ -128,7 +129,7 @@ def _build() -> Check:
 
 
 def _backends() -> Check:
-    from .devices import backends, devices
+    from .engine.devices import backends, devices
 
     built = backends()
     used = {device.backend for device in devices()}
@@ -144,13 +145,13 @@ def _backends() -> Check:
 
 def _devices() -> Iterator[Check]:
     """Each device, and whether it scores and moves as it should."""
-    from .devices import devices, nvidia_driver
+    from .engine.devices import devices, nvidia_driver
 
     driver = nvidia_driver()
     for device in devices():
         told = device.description
         if device.total_bytes:
-            told += f", {device.free_bytes / 2**30:.1f} of {device.total_bytes / 2**30:.1f} GiB free"
+            told += f", {size(device.free_bytes)} of {size(device.total_bytes)} free"
         if driver and device.backend == "CUDA":
             told += f", driver {driver}"
         yield Check(device.name, "ok", told)
@@ -193,7 +194,7 @@ def _torch() -> Check:
 
 
 def _model(path: Path, settings: Settings) -> Iterator[Check]:
-    from .inspection import inspect_model
+    from .inspection.describe import inspect_model
 
     try:
         report = inspect_model(path, sidecar=settings.stats)

@@ -17,16 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from . import native, scoring
-from .cache_rows import read_rows
 from .config import EvictionConfig, RuntimeConfig
-from .contexts import Context, Model
-from .devices import Device
+from .engine import native
+from .engine.cache_rows import read_rows
+from .engine.contexts import Context, Model
+from .engine.devices import Device
 from .errors import TriattnError
 from .geometry import Geometry, write_geometry
-from .metadata import read_stats
-from .model_info import ModelInfo, read_model_info
-from .stats import TriattnStats
+from .model import scoring
+from .model.metadata import read_stats
+from .model.model_info import ModelInfo, read_model_info
+from .model.stats import TriattnStats
 
 TOLERANCE = 1e-3
 """largest error of a score, as a part of the range of its head's scores"""

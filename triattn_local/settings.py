@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -28,13 +30,14 @@ from .config import (
     OFFSETS,
     POLICIES,
     TERMS,
+    Cold,
     EvictionConfig,
     RuntimeConfig,
     SamplingConfig,
     ThinkingConfig,
 )
 from .errors import UsageError
-from .paths import decode, expanded
+from .support.paths import decode, expanded
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -124,6 +127,19 @@ def _budget(value: object) -> int | None:
         return _integer(value)
     except ValueError as error:
         raise ValueError(f"{error}, off") from None
+
+
+def _cold(value: object) -> Cold:
+    """``off``, ``auto``, or bytes with or without a unit."""
+    word = value.strip() if isinstance(value, str) else value
+    if word in ("off", "auto"):
+        return word  # type: ignore[return-value]  # one of the two
+    units = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    number, unit = (re.fullmatch(r"([0-9.]+)\s*([a-z]*)", str(word).lower()) or re.match("()()", "")).groups()  # type: ignore[union-attr]
+    try:
+        return math.ceil(float(number) * units[unit])
+    except (ValueError, KeyError):
+        raise ValueError("off, auto or a number of bytes such as 8GiB") from None
 
 
 def _number(value: object) -> float:
@@ -231,6 +247,23 @@ class Settings:
 
     weight_v: float = _setting(
         EvictionConfig.weight_v, _number, None, "How much the length of a token's value counts; 0 as in the paper."
+    )
+
+    cold: Cold = _setting(
+        EvictionConfig.cold,
+        _cold,
+        "--cold",
+        "Memory of this machine for what was evicted, to bring back what is asked for: off, auto or bytes (8GiB).",
+    )
+    recall: float = _setting(EvictionConfig.recall, _number, None, "Part of the budget that what comes back may take.")
+    recall_block: int = _setting(
+        EvictionConfig.recall_block, _integer, None, "Tokens that come back together at the end of a prompt."
+    )
+    recall_queries: int = _setting(
+        EvictionConfig.recall_queries, _integer, None, "Last queries of a prompt that its end is compared with."
+    )
+    recall_period: int = _setting(
+        EvictionConfig.recall_period, _integer, None, "Tokens between recalls while text streams; 0: none."
     )
 
     cache_type_k: str = _setting(
@@ -434,6 +467,11 @@ class Settings:
                 offset_max=self.offset_max,
                 weight_v=self.weight_v,
                 seed=self.seed,
+                cold=self.cold,
+                recall=self.recall,
+                recall_block=self.recall_block,
+                recall_queries=self.recall_queries,
+                recall_period=self.recall_period,
             )
         )
 
@@ -516,6 +554,8 @@ _BEHIND: dict[str, tuple[str, ...]] = {
     "--offset-max": ("offset_max",),
     "offset_max": ("offset_max",),
     "weight_v": ("weight_v",),
+    "--cold": ("cold",),
+    **{name: (name,) for name in ("recall", "recall_block", "recall_queries", "recall_period")},
     "n_ctx": ("ctx",),
     "n_batch": ("batch",),
     "n_ubatch": ("batch",),

@@ -17,22 +17,30 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from triattn_local.config import SamplingConfig, ThinkingConfig
-from triattn_local.conversation import Retained
+from triattn_local.engine.runtime import RuntimeStats
 from triattn_local.errors import TriattnError, UsageError
-from triattn_local.inspection import glance
-from triattn_local.paths import is_file
-from triattn_local.runtime import RuntimeStats
-from triattn_local.sessions import Message, Session, SessionStore, Shelf
+from triattn_local.inspection.describe import glance
+from triattn_local.sessions import Message, Session, SessionStore, SnapshotCache
+from triattn_local.sessions.conversation import Retained
 from triattn_local.settings import SAMPLING, Settings
+from triattn_local.support.paths import is_file
 
 from .engine import Engine
 from .few_colors import ReadableOnLight
 from .jobs import Job, JobDone, JobProgress
-from .keys import check_keys
+from .keys import Group, check_keys, group
 from .screens.chat import ChatScreen
+from .screens.help import HelpScreen
+from .screens.map import MapScreen
+from .screens.models import ModelsScreen
+from .screens.sessions import SessionsScreen
+from .screens.settings import SettingsScreen
 from .session import OpenSession
 from .terminal_keys import ChatDriver
 from .theme import DEFAULT, THEMES
+from .widgets.code_block import CodeBlock
+from .widgets.messages import MessageWidget
+from .widgets.prompt import Prompt
 
 PURGE_S = 7 * 24 * 3600
 """seconds that a deleted session can still be brought back by hand"""
@@ -50,6 +58,18 @@ class Start:
     system: str = ""
     evict: bool = True
     verbose: bool = False
+
+
+def key_groups() -> list[Group]:
+    """All keys that have a name, in the order of the help."""
+    return [
+        group("Writing", Prompt),
+        group("Anywhere", ChatScreen, ChatApp),
+        group("On a message (Shift+Tab from the prompt)", MessageWidget),
+        group("On a code block", CodeBlock),
+        group("In the list of sessions", SessionsScreen),
+        group("In the list of models", ModelsScreen),
+    ]
 
 
 class ChatApp(App[None]):
@@ -86,14 +106,14 @@ class ChatApp(App[None]):
         for own in THEMES:
             self.register_theme(own)
         self.store = SessionStore(settings.sessions)
-        self.shelf = Shelf(
+        self.snapshots = SnapshotCache(
             settings.sessions / "snapshots",
             memory_bytes=settings.snapshot_memory << 20,
             disk_bytes=settings.snapshot_disk << 20,
             on_error=self._no_snapshot,
         )
         for gone in self.store.purge(PURGE_S):
-            self.shelf.forget(gone)
+            self.snapshots.forget(gone)
         self._remembered: dict[str, Any] = {}
         """preferences as they are, also those that could not be stored"""
         theme = settings.theme or self.store.preference("theme", DEFAULT)
@@ -106,7 +126,7 @@ class ChatApp(App[None]):
                 )
             theme = DEFAULT
         self.theme = theme
-        check_keys(settings.keys, settings.origins.get("keys"))
+        check_keys(settings.keys, key_groups(), settings.origins.get("keys"))
         self.set_keymap(dict(settings.keys))
         self.session = OpenSession(self.store, self._first_session(), system=self.start.system)
         from_file = settings.is_given("system") and settings.origins["system"] != "--system"
@@ -125,7 +145,7 @@ class ChatApp(App[None]):
         self.map_open = False
         self._leaves = False
         self.chat = ChatScreen(settings.keys)
-        self.engine = Engine(self.chat.post_message, self.store, self.shelf)
+        self.engine = Engine(self.chat.post_message, self.store, self.snapshots)
         self.job = Job(self.post_message, settings.models)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
@@ -222,8 +242,6 @@ class ChatApp(App[None]):
     # ------------------------------------------------------------------- jobs
 
     def on_job_progress(self, event: JobProgress) -> None:
-        from .screens.models import ModelsScreen
-
         if isinstance(self.screen, ModelsScreen):
             self.screen.show_progress(event)
         percent = f" {100 * event.done // event.total} %" if event.total else ""
@@ -231,8 +249,6 @@ class ChatApp(App[None]):
             self.chat.status.state, self.chat.status.busy = f"{event.stage}{percent}", True
 
     def on_job_done(self, event: JobDone) -> None:
-        from .screens.models import ModelsScreen
-
         if not self.chat.busy:
             self.chat.status.state, self.chat.status.busy = "ready" if self.model else "no model", False
         if isinstance(self.screen, ModelsScreen):
@@ -290,40 +306,28 @@ class ChatApp(App[None]):
             self.notify("Ctrl+Q leaves.")
 
     def action_help(self) -> None:
-        from .screens.help import HelpScreen
-
-        self._push(HelpScreen())
+        self._push(HelpScreen(key_groups(), self.settings.keys))
 
     def action_sessions(self) -> None:
-        from .screens.sessions import SessionsScreen
-
         if self.chat.busy:
             self.notify("An answer is coming; Esc stops it.", severity="warning")
             return
         self._push(SessionsScreen())
 
     def action_models(self) -> None:
-        from .screens.models import ModelsScreen
-
         self._push(ModelsScreen())
 
     def action_settings(self, ctx: int | None = None) -> None:
         """F4; with a context that is proposed."""
-        from .screens.settings import SettingsScreen
-
         self._push(SettingsScreen(ctx))
 
     def action_map(self) -> None:
-        from .screens.map import MapScreen
-
         self.map_open = True
         self.engine.map_wanted = True
         self._push(MapScreen())
         self.engine.look(self.session.id, self.session.read)
 
     def show_map(self, retained: Retained, path: Sequence[Message]) -> None:
-        from .screens.map import MapScreen
-
         if isinstance(self.screen, MapScreen):
             self.screen.show(retained, path)
 
@@ -348,6 +352,6 @@ class ChatApp(App[None]):
         """Stop the work, write what is left, let go of the session: after the screen has gone."""
         self.job.stop()
         self.engine.close()
-        self.shelf.close()
+        self.snapshots.close()
         with contextlib.suppress(Exception):
             self.store.close()

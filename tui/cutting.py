@@ -20,7 +20,7 @@ _PLAIN = re.compile(r"[^\s\-*+>|\d#`~<]")
 
 
 @dataclass(frozen=True)
-class Piece:
+class MarkdownPiece:
     """Some paragraphs, or a part of one block."""
 
     text: str
@@ -30,18 +30,18 @@ class Piece:
     """it goes on with the block that the piece before it ends with"""
 
 
-def pieces(text: str, opening: str = "", follows: bool = False) -> list[Piece]:
+def pieces(text: str, opening: str = "", follows: bool = False) -> list[MarkdownPiece]:
     """Cut a text; the texts of the pieces, joined, are the text.
 
     A text that grows is cut where it was: what is left as the last piece is all that can change.
 
     :param opening, follows: of the first piece
     """
-    found: list[Piece] = []
+    found: list[MarkdownPiece] = []
     while (cut := _cut(text, opening)) is not None:
-        found.append(Piece(text[: cut.at], opening, follows))
+        found.append(MarkdownPiece(text[: cut.at], opening, follows))
         text, opening, follows = text[cut.at :], cut.opening, cut.follows
-    return [*found, Piece(text, opening, follows)]
+    return [*found, MarkdownPiece(text, opening, follows)]
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,16 @@ from pathlib import Path
 from textual.message import Message as TextualMessage
 
 from triattn_local import planning
-from triattn_local import runtime as runtime_module
+from triattn_local.answers.thinking import TextKind
 from triattn_local.config import SamplingConfig, ThinkingConfig
-from triattn_local.conversation import Answered, Conversation, Piece, Ready, Settled, TooLongError
+from triattn_local.engine import runtime as runtime_module
+from triattn_local.engine.runtime import Prefill
 from triattn_local.errors import TriattnError, from_system
-from triattn_local.runtime import Prefill
-from triattn_local.sessions import Message, SessionStore, Shelf, State
+from triattn_local.sessions import Message, SessionStore, SnapshotCache, State
+from triattn_local.sessions.conversation import Answered, Conversation, Piece, Ready, Settled, TooLongError
 from triattn_local.settings import Settings
-from triattn_local.stop import Stop
 from triattn_local.store import demo_sampling
-from triattn_local.thinking import Kind
+from triattn_local.support.stop import Stop
 
 from . import events
 from .numbers import Numbers
@@ -58,17 +58,17 @@ class Turn:
 class Engine:
     """Loads, answers, settles, looks; ``post`` takes its messages from any thread."""
 
-    def __init__(self, post: Callable[[TextualMessage], object], store: SessionStore, shelf: Shelf) -> None:
+    def __init__(self, post: Callable[[TextualMessage], object], store: SessionStore, snapshots: SnapshotCache) -> None:
         self._post = post
         self._store = store
-        self._shelf = shelf
+        self._snapshots = snapshots
         self._thread = ThreadPoolExecutor(1, "engine")
         self._conversation: Conversation | None = None
         self._vocabulary_in_use = threading.Lock()
         """held while another thread counts tokens, and while the model they are counted with is freed"""
         self._stop = Stop()
         self._settling = Stop()
-        self.pieces: deque[tuple[Kind, str, int]] = deque()
+        self.pieces: deque[tuple[TextKind, str, int]] = deque()
         """(kind, text, tokens of this kind so far) of the answer that is coming"""
         self.map_wanted = False
         """whether somebody looks at what every head holds"""
@@ -138,7 +138,7 @@ class Engine:
         except BaseException as error:  # the interface waits for one of the two
             self._post(events.LoadFailed(path, _found(error)))
             return
-        self._conversation = Conversation(rt, self._shelf)
+        self._conversation = Conversation(rt, self._snapshots)
         self._numbers = Numbers(rt.stats())
         suggested = {**demo_sampling(path), **rt.suggested_sampling()}
         self._post(events.Loaded(path, rt.stats(), rt.eviction, plan.why, suggested))
@@ -237,7 +237,7 @@ class Engine:
         if self.map_wanted and (now or clock_s - self._mapped_s >= MAP_S):
             retained = conversation.retained(path) if session == numbers.holder else conversation.nothing_retained()
             self._mapped_s = time.monotonic()
-        self._post(events.Looked(session, stats, retained, self._shelf.memory_bytes))
+        self._post(events.Looked(session, stats, retained, self._snapshots.memory_bytes))
 
 
 def _found(error: BaseException) -> TriattnError:

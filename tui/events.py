@@ -8,10 +8,10 @@ from pathlib import Path
 from textual.message import Message as TextualMessage
 
 from triattn_local.config import EvictionConfig
-from triattn_local.conversation import Ready, Retained, Settled, TooLongError
+from triattn_local.engine.runtime import RuntimeStats
 from triattn_local.errors import TriattnError
-from triattn_local.runtime import RuntimeStats
 from triattn_local.sessions import Message
+from triattn_local.sessions.conversation import Ready, Retained, Settled, TooLongError
 
 
 class EngineEvent(TextualMessage):

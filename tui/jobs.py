@@ -12,12 +12,11 @@ from pathlib import Path
 from textual.message import Message as TextualMessage
 
 from triattn_local import store
+from triattn_local.calib_tools import torch_wanted
 from triattn_local.calib_tools.shards import default_output
-from triattn_local.errors import BackendMissingError, TriattnError, from_system
-from triattn_local.model_info import read_model_info
-
-DEMO_TOKENS = 4096
-"""calibration tokens of the demo model: half of the usual, for half of the wait"""
+from triattn_local.errors import TriattnError, from_system
+from triattn_local.model.model_info import read_model_info
+from triattn_local.support.progress import Unit
 
 
 class JobProgress(TextualMessage):
@@ -58,7 +57,7 @@ class Job:
 
         def work() -> Path:
             path = store.pull(spec, self._models, progress=self._progress)
-            return self._convert(path, DEMO_TOKENS) if spec == "demo" else path
+            return self._convert(path, store.DEMO_TOKENS) if spec == "demo" else path
 
         self._start(work)
 
@@ -92,7 +91,7 @@ class Job:
         self._thread = threading.Thread(target=run, name="job", daemon=True)
         self._thread.start()
 
-    def _progress(self, stage: str, done: int, total: int | None, unit: str = "") -> None:
+    def _progress(self, stage: str, done: int, total: int | None, unit: Unit | None = None) -> None:
         del unit
         if self._stop.is_set():
             raise _Stopped
@@ -102,13 +101,6 @@ class Job:
         target = default_output(read_model_info(path), sidecar=False)
         if target.is_file():
             return target
-        try:
+        with torch_wanted():
             from triattn_local.calib_tools.convert import DEFAULT_TOKENS, convert
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            raise BackendMissingError(
-                "torch is not installed, and a conversion needs it",
-                fix="pip install '.[calib]' in the folder of triattn-local",
-            ) from None
         return convert(path, None, n_tokens=n_tokens or DEFAULT_TOKENS, resume=True, progress=self._progress).path

@@ -1,42 +1,27 @@
-"""All keys by name: what the help shows, and what ``keys`` in the settings may set."""
+"""Keys by name: what the help shows, and what ``keys`` in the settings may set. Knows no screen."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from textual.binding import Binding
 from textual.dom import DOMNode
 
 from triattn_local.errors import UsageError
 
-
-def groups() -> Iterator[tuple[str, list[Binding]]]:
-    """(place, bindings that have a name) in the order of the help."""
-    from .app import ChatApp
-    from .screens.chat import ChatScreen
-    from .screens.models import ModelsScreen
-    from .screens.sessions import SessionsScreen
-    from .widgets.code_block import CodeBlock
-    from .widgets.messages import MessageWidget
-    from .widgets.prompt import Prompt
-
-    places: list[tuple[str, tuple[type[DOMNode], ...]]] = [
-        ("Writing", (Prompt,)),
-        ("Anywhere", (ChatScreen, ChatApp)),
-        ("On a message (Shift+Tab from the prompt)", (MessageWidget,)),
-        ("On a code block", (CodeBlock,)),
-        ("In the list of sessions", (SessionsScreen,)),
-        ("In the list of models", (ModelsScreen,)),
-    ]
-    for title, classes in places:
-        bindings = [b for kind in classes for b in kind.BINDINGS if isinstance(b, Binding) and b.id]
-        yield title, bindings
+Group = tuple[str, list[Binding]]
+"""place, and the bindings there that have a name"""
 
 
-def check_keys(keys: Mapping[str, str], where: str | None) -> None:
+def group(place: str, *classes: type[DOMNode]) -> Group:
+    """What the classes of a place bind, in their order."""
+    return place, [b for kind in classes for b in kind.BINDINGS if isinstance(b, Binding) and b.id]
+
+
+def check_keys(keys: Mapping[str, str], groups: Iterable[Group], where: str | None) -> None:
     """Raise UsageError for a name that no key has."""
-    names = [binding.id for _, bindings in groups() for binding in bindings if binding.id]
+    names = [binding.id for _, bindings in groups for binding in bindings if binding.id]
     for name in keys:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)

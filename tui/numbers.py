@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from triattn_local.runtime import RuntimeStats
+from triattn_local.engine.runtime import RuntimeStats
 
 _COUNTERS = ("n_evictions", "tokens_evicted", "evict_ms")
 

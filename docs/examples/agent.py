@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from triattn_local import Runtime
-from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.runtime import Text, ToolCall
+from triattn_local import EvictionConfig, Runtime, RuntimeConfig, Text, ToolCall
 
 
 def multiply(a: float, b: float) -> float:

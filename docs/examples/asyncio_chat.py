@@ -9,10 +9,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from triattn_local import Runtime
-from triattn_local.aio import in_thread
-from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.runtime import Text
+from triattn_local import EvictionConfig, Runtime, RuntimeConfig, Text, in_thread
 
 
 async def tell(rt: Runtime, question: str) -> None:

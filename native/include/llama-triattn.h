@@ -34,7 +34,20 @@
 //   triattention.offset_max  TRIATTN_OFFSET_MAX   u32     65536
 //   triattention.weight_v    TRIATTN_WEIGHT_V     f32     0.5: how much the length of a token's value counts, 0 as in the paper
 //   triattention.seed        TRIATTN_SEED         u32     0
+//   triattention.cold        TRIATTN_COLD         string  off (default), auto, or bytes (KiB, MiB, GiB behind the number): see below
+//   triattention.recall          TRIATTN_RECALL          f32  0.33
+//   triattention.recall_block    TRIATTN_RECALL_BLOCK    u32  16
+//   triattention.recall_queries  TRIATTN_RECALL_QUERIES  u32  24
+//   triattention.recall_period   TRIATTN_RECALL_PERIOD   u32  16
 //   triattention.stats       TRIATTN_STATS        string  path of a sidecar GGUF with the statistics (overrides the model's)
+
+//
+// The cold tier (`cold`). Rows of K and V are copied to host memory before a round drops them. At the end of a prompt, before its
+// last token is read, and every recall_period tokens of an answer, the last queries of each layer are compared with all rows that
+// are there, and the rows that they want most take up to `recall` of the budget's cells. A sequence can then be cut at any position
+// (llama_memory_seq_rm), its heads get back what they had or the last tokens before; sliding-window layers and recurrent states
+// limit that as they do without eviction. When the memory is full, blocks of 16 tokens that the fewest heads hold are destroyed,
+// and T is again what it is without it. States hold what the cells hold, not the store.
 
 #include "llama.h"
 
@@ -99,7 +112,15 @@ extern "C" {
         uint32_t offset_max; // largest future distance, in tokens
         float    weight_v;   // weight of the z-score of log |v| beside that of the score; 0: keys alone decide, as in the paper
         uint32_t seed;       // LLAMA_TRIATTN_POLICY_RANDOM
+        uint32_t cold;           // KiB of host memory for what is evicted, or LLAMA_TRIATTN_COLD_OFF, _AUTO
+        float    recall;         // part of the budget that a recall may take, 0 to 0.9
+        uint32_t recall_block;   // tokens that come back together at the end of a prompt
+        uint32_t recall_queries; // last queries of a prompt that a recall is made for
+        uint32_t recall_period;  // tokens between recalls while text streams; 0: none
     };
+
+    #define LLAMA_TRIATTN_COLD_OFF  0u
+    #define LLAMA_TRIATTN_COLD_AUTO UINT32_MAX // three quarters of what is free when the context is made
 
     struct llama_triattn_stats {
         uint64_t n_rounds;         // rounds that evicted something
@@ -120,6 +141,14 @@ extern "C" {
         uint64_t kv_bytes_other;   // bytes of caches that do not evict (sliding-window layers)
         int32_t  n_layer;          // layers that evict
         int32_t  n_head_kv;        // KV heads of the first of them
+        uint64_t cold_bytes;         // host memory that the cold tier holds now
+        uint64_t cold_bytes_max;     // and may hold; 0: it is off
+        uint64_t n_tokens_stored;    // rows out: tokens whose rows were copied to it
+        uint64_t n_tokens_destroyed; // that had to leave it, for good
+        uint64_t n_recalls;
+        uint64_t n_rows_recalled;    // K rows that came back, summed over layers and heads
+        uint64_t t_store_us;         // rows out
+        uint64_t t_recall_us;        // scoring the store and rows in, without t_store_us of the same tokens
     };
 
     LLAMA_API struct llama_triattn_params llama_triattn_default_params(void);

@@ -48,6 +48,11 @@ struct llama_triattn_params llama_triattn_default_params(void) {
     res.offset_max = 65536;
     res.weight_v   = 0.5f;
     res.seed       = 0;
+    res.cold           = LLAMA_TRIATTN_COLD_OFF;
+    res.recall         = 0.33f;
+    res.recall_block   = 16;
+    res.recall_queries = 24;
+    res.recall_period  = 16;
     return res;
 }
 

@@ -104,6 +104,9 @@ llama_pos llama_triattn::seq_pos_cut(const llama_memory_i * memory, llama_seq_id
         return mem->seq_pos_max(seq_id) + 1;
     }
     const llama_pos t = kv->triattn ? kv->triattn->seq_pos_whole(seq_id) : 0;
+    if (t > 0 && kv->triattn->can_rebuild(seq_id, 1)) {
+        return swa == kv ? 0 : window_pos_cut(*swa, swa->n_swa, swa->swa_type, seq_id);
+    }
     return swa == kv && kv->triattn ? t : std::max(t, window_pos_cut(*swa, swa->n_swa, swa->swa_type, seq_id));
 }
 
@@ -176,6 +179,8 @@ llama_triattn::llama_triattn(
 
     scorer = std::make_unique<llama_triattn_scorer>(model, params, cparams, layers);
 
+    init_cold(cparams);
+
     LLAMA_LOG_INFO("%s: %u cells instead of %u, budget %u, window %u, n_keep %u, %u sets of tokens\n", __func__,
             kv.get_size(), n_cells_full, params.budget, params.window, params.n_keep, n_set);
 }
@@ -225,6 +230,18 @@ std::vector<llama_seq_id> llama_triattn::seqs() const {
 void llama_triattn::clear() {
     std::fill(whole.begin(), whole.end(), 0);
     why_failed.clear();
+
+    for (llama_seq_id s = 0; store && s < (llama_seq_id) readings.size(); ++s) {
+        forget(s);
+    }
+}
+
+void llama_triattn::forget(llama_seq_id seq_id) {
+    whole[seq_id] = 0;
+    if (store) {
+        store->clear(seq_id);
+        readings[seq_id] = {};
+    }
 }
 
 bool llama_triattn::can_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
@@ -243,7 +260,10 @@ bool llama_triattn::can_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) cons
     const llama_pos end = p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1;
 
     // before T, a head may hold other tokens in a cell than the one that the cell is named after
-    return p0 >= whole[seq_id] || (p0 <= 0 && end > seq_pos_max(seq_id)) || n_used(seq_id) == 0;
+    if (p0 >= whole[seq_id] || (p0 <= 0 && end > seq_pos_max(seq_id)) || n_used(seq_id) == 0) {
+        return true;
+    }
+    return end > seq_pos_max(seq_id) && can_rebuild(seq_id, p0);
 }
 
 bool llama_triattn::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
@@ -252,9 +272,21 @@ bool llama_triattn::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
                 seq_id < 0 ? -1 : whole[seq_id]);
         return false;
     }
-    for (llama_seq_id s = 0; s < (llama_seq_id) whole.size(); ++s) {
-        if ((seq_id < 0 || s == seq_id) && p0 <= 0 && p0 < whole[s]) {
-            whole[s] = 0; // nothing is left of it
+    const llama_pos end = p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1;
+
+    for (llama_seq_id s = 0; s < (llama_seq_id) kv.seq_to_stream.size(); ++s) {
+        if ((seq_id >= 0 && s != seq_id) || n_used(s) == 0) {
+            continue;
+        }
+        const bool is_tail = end > seq_pos_max(s);
+        if (p0 <= 0 && is_tail) {
+            forget(s); // nothing is left of it
+        } else if (p0 > 0 && p0 < whole[s]) {
+            if (!rebuild(s, p0)) {
+                return false;
+            }
+        } else if (store) {
+            store->cut(s, is_tail ? p0 : std::min(p0, store->size(s)));
         }
     }
     return true;
@@ -293,13 +325,28 @@ bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
     } else if (p0 <= 0) {
         whole[seq_id_dst] = std::max(whole[seq_id_dst], t);
     }
+    if (store) {
+        if (s0 != s1) {
+            recalled[s1] = recalled[s0];
+            ranks   [s1] = ranks   [s0];
+        }
+        const bool is_new = n_used(seq_id_dst) == 0 || s0 != s1;
+        if (is_new && p0 <= 0) {
+            store->copy(seq_id_src, seq_id_dst);
+            store->cut(seq_id_dst, p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1);
+        } else {
+            store->clear(seq_id_dst); // what it had and what it got are two texts
+        }
+        queries->clear(seq_id_dst);
+        readings[seq_id_dst] = {};
+    }
     return true;
 }
 
 void llama_triattn::seq_keep(llama_seq_id seq_id) {
     for (llama_seq_id s = 0; s < (llama_seq_id) whole.size(); ++s) {
         if (s != seq_id && (size_t) s < kv.seq_to_stream.size() && kv.seq_to_stream[s] == kv.seq_to_stream[seq_id]) {
-            whole[s] = 0;
+            forget(s);
         }
     }
 }
@@ -318,6 +365,9 @@ llama_pos llama_triattn::seq_pos_min(llama_seq_id seq_id) const {
 
     const llama_pos pos_min = cells.seq_pos_min(seq_id);
 
+    if (pos_min >= 0 && whole[seq_id] > 0 && can_rebuild(seq_id, 1)) {
+        return 0;
+    }
     return pos_min < 0 ? pos_min : std::min(std::max(pos_min, whole[seq_id]), seq_pos_max(seq_id));
 }
 
@@ -332,6 +382,7 @@ void llama_triattn::apply_ubatch(const slot_info & sinfo, const llama_ubatch & u
     for (uint32_t s = 0; s < sinfo.n_stream(); ++s) {
         for (uint32_t i = 0; i < sinfo.size(); ++i) {
             std::fill_n(&pos_at(sinfo.strm[s], sinfo.idxs[s][i], 0), n_set, ubatch.pos[s*sinfo.size() + i]);
+            unmark(sinfo.strm[s], sinfo.idxs[s][i]);
         }
     }
 }
@@ -627,9 +678,26 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
         return fail("LLAMA_TRIATTN_FAIL asks for a round that fails"); // for tests
     }
 
+    if (store) {
+        for (const auto s : seqs()) {
+            // cells that sequences share go from all of them
+            if (s == seq_id || (kv.seq_to_stream[s] == strm && kv.n_stream == 1)) {
+                store_rows(s);
+                note_worth(s);
+            }
+        }
+    }
+
     std::vector<float> scores;
     if (!rank_sets(lctx, seq_id, cand, scores)) {
         return LLAMA_TRIATTN_FAILED;
+    }
+    if (store) {
+        for (uint32_t set = 0; set < n_set; ++set) {
+            for (uint32_t i = 0; i < n_cand; ++i) {
+                ranks[strm][(size_t) cand[i]*n_set + set] = scores[(size_t) set*n_cand + i];
+            }
+        }
     }
 
     const int64_t t_scored_us = ggml_time_us();
@@ -706,11 +774,7 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
         return fail("the device has no memory left to move rows of the cache");
     }
     if (moved == LLAMA_TRIATTN_MOVED_SOME) {
-        for (const auto s : seqs()) {
-            if (kv.seq_to_stream[s] == strm) {
-                kv.seq_rm(s, -1, -1);
-            }
-        }
+        lose(strm);
         return fail("the device failed while rows of the cache moved; the sequences in it are lost and must be read again");
     }
 
@@ -722,6 +786,10 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
     for (uint32_t set = 0; set < n_set; ++set) {
         for (size_t i = 0; i < src[set].size(); ++i) {
             pos_at(strm, dst[set][i], set) = pos_at(strm, src[set][i], set);
+            if (store) {
+                recalled[strm][(size_t) dst[set][i]*n_set + set] = recalled[strm][(size_t) src[set][i]*n_set + set];
+                ranks   [strm][(size_t) dst[set][i]*n_set + set] = ranks   [strm][(size_t) src[set][i]*n_set + set];
+            }
         }
     }
     if (n_set == 1) {
@@ -825,6 +893,11 @@ void llama_triattn::get_stats(llama_triattn_stats & stats) const {
     stats.kv_bytes      = kv.size_k_bytes() + kv.size_v_bytes();
     stats.kv_bytes_full = stats.kv_bytes/kv.get_size()*n_cells_full;
     stats.n_layer       = layers.size();
+    if (store) {
+        stats.cold_bytes         = store->n_bytes();
+        stats.cold_bytes_max     = store->n_bytes_max();
+        stats.n_tokens_destroyed = store->n_destroyed();
+    }
     stats.n_head_kv     = layers[0].n_head_kv;
 }
 

@@ -12,7 +12,11 @@
 
 #include "llama-triattn-model.h"
 #include "llama-triattn-move.h"
+#include "llama-triattn-queries.h"
+#include "llama-triattn-recall.h"
+#include "llama-triattn-rows.h"
 #include "llama-triattn-score.h"
+#include "llama-triattn-store.h"
 
 #include "llama-kv-cache.h"
 
@@ -22,6 +26,11 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+struct llama_batch_ext;
+struct llm_graph_context;
+
+class llama_kv_cache_context;
 
 class llama_triattn {
 public:
@@ -44,6 +53,14 @@ public:
     static bool can_rm   (const llama_kv_cache & kv, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
     static bool can_cp   (const llama_kv_cache & kv, llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1);
     static bool can_shift(const llama_kv_cache & kv, llama_seq_id seq_id);
+
+    // Hook of attention: the graph of a batch also records the queries of layer il, for the cold tier.
+    static void record(
+            const llm_graph_context & graph, const llama_kv_cache_context * mctx, ggml_tensor * q, float kq_scale, ggml_tensor * sinks, int32_t il);
+
+    // Hook of llama_decode: recalls what is due. True if it has decoded the batch too, with `res`: the end of a prompt is read in
+    // two parts, so that its last token already sees what the tokens before it asked for.
+    static bool decode_in_parts(llama_context & lctx, const llama_batch_ext & batch, int & res);
 
     // true if the last round of a context failed: it cannot go on, see why_failed
     static bool has_failed(const llama_context & lctx);
@@ -98,6 +115,9 @@ public:
     // number of tokens evicted, or a negative llama_triattn_status
     int32_t evict(llama_context & lctx, llama_seq_id seq_id, uint32_t n_tokens, bool forced);
     int32_t score(llama_context & lctx, llama_seq_id seq_id);
+
+    // Bring back what the last queries want, see llama-triattn-cold.cpp. Number of rows, or a negative llama_triattn_status.
+    int32_t recall(llama_seq_id seq_id, bool is_prompt);
 
     // what the C API asks for runs as a memory update too, so that the context knows that its graphs are gone
     int32_t request(llama_context & lctx, std::function<int32_t()> fn);
@@ -160,6 +180,60 @@ private:
     // last scoring, before the z-score
     std::vector<llama_triattn_layer_scores> last_scores;
     std::vector<int32_t>                    last_cells;
+
+    // the cold tier, nullptr where it is off
+
+    std::unique_ptr<llama_triattn_store>    store;
+    std::unique_ptr<llama_triattn_queries>  queries;
+    std::unique_ptr<llama_triattn_recaller> recaller;
+
+    struct reading {
+        llama_pos at       = 0;     // where the last recall was
+        uint32_t  n_prompt = 0;     // tokens since the last output
+        bool      is_warned = false;
+    };
+    std::vector<reading> readings; // [n_seq]
+
+    std::vector<std::vector<uint8_t>> recalled; // [n_stream][n_cells*n_set] the token is there because a query wanted it
+    std::vector<std::vector<float>>   ranks;    // [n_stream][n_cells*n_set] the policy's score at the last round; INFINITY: not ranked yet
+
+    void unmark(uint32_t strm, uint32_t cell); // another token lies there now
+
+    bool is_in_parts = false;
+
+    void init_cold(const llama_cparams & cparams);
+
+    // Copy to the store what is not there yet. False if some of it cannot be.
+    bool store_rows(llama_seq_id seq_id);
+    void give_up_store(llama_seq_id seq_id, const char * why);
+    void note_worth(llama_seq_id seq_id);
+
+    using recalled_tokens = std::vector<std::pair<llama_pos, int32_t>>; // position and the cell that it comes to
+
+    struct recall_bounds {
+        llama_pos p0, p1;   // tokens that may come back
+        uint32_t  n_max;    // cells for them
+        uint32_t  n_block;
+        bool      must_earn; // a row gives way only to one that is wanted more
+    };
+
+    llama_triattn_wanting wanting_of(llama_seq_id seq_id, size_t i_layer, const std::vector<llama_pos> & qpos) const;
+
+    void choose_recall(llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, recalled_tokens & res) const;
+    bool bring_back   (llama_seq_id seq_id, const std::vector<size_t> & i_layers, const std::vector<recalled_tokens> & of_set);
+
+    // A sequence that is cut before T is made anew of rows of the store.
+    bool can_rebuild(llama_seq_id seq_id, llama_pos p0) const;
+    bool rebuild    (llama_seq_id seq_id, llama_pos p0);
+
+    std::vector<int32_t> cells_to_rebuild(llama_seq_id seq_id, uint32_t n) const;
+
+    void forget(llama_seq_id seq_id); // nothing is left of it
+
+    // rows were written in part: nothing of the stream can be trusted
+    void lose(uint32_t strm);
+
+    bool decode_parts(llama_context & lctx, const llama_batch_ext & batch, int & res);
 
     uint32_t set_of(size_t i_layer, uint32_t head_kv) const;
 

@@ -73,6 +73,23 @@ static int32_t parse_name(const std::string & value, const std::vector<const cha
     throw std::runtime_error("'" + value + "' is not one of " + all);
 }
 
+// off, auto, or bytes -> KiB
+static uint32_t parse_cold(const std::string & value) {
+    if (value == "off")  { return LLAMA_TRIATTN_COLD_OFF; }
+    if (value == "auto") { return LLAMA_TRIATTN_COLD_AUTO; }
+
+    char * end = nullptr;
+    const double x = strtod(value.c_str(), &end);
+
+    static const std::pair<const char *, double> units[] = { { "", 1 }, { "KiB", 1024.0 }, { "MiB", 1048576.0 }, { "GiB", 1073741824.0 } };
+    for (const auto & [unit, size] : units) {
+        if (end != value.c_str() && std::string(end) == unit && x > 0.0 && x*size < 4e15) {
+            return (uint32_t) std::min(std::ceil(x*size/1024.0), (double) UINT32_MAX - 1);
+        }
+    }
+    throw std::runtime_error("'" + value + "' is not off, auto or a number of bytes (such as 8GiB)");
+}
+
 static int32_t parse_bool(const std::string & value) {
     if (value == "1" || value == "true")  { return 1; }
     if (value == "0" || value == "false") { return 0; }
@@ -97,6 +114,11 @@ static const triattn_setting g_settings[] = {
     { "offset_max", "TRIATTN_OFFSET_MAX", [](llama_triattn_params & p, const std::string & v) { p.offset_max = parse_u32(v); } },
     { "weight_v",   "TRIATTN_WEIGHT_V",   [](llama_triattn_params & p, const std::string & v) { p.weight_v   = parse_f32(v); } },
     { "seed",       "TRIATTN_SEED",       [](llama_triattn_params & p, const std::string & v) { p.seed       = parse_u32(v); } },
+    { "cold",       "TRIATTN_COLD",       [](llama_triattn_params & p, const std::string & v) { p.cold       = parse_cold(v); } },
+    { "recall",         "TRIATTN_RECALL",         [](llama_triattn_params & p, const std::string & v) { p.recall         = parse_f32(v); } },
+    { "recall_block",   "TRIATTN_RECALL_BLOCK",   [](llama_triattn_params & p, const std::string & v) { p.recall_block   = parse_u32(v); } },
+    { "recall_queries", "TRIATTN_RECALL_QUERIES", [](llama_triattn_params & p, const std::string & v) { p.recall_queries = parse_u32(v); } },
+    { "recall_period",  "TRIATTN_RECALL_PERIOD",  [](llama_triattn_params & p, const std::string & v) { p.recall_period  = parse_u32(v); } },
 };
 
 void llama_triattn_model::check(const llama_triattn_params & p) {
@@ -119,6 +141,14 @@ void llama_triattn_model::check(const llama_triattn_params & p) {
     }
     if (!(p.weight_v >= 0.0f && p.weight_v <= 100.0f)) {
         throw std::runtime_error(format("weight_v %g is not from 0 to 100", p.weight_v));
+    }
+    if (!(p.recall >= 0.0f && p.recall <= 0.9f)) {
+        throw std::runtime_error(format("recall %g is not from 0 to 0.9", p.recall));
+    }
+    if (p.cold != LLAMA_TRIATTN_COLD_OFF && (p.recall_block == 0 || p.recall_block > 1024 || p.recall_queries > 1024 || p.recall_period > 1024 ||
+            p.recall_queries + p.recall_period == 0)) {
+        throw std::runtime_error(format("recall_block %u, recall_queries %u or recall_period %u is not from 1 to 1024 (0 queries, or a period of 0: "
+                "no recall of that kind, not both)", p.recall_block, p.recall_queries, p.recall_period));
     }
     const bool ok =
         p.mode      >= 0 && p.mode      <= LLAMA_TRIATTN_MODE_PER_LAYER_HEAD &&

@@ -205,12 +205,20 @@ void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id
                 cells.seq_add(idxs[i], id);
             }
             std::copy(c.tokens.begin(), c.tokens.end(), &pos_at(strm, idxs[i], 0));
+            unmark(strm, idxs[i]);
         }
 
         if (seq_id < 0) {
             whole = t;
         } else {
             whole[seq_id] = t[0];
+        }
+        for (const auto id : seqs()) {
+            // the rows that were forgotten before are in no state
+            if (store && (seq_id < 0 || id == seq_id) && kv.seq_to_stream[id] == strm) {
+                store->clear(id);
+                readings[id] = {};
+            }
         }
         if (in_place && (seq_id < 0 || cells.get_used() == n_cells)) {
             kv.v_heads[strm] = head;

@@ -11,9 +11,9 @@ from typing import Any
 import llama_cpp
 from llama_cpp._logger import llama_log_callback
 
-from triattn_local import native
 from triattn_local.config import EvictionConfig
-from triattn_local.context_options import ggml_type
+from triattn_local.engine import native
+from triattn_local.engine.context_options import ggml_type
 from triattn_local.planning.accounting import Shape
 
 _SIZES = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from triattn_local import scoring
-from triattn_local.architectures import RopeType
-from triattn_local.evidence import LayerEvidence
-from triattn_local.scoring import RopeParams
+from triattn_local.inspection.evidence import LayerEvidence
+from triattn_local.model import scoring
+from triattn_local.model.architectures import RopeType
+from triattn_local.model.scoring import RopeParams
 
 N_HEAD, N_HEAD_KV, HEAD_DIM, N = 4, 2, 16, 300
 

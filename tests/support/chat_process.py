@@ -125,7 +125,8 @@ def main() -> None:
     from fake_plan import as_written
     from scripted_runtime import ScriptedRuntime
 
-    from triattn_local import planning, runtime
+    from triattn_local import planning
+    from triattn_local.engine import runtime
     from triattn_local.settings import Settings
     from triattn_local.tui.app import Start
     from triattn_local.tui.run import run_chat

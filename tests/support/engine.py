@@ -14,13 +14,13 @@ import numpy as np
 from llama_cpp._logger import set_verbose
 from numpy.typing import NDArray
 
-from triattn_local import native
-from triattn_local.cache_rows import read_rows
 from triattn_local.config import EvictionConfig
-from triattn_local.context_options import ggml_type
-from triattn_local.metadata import write_sidecar
-from triattn_local.model_info import fingerprint, read_model_info
-from triattn_local.stats import TriattnStats
+from triattn_local.engine import native
+from triattn_local.engine.cache_rows import read_rows
+from triattn_local.engine.context_options import ggml_type
+from triattn_local.model.metadata import write_sidecar
+from triattn_local.model.model_info import fingerprint, read_model_info
+from triattn_local.model.stats import TriattnStats
 
 FLASH = {True: llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED}
 

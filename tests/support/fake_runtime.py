@@ -14,7 +14,7 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar
 
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
-from triattn_local.runtime import Cancel, Done, Event, Prefill, RuntimeStats, Token
+from triattn_local.engine.runtime import Cancel, Done, Event, Prefill, RuntimeStats, Token
 
 ANSWER = ("The", " sea", " is", " wide", ".")
 

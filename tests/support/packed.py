@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from triattn_local.model_info import fingerprint, read_model_info
-from triattn_local.stats import TriattnStats, band_magnitude
+from triattn_local.model.model_info import fingerprint, read_model_info
+from triattn_local.model.stats import TriattnStats, band_magnitude
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 FORMATS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", I64: "q", F64: "d"}

@@ -77,7 +77,8 @@ def _key(model: PackagedModel, n_tokens: int) -> str:
 
     package = Path(triattn_local.__file__).parent
     digest = hashlib.sha256(f"{model.sha256} {n_tokens}".encode())
-    writers = [package / name for name in ("gguf_file.py", "metadata.py", "model_info.py", "scoring.py", "stats.py")]
+    names = ("gguf_file.py", "metadata.py", "model_info.py", "scoring.py", "stats.py")
+    writers = [package / "model" / name for name in names]
     for path in sorted([*writers, *(package / "calib_tools").rglob("*")]):
         if path.is_file() and "__pycache__" not in path.parts:
             digest.update(path.name.encode())

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from triattn_local.gguf_file import ValueType, read_gguf
+from triattn_local.model.gguf_file import ValueType, read_gguf
 
 Value = str | int | float | bool | None
 

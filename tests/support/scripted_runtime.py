@@ -20,11 +20,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from triattn_local.answers.text_stream import TextStream
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
+from triattn_local.engine.runtime import Cancel, Done, Event, Prefill, RuntimeStats, Token
+from triattn_local.engine.snapshot import Snapshot
 from triattn_local.errors import StateError, TriattnError, UsageError
-from triattn_local.runtime import Cancel, Done, Event, Prefill, RuntimeStats, Token
-from triattn_local.snapshot import Snapshot
-from triattn_local.text_stream import TextStream
 
 END = "<|im_end|>"
 TEMPLATE = "{{ '<|im_start|>' }} <think>"

@@ -7,17 +7,17 @@ from pathlib import Path
 
 from scripted_runtime import ScriptedRuntime
 
-from triattn_local.conversation import Answered, Conversation, Event, Piece, Ready, Settled
-from triattn_local.runtime import Runtime
-from triattn_local.sessions import Message, Shelf
+from triattn_local.engine.runtime import Runtime
+from triattn_local.sessions import Message, SnapshotCache
+from triattn_local.sessions.conversation import Answered, Conversation, Event, Piece, Ready, Settled
 
 
 class Talk:
     """A conversation as a session would keep it: messages with ids and parents."""
 
     def __init__(self, rt: Runtime | ScriptedRuntime, folder: Path | None = None, memory_bytes: int = 1 << 28) -> None:
-        self.shelf = Shelf(folder, memory_bytes=memory_bytes, disk_bytes=1 << 28)
-        self.conversation = Conversation(rt, self.shelf)  # type: ignore[arg-type]
+        self.snapshots = SnapshotCache(folder, memory_bytes=memory_bytes, disk_bytes=1 << 28)
+        self.conversation = Conversation(rt, self.snapshots)  # type: ignore[arg-type]
         self.path: list[Message] = []
         self.n_messages = 0
         self.system = "Be brief."

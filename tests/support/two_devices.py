@@ -17,8 +17,8 @@ import llama_cpp
 import numpy as np
 from engine import Engine
 
-from triattn_local import native
 from triattn_local.config import EvictionConfig
+from triattn_local.engine import native
 
 
 def register(folder: Path, ports: list[str]) -> None:

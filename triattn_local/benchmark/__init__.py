@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from .job import Job, parse_depths
-from .report import Point, Report, Row, summary
+from .report import BenchReport, DepthRow, Point, summary
 from .results import check_folder, write_results
 from .run import pick_device, run_bench
 
 __all__ = [
     "Job",
     "Point",
-    "Report",
-    "Row",
+    "BenchReport",
+    "DepthRow",
     "check_folder",
     "parse_depths",
     "pick_device",

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import EvictionConfig
-from ..contexts import Model, padded
-from ..devices import Device, free_memory, used_bytes
+from ..engine.contexts import Model
+from ..engine.devices import Device, free_memory, used_bytes
 from ..errors import DoesNotFitError
-from ..model_info import ModelInfo
+from ..model.model_info import ModelInfo, padded
+from ..support.progress import Progress
+from .contestant import Contestant
 from .job import Job
-from .report import Point, Row, median_ratio
-from .side import Progress, Side
+from .report import DepthRow, Point, median_ratio
 
 _SPARE = 1 << 30
 """bytes that are left free beside a cache: compute buffers, and what the device's libraries take"""
@@ -70,7 +71,7 @@ class Measuring:
             context.decode(self._tokens[32:33], n_logits=1)
             context.synchronize()
 
-    def measure(self, depth: int, weights_bytes: int) -> Row:
+    def measure(self, depth: int, weights_bytes: int) -> DepthRow:
         """One depth, which must be beyond the last one.
 
         Raises
@@ -85,20 +86,20 @@ class Measuring:
                 self._in_turns = False
         return self._one_by_one(depth, weights_bytes)
 
-    def _side_by_side(self, depth: int, weights_bytes: int) -> Row:
+    def _side_by_side(self, depth: int, weights_bytes: int) -> DepthRow:
         with ExitStack() as stack:
-            sides = [
+            contestants = [
                 stack.enter_context(self._open(evicts, at, self._job.n_seq))
                 for evicts, at in ((False, self._eviction.budget_tokens), (True, depth), (False, depth))
             ]
             for i in range(self._job.n_blocks):
                 self._progress(f"decoding at depth {depth:,}", i, self._job.n_blocks)
-                for side in sides:
-                    side.decode_block(self._behind(side))
-            limit, evicting, full = (self._outcome(side, weights_bytes) for side in sides)
+                for contestant in contestants:
+                    contestant.decode_block(self._behind(contestant))
+            limit, evicting, full = (self._outcome(contestant, weights_bytes) for contestant in contestants)
         return self._row(limit, evicting, full)
 
-    def _one_by_one(self, depth: int, weights_bytes: int) -> Row:
+    def _one_by_one(self, depth: int, weights_bytes: int) -> DepthRow:
         budget, n_seq = self._eviction.budget_tokens, self._job.n_seq
         evicting = self._alone(True, depth, n_seq, weights_bytes)
         limit = None if evicting is None else self._alone(False, budget, evicting.point.n_seq, weights_bytes)
@@ -110,25 +111,25 @@ class Measuring:
             )
         return self._row(limit, evicting, self._alone(False, depth, n_seq, weights_bytes))
 
-    def _open(self, evicts: bool, depth: int, n_seq: int) -> Side:
+    def _open(self, evicts: bool, depth: int, n_seq: int) -> Contestant:
         """A context that has reached its depth and is warm."""
         if n_seq > self._room(evicts, depth):
             raise DoesNotFitError(f"no room for {n_seq} sequences at depth {depth}")
         eviction = self._eviction if evicts else None
-        side = Side(self._model, eviction, depth, n_seq, self._n_after(evicts), self._device)
+        contestant = Contestant(self._model, eviction, depth, n_seq, self._n_after(evicts), self._device)
         try:
             if not evicts:
-                side.fill(self._tokens, self._progress)
+                contestant.fill(self._tokens, self._progress)
             else:
-                reached = side.read_on(self._state, self._tokens, self._n_past, self._progress)
+                reached = contestant.read_on(self._state, self._tokens, self._n_past, self._progress)
                 if self._n_past < depth:
-                    self._state, self._n_past, self._prefill_tps = reached, depth, side.prefill_tps
-                side.prefill_tps = self._prefill_tps
-            side.warm_up(self._behind(side))
+                    self._state, self._n_past, self._prefill_tps = reached, depth, contestant.prefill_tps
+                contestant.prefill_tps = self._prefill_tps
+            contestant.warm_up(self._behind(contestant))
         except BaseException:
-            side.close()
+            contestant.close()
             raise
-        return side
+        return contestant
 
     def _n_after(self, evicts: bool) -> int:
         """Tokens behind the depth: what cannot evict goes back after each block."""
@@ -151,25 +152,25 @@ class Measuring:
         n = min(n_seq, self._room(evicts, depth))
         while n > 0:
             try:
-                with self._open(evicts, depth, n) as side:
+                with self._open(evicts, depth, n) as contestant:
                     for i in range(self._job.n_blocks):
                         self._progress(f"decoding {n} sequences at depth {depth:,}", i, self._job.n_blocks)
-                        side.decode_block(self._behind(side))
-                    return self._outcome(side, weights_bytes)
+                        contestant.decode_block(self._behind(contestant))
+                    return self._outcome(contestant, weights_bytes)
             except DoesNotFitError:
                 n = n * 3 // 4
         return None
 
-    def _behind(self, side: Side) -> list[int]:
-        n_past = side.context.n_past
+    def _behind(self, contestant: Contestant) -> list[int]:
+        n_past = contestant.context.n_past
         return self._tokens[n_past : n_past + self._block]
 
-    def _outcome(self, side: Side, weights_bytes: int) -> _Outcome:
-        n_rounds, rounds_s = side.rounds()
-        point = side.point(self._block, weights_bytes)
-        return _Outcome(point, side.seconds, n_rounds, rounds_s, side.context.stats().kv_bytes_other)
+    def _outcome(self, contestant: Contestant, weights_bytes: int) -> _Outcome:
+        n_rounds, rounds_s = contestant.rounds()
+        point = contestant.point(self._block, weights_bytes)
+        return _Outcome(point, contestant.seconds, n_rounds, rounds_s, contestant.context.stats().kv_bytes_other)
 
-    def _row(self, limit: _Outcome, evicting: _Outcome, full: _Outcome | None) -> Row:
+    def _row(self, limit: _Outcome, evicting: _Outcome, full: _Outcome | None) -> DepthRow:
         point = evicting.point
         # whether it fits or not: as many cells as the depth and a block behind it take
         cell_bytes = (point.kv_bytes - evicting.kv_bytes_other) // point.n_cells
@@ -179,7 +180,7 @@ class Measuring:
             share = point.n_seq / other.point.n_seq
             return median_ratio([s * share for s in other.seconds], evicting.seconds)
 
-        return Row(
+        return DepthRow(
             depth=point.depth,
             limit=limit.point,
             full=None if full is None else full.point,

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..plotting import BLUE, GREY, ORANGE, Picture, style
-from .report import Point, Report
+from ..support.plotting import BLUE, GREY, ORANGE, Picture, style
+from .report import BenchReport, Point
 
 
-def picture(reports: Sequence[Report]) -> Picture:
+def picture(reports: Sequence[BenchReport]) -> Picture:
     """Decode speed, prompt speed and KV bytes of every model."""
     with style():
         figure = Figure(figsize=(10, 0.6 + 2.9 * len(reports)))
@@ -41,7 +41,7 @@ def _thousands(n: int) -> str:
     return f"{n // 1024}k" if n % 1024 == 0 else f"{n:,}"
 
 
-def _decode(ax: Axes, report: Report) -> None:
+def _decode(ax: Axes, report: BenchReport) -> None:
     full = [row.full for row in report.rows if row.full is not None]
     limit = [(row.depth, row.limit.decode_tps) for row in report.rows]
     ax.plot(*zip(*limit, strict=True), color=ORANGE, linestyle=":", linewidth=1.4, label="limit")
@@ -63,7 +63,7 @@ def _with_range(ax: Axes, points: Sequence[Point], colour: str, name: str) -> No
     )
 
 
-def _prefill(ax: Axes, report: Report) -> None:
+def _prefill(ax: Axes, report: BenchReport) -> None:
     full = [(row.depth, row.full.prefill_tps) for row in report.rows if row.full is not None]
     if full:
         ax.plot(*zip(*full, strict=True), color=GREY, marker="o", markersize=4)
@@ -73,7 +73,7 @@ def _prefill(ax: Axes, report: Report) -> None:
     ax.set_ylabel("prompt, tok/s")
 
 
-def _memory(ax: Axes, report: Report) -> None:
+def _memory(ax: Axes, report: BenchReport) -> None:
     depths = [row.depth for row in report.rows]
     unit, name = (2**30, "GiB") if report.rows[-1].kv_bytes_full >= 2**30 else (2**20, "MiB")
     fits = {row.depth for row in report.rows if row.full is not None}

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
-from .. import __version__
+from ..support.formats import size
+from ..version import __version__
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Row:
+class DepthRow:
     """One depth. Ratios are medians of the ratios block by block."""
 
     depth: int
@@ -59,7 +60,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """One model."""
 
     model: str
@@ -82,7 +83,7 @@ class Report:
     block_tokens: int
     left_out: tuple[int, ...]
     """depths beyond the context that the model was trained for"""
-    rows: tuple[Row, ...]
+    rows: tuple[DepthRow, ...]
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -95,7 +96,7 @@ class Report:
         )
 
 
-def summary(reports: Sequence[Report]) -> dict[str, object]:
+def summary(reports: Sequence[BenchReport]) -> dict[str, object]:
     """What is written as JSON: every figure, and when and with which version they were taken."""
     return {
         "triattn_local": __version__,
@@ -108,7 +109,7 @@ SPEED_COLUMNS = ("", "depth", "seqs", "cells", "KV cache", "memory", "prompt tok
 RATIO_COLUMNS = ("depth", "speed-up", "of the limit", "KV cache", "rounds", "ms a round", "of decode time")
 
 
-def speed_cells(report: Report) -> list[tuple[str, ...]]:
+def speed_cells(report: BenchReport) -> list[tuple[str, ...]]:
     """A line for the limit, and two for each depth."""
     lines: list[tuple[str, ...]] = []
     for i, row in enumerate(report.rows):
@@ -134,7 +135,7 @@ def speed_cells(report: Report) -> list[tuple[str, ...]]:
     return lines
 
 
-def ratio_cells(report: Report) -> list[tuple[str, ...]]:
+def ratio_cells(report: BenchReport) -> list[tuple[str, ...]]:
     return [
         (
             f"{row.depth:,}",
@@ -149,7 +150,7 @@ def ratio_cells(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
-def markdown(report: Report) -> str:
+def markdown(report: BenchReport) -> str:
     """A title and a table with a line for each depth."""
     limit = report.rows[0].limit
     lines = [
@@ -183,10 +184,6 @@ def markdown(report: Report) -> str:
 
 def _kv(full: Point, evicting: Point) -> str:
     return size(full.kv_bytes) + (f" (× {full.n_seq})" if full.n_seq != evicting.n_seq else "")
-
-
-def size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:,.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:,.1f} MiB"
 
 
 def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:

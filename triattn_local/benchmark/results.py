@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..atomic import check_writable, write_whole
 from ..errors import UsageError
-from .report import Report, markdown, summary
+from ..support.atomic import check_writable, write_whole
+from .report import BenchReport, markdown, summary
 
 
 def check_folder(folder: Path) -> None:
@@ -27,7 +27,7 @@ def check_folder(folder: Path) -> None:
     check_writable(folder / "bench.json", 0)
 
 
-def write_results(folder: Path, reports: Sequence[Report], command: str) -> list[str]:
+def write_results(folder: Path, reports: Sequence[BenchReport], command: str) -> list[str]:
     """Write bench.json, bench.md, and bench.png if matplotlib is installed; returns the names.
 
     Raises

@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..config import EvictionConfig, RuntimeConfig
-from ..contexts import Model, physical_cores
-from ..devices import Device, capped, check_cap, devices, nvidia_driver, used_bytes
+from ..engine.contexts import Model, physical_cores
+from ..engine.devices import Device, capped, check_cap, devices, nvidia_driver, used_bytes
 from ..errors import UsageError
-from ..model_info import read_model_info
+from ..model.model_info import read_model_info
+from ..support.progress import Progress, silent
 from .job import Job
 from .measure import Measuring
-from .report import Report
-from .side import Progress
+from .report import BenchReport
 
 
 def pick_device(config: RuntimeConfig, vram_bytes: int | None = None) -> Device:
@@ -44,9 +44,9 @@ def run_bench(
     job: Job,
     *,
     stats_path: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
-    on_row: Callable[[Report], None] = lambda report: None,
-) -> Report:
+    progress: Progress = silent,
+    on_row: Callable[[BenchReport], None] = lambda report: None,
+) -> BenchReport:
     """Measure one model.
 
     Parameters
@@ -80,7 +80,7 @@ def run_bench(
         model = stack.enter_context(Model(path, config, stats_path))
         measuring = Measuring(model, info, eviction, job, device, progress)
         measuring.warm_up()
-        report = Report(
+        report = BenchReport(
             model=path.name,
             device=f"{device.name} ({device.description})",
             driver=nvidia_driver() if device.is_gpu else None,

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 
-from .. import __version__
 from ..errors import UsageError
 from ..geometry import Geometry, write_geometry
+from ..support.progress import Count
+from ..version import __version__
 
 
 def default_folder() -> Path:
     return platformdirs.user_cache_path("triattn-local") / "geometries"
 
 
-def geometry_file(geometry: Geometry, progress: Callable[[int, int], None], folder: Path | None = None) -> Path:
+def geometry_file(geometry: Geometry, progress: Count, folder: Path | None = None) -> Path:
     """The file of a geometry, or of the first layers of one; written if it is not there yet.
 
     Raises

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .. import __version__, console
 from ..errors import from_system
+from ..support import console
+from ..version import __version__
 from .flags import switch
 
 EXIT_INTERRUPTED = 130

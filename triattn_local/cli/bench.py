@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import console
 from ..errors import UsageError
 from ..settings import Settings
+from ..support import console, formats
 from .app import app
 from .flags import (
     CACHE,
@@ -149,16 +149,16 @@ def bench(
     benchmark.pick_device(config, job.vram_bytes)  # before gigabytes are written
     shapes = [find_geometry(name).cut(n_layer=layers) for name in geometry or ()]
     paths = [store.resolve(name, settings.models) for name in names or ()]
-    reports: list[benchmark.Report] = []
+    reports: list[benchmark.BenchReport] = []
     files: list[str] = []
     command = " ".join(["triattn-local", *sys.argv[1:]])
     with console.Stages("bytes") as written:
         made = [geometry_file(shape, functools.partial(written, f"writing {shape.title}")) for shape in shapes]
     for path in made:
-        console.say(f"{path} ({console.mebibytes(path.stat().st_size)}) stays for the next run", style="dim")
+        console.say(f"{path} ({formats.size(path.stat().st_size)}) stays for the next run", style="dim")
     for path in [*paths, *made]:
 
-        def keep_rows(report: benchmark.Report) -> None:
+        def keep_rows(report: benchmark.BenchReport) -> None:
             """What is measured is not lost when a later depth or model fails."""
             if out is not None:
                 files[:] = benchmark.write_results(out, [*reports, report], command)

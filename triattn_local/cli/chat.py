@@ -120,6 +120,6 @@ def chat(
 
 def _chat_defaults() -> Mapping[str, object]:
     """Lively answers; and batches that a CPU is through with soon, since a stop is heard between two of them."""
-    from ..runtime import has_gpu
+    from ..engine.runtime import has_gpu
 
     return CHAT_SETTINGS if has_gpu() else {**CHAT_SETTINGS, "batch": 64}

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import console
-from ..errors import BackendMissingError, UsageError
+from ..errors import UsageError
 from ..settings import Settings
+from ..support import console
+from ..support.progress import Unit
 from .app import app
 from .flags import AsJson, GpuLayers, Model, Stats, Threads, switch
 
@@ -108,7 +109,7 @@ def import_stats(
     They must be of this very model: the format does not say whose they are, and only their shape can be checked.
     """
     from .. import store
-    from ..model_info import read_model_info
+    from ..model.model_info import read_model_info
     from ..store.folder import is_gguf
 
     calibration, official = calib_tools("convert"), calib_tools("official")
@@ -140,8 +141,8 @@ def export_stats(
 ) -> None:
     """Write a model's statistics as TriAttention's own programs read them (.pt)."""
     from .. import store
-    from ..inspection import usable_stats
-    from ..model_info import read_model_info
+    from ..model.metadata import usable_stats
+    from ..model.model_info import read_model_info
 
     official = calib_tools("official")
     settings = Settings.load(context.params)
@@ -161,14 +162,10 @@ def calib_tools(module: str) -> Any:
     """A module of ``calib_tools``, which alone of the program needs torch."""
     import importlib
 
-    try:
+    from ..calib_tools import torch_wanted
+
+    with torch_wanted():
         return importlib.import_module(f"triattn_local.calib_tools.{module}")
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise BackendMissingError(
-            "torch is not installed", where="calibration", fix="pip install '.[calib]' in the folder of triattn-local"
-        ) from None
 
 
 def convert_file(model: Path, output: Path | None, **options: Any) -> Any:
@@ -176,14 +173,12 @@ def convert_file(model: Path, output: Path | None, **options: Any) -> Any:
     calibration = calib_tools("convert")
     begun = False
     try:
-        with console.Stages("tokens") as tokens, console.Stages("bytes") as data:
+        with console.Stages("tokens") as stages:
 
-            def progress(stage: str, done: int, total: int | None, unit: str = "tokens") -> None:
+            def progress(stage: str, done: int, total: int | None, unit: Unit | None = None) -> None:
                 nonlocal begun
                 begun = begun or done > 0
-                shown, other = (data, tokens) if unit == "bytes" else (tokens, data)
-                other.close()
-                shown(stage, done, total)
+                stages(stage, done, total, unit)
 
             return calibration.convert(model, output, progress=progress, **options)
     except KeyboardInterrupt:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .. import console
 from ..settings import Settings
+from ..support import console
 from .app import app
 from .flags import ApiKey, AsJson, Stats
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from .. import console
 from ..errors import UsageError
 from ..settings import Settings
+from ..support import console
 from .app import app
 from .flags import (
     GRID,
@@ -48,8 +48,7 @@ def evaluate(
         typer.Option(
             "--methods",
             metavar="NAMES",
-            help="Groups (modes, baselines, ablations, experiments) or single "
-            "methods; or all. Full attention is always one.",
+            help="Groups (modes, baselines, ablations) or single methods; or all. Full attention is always one.",
             rich_help_panel=GRID,
         ),
     ] = "modes,baselines",
@@ -133,7 +132,7 @@ def evaluate(
     if eviction is None:
         raise UsageError("compares eviction with full attention", where="--budget", fix="leave TRIATTN_BUDGET out")
 
-    from ..evaluation import report, runner
+    from ..evaluation import report, results, runner
     from ..evaluation.methods import pick_methods
     from ..evaluation.quick import check, quick_grid
     from ..evaluation.summary import summarise
@@ -167,7 +166,7 @@ def evaluate(
             progress=lambda step: stages(step.text, step.n_done, step.n_total),
         )
     rows = summarise(lines)
-    report.write_files(rows, path.stem.removesuffix(".triattn"), " ".join(["triattn-local", *sys.argv[1:]]), folder)
+    results.write_files(rows, path.stem.removesuffix(".triattn"), " ".join(["triattn-local", *sys.argv[1:]]), folder)
     if as_json:
         console.write_json([row.as_dict() for row in rows])
     else:

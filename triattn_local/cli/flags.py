@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
-from ..paths import decode
 from ..settings import fields
+from ..support.paths import decode
 
 CACHE, COMPUTE, ANSWER, GRID, MACHINE = "Cache", "Compute", "Answer", "Grid", "Machine"
 SERVER = "Server"

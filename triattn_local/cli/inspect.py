@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import console
-from ..atomic import check_writable, write_whole
 from ..errors import BackendMissingError, StatsError, UsageError
 from ..settings import Settings
+from ..support import console, formats
+from ..support.atomic import check_writable, write_whole
 from .app import app
 from .convert import calib_tools
 from .flags import AsJson, CacheTypeK, CacheTypeV, GpuLayers, Model, Stats, Threads, switch
 
 if TYPE_CHECKING:
-    from ..evidence import Evidence
-    from ..inspection import ModelReport
+    from ..inspection.describe import ModelReport
+    from ..inspection.evidence import Evidence
 
 
 @app.command()
@@ -62,8 +62,9 @@ def inspect(
     that are kept are those that full attention attends to.
     """
     from .. import store
-    from ..inspection import inspect_model, usable_stats
-    from ..model_info import read_model_info
+    from ..inspection.describe import inspect_model
+    from ..model.metadata import usable_stats
+    from ..model.model_info import read_model_info
 
     settings = Settings.load(context.params)
     path = store.resolve(model, settings.models)
@@ -108,7 +109,7 @@ def _show(report: ModelReport, evidence: Evidence | None, model: str) -> None:
     types = " and ".join(dict.fromkeys((report.cache_type_k, report.cache_type_v)))
     window = f", {report.sliding_window} in the others" if report.sliding_window else ""
     pairs = [
-        ("file", f"{report.path} ({console.mebibytes(report.file_bytes)})"),
+        ("file", f"{report.path} ({formats.size(report.file_bytes)})"),
         ("architecture", f"{report.architecture}, trained for {report.n_ctx_train:,} tokens"),
         ("layers", f"{report.n_layer}, {full} with full attention{window}"),
         ("heads", f"{report.n_head} for {report.n_head_kv} cached, {report.head_dim} dimensions each"),
@@ -138,7 +139,7 @@ def _show(report: ModelReport, evidence: Evidence | None, model: str) -> None:
     console.write_table(
         ("KV cache for a context of", "full attention", *budgets),
         [
-            (f"{row.n_ctx:,} tokens", *(console.mebibytes(size) for size in (row.full, *row.evicting.values())))
+            (f"{row.n_ctx:,} tokens", *(formats.size(size) for size in (row.full, *row.evicting.values())))
             for row in report.memory
         ],
         right=range(1, 2 + len(budgets)),
@@ -158,7 +159,7 @@ def _check_pictures(html: Path | None, png: Path | None) -> None:
     where = "--html" if html else "--png"
     fix = "pip install '.[report]' in the folder of triattn-local"
     try:
-        from ..report import figures  # noqa: F401
+        from ..inspection import figures  # noqa: F401
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if library == "triattn_local":
@@ -180,8 +181,8 @@ def _draw(report: Any, info: Any, statistics: Any, evidence: Any, html: Path | N
     """Write the pictures, for which matplotlib is needed."""
     if html is None and png is None:
         return
-    from ..report.figures import pictures
-    from ..report.page import page
+    from ..inspection.figures import pictures
+    from ..inspection.page import page
 
     drawn = list(pictures(info, statistics, evidence))
     if html is not None:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .. import console
 from ..settings import Settings
+from ..support import console, formats
 from .app import app
 from .flags import AsJson
 
@@ -41,7 +41,7 @@ def pull(
 def list_models(as_json: AsJson = False) -> None:
     """List the models in the models folder, and which have statistics inside."""
     from .. import store
-    from ..inspection import glance
+    from ..inspection.describe import glance
 
     models = Settings.load().models
     rows = []
@@ -65,7 +65,7 @@ def list_models(as_json: AsJson = False) -> None:
             (
                 (
                     str(row["name"]),
-                    console.mebibytes(int(str(row["bytes"]))),
+                    formats.size(int(str(row["bytes"]))),
                     str(row["architecture"]),
                     "yes" if row["statistics"] else "no",
                 )

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import console
 from ..settings import Settings
+from ..support import console
 from .app import app
 from .flags import (
     CACHE,
@@ -94,7 +94,7 @@ def plan(
     from .. import planning
 
     settings = Settings.load({**context.params, "cache_type_k": cache_type, "cache_type_v": cache_type})
-    wish = planning.wish_of(
+    request = planning.request_of(
         settings, evict=not no_evict, n_parallel=parallel, checkpoint_bytes=settings.snapshot_memory << 20
     )
     machine = planning.described_machine(
@@ -102,8 +102,8 @@ def plan(
     )
     with console.Stages() as stages, planning.open_header(model, settings.models, stages) as path:
         stages.close()
-        with planning.Accountant(path) as accountant:
-            planner = planning.Planner(accountant, machine, wish)
+        with planning.MemoryProbe(path) as probe:
+            planner = planning.Planner(probe, machine, request)
             result = planning.report(planner, planner.choose())
     if as_json:
         console.write_json(result.as_dict())

@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from .. import console
 from ..errors import UsageError
-from ..paths import decode, is_file
 from ..settings import Settings
+from ..support import console
+from ..support.paths import decode, is_file
 from .app import EXIT_INTERRUPTED, app
 from .convert import convert_file
 from .flags import (
@@ -60,9 +60,6 @@ DEMO_SETTINGS: Mapping[str, object] = {
     "temp": 0.7,
     "repeat_penalty": 1.1,
 }
-
-DEMO_TOKENS = 4096
-"""half of the usual calibration, for half of the wait; the centres are within 4 % (median of heads) of those of all"""
 
 
 @app.command()
@@ -136,11 +133,11 @@ def run(
     text = _read_prompt(prompt, file)
 
     from .. import planning, store
-    from ..oneshot import answer, make_prompt
+    from .oneshot import answer, make_prompt
 
     path = demo_model(settings.models) if demo else store.resolve(str(model), settings.models)
-    from ..runtime import Runtime
-    from ..thinking import takes_effort
+    from ..answers.thinking import takes_effort
+    from ..engine.runtime import Runtime
 
     plan = planning.plan_run(path, settings, evict=not no_evict, fixed=DEMO_SETTINGS if demo else (), verbose=verbose)
     if plan.why and not (quiet or as_json):
@@ -230,5 +227,5 @@ def demo_model(models: Path) -> Path:
     if not is_file(target):
         with console.Stages() as stages:
             source = store.pull("demo", models, progress=stages)
-        convert_file(source, target, n_tokens=DEMO_TOKENS)
+        convert_file(source, target, n_tokens=store.DEMO_TOKENS)
     return target

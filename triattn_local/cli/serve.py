@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from .. import console
 from ..errors import UsageError
 from ..settings import Settings
+from ..support import console
 from .app import EXIT_INTERRUPTED, app
 from .flags import (
     SERVER,
@@ -140,9 +140,9 @@ def openclaw_config(
 
     The model's name and context are what the server itself says.
     """
-    from ..atomic import write_whole
     from ..server.api import Api
     from ..server.openclaw import provider_block, remark
+    from ..support.atomic import write_whole
 
     settings = Settings.load(context.params)
     if output is not None and output.exists() and not force:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 
 from triattn_local.config import SamplingConfig
-from triattn_local.contexts import Context
+from triattn_local.engine.contexts import Context
+from triattn_local.engine.sampling import Sampler
 from triattn_local.errors import BackendMissingError
-from triattn_local.sampling import Sampler
 
 from .final_answer import final_answer, has_box, is_endless, plain_numbers, same_text
 

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from triattn_local.config import EvictionConfig
-from triattn_local.contexts import Context
+from triattn_local.engine.contexts import Context
 from triattn_local.errors import UsageError
-
-from . import experiments as e
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Method:
     changes: dict[str, Any] | None = field(default_factory=dict)
     """fields of EvictionConfig; None: nothing is forgotten"""
     attach: Callable[[Context], None] | None = None
-    """what is done to a fresh context, see ``experiments``"""
+    """what is done to a fresh context, such as giving it a ranking: docs/examples/rankings.py"""
 
     def eviction(self, base: EvictionConfig, budget_tokens: int) -> EvictionConfig | None:
         """Settings for a budget; what is protected takes a quarter of it each where the budget has no room for more.
@@ -43,11 +41,6 @@ class Method:
 
 
 FULL = "full"
-
-
-def _experiment(name: str, about: str, rank: e.Rank) -> Method:
-    """On the paper's scores, so that each idea is seen alone."""
-    return Method(name, about, {"weight_v": 0.0}, e.ranking(rank))
 
 
 GROUPS: dict[str, tuple[Method, ...]] = {
@@ -78,26 +71,6 @@ GROUPS: dict[str, tuple[Method, ...]] = {
         Method("window-256", "a round every 256 tokens, 256 protected", {"window": 256}),
         Method("keep-0", "no first token is protected", {"n_keep": 0}),
         Method("keep-64", "the first 64 tokens are protected", {"n_keep": 64}),
-    ),
-    "experiments": (
-        _experiment("mass", "expected share of attention", e.mass),
-        _experiment("mass-value", "expected share of attention times |v|", e.mass_value),
-        _experiment("group-mean", "mean over the query heads of a KV head", e.group_mean),
-        _experiment("raw-max", "no z-score", e.raw_max),
-        _experiment("rank-max", "places in the order instead of z-scores", e.rank_max),
-        _experiment("max-over-offsets", "the largest over the future distances, not the mean", e.max_over_offsets),
-        _experiment("novelty-0.5", "z-score of the key's distance from the mean, times 0.5", e.key_novelty(0.5)),
-        _experiment("value-0.5", "z-score of log |v| added, times 0.5: the engine's own weight_v", e.value(0.5)),
-        _experiment("deviation-0.5", "the same with |v - mean|", e.value(0.5, e.value_deviations)),
-        _experiment("output-0.5", "the same with |W_o v|", e.value(0.5, e.output_norms)),
-        _experiment("log-value-1", "z-score of S / sqrt(d) + log |v|", e.log_value(1.0)),
-        _experiment("log-value-2", "z-score of S / sqrt(d) + 2 log |v|", e.log_value(2.0)),
-        _experiment("log-value-4", "z-score of S / sqrt(d) + 4 log |v|", e.log_value(4.0)),
-        _experiment("soft-max-4", "log sum exp(4 z) over the query heads", e.soft_max(4.0)),
-        _experiment("recency-0.5", "0.5 more for the newest than for the oldest", e.recency(0.5)),
-        _experiment("recency-1", "1 more for the newest than for the oldest", e.recency(1.0)),
-        _experiment("quotas", "half of the budget in 8 equal stretches", e.quotas(8, 0.5)),
-        _experiment("delimiters", "1 more for the first tokens of lines", e.delimiters(1.0)),
     ),
 }
 

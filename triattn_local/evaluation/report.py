@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
-from pathlib import Path
-
-from triattn_local.atomic import write_whole
 
 from .methods import FULL
-from .summary import MAIN, Interval, Row
+from .summary import MAIN, Interval, SummaryRow
 from .tasks import TASKS, Metric
 
 
@@ -32,7 +28,7 @@ def difference(interval: Interval) -> str:
     return f"{text} ± {interval.half:.4f}" if math.isfinite(interval.half) else text
 
 
-def table(rows: Sequence[Row], task: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def table(rows: Sequence[SummaryRow], task: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Columns and cells of one task's table, full attention first, then by kept fraction."""
     metrics = TASKS[task].metrics
     chosen = [row for row in rows if row.task == task]
@@ -57,7 +53,7 @@ def table(rows: Sequence[Row], task: str) -> tuple[tuple[str, ...], list[tuple[s
     return columns, cells
 
 
-def remarks(rows: Sequence[Row]) -> list[str]:
+def remarks(rows: Sequence[SummaryRow]) -> list[str]:
     """What must be known to read the tables: tasks that the model cannot do with all of its cache."""
     res = []
     usual = max((row.window for row in rows), default=0)
@@ -75,7 +71,7 @@ def remarks(rows: Sequence[Row]) -> list[str]:
     return res
 
 
-def markdown(rows: Sequence[Row], title: str, command: str) -> str:
+def markdown(rows: Sequence[SummaryRow], title: str, command: str) -> str:
     """The tables of all tasks, with the command that made them."""
     parts = [f"# {title}\n\n    {command}\n"]
     for task in dict.fromkeys(row.task for row in rows):
@@ -92,15 +88,3 @@ def markdown(rows: Sequence[Row], title: str, command: str) -> str:
         parts.append("\n".join(lines) + f"\n\n{notes}. Mean over {n_cases} cases ± 95 % interval.\n")
     parts += [f"{remark}\n" for remark in remarks(rows)]
     return "\n".join(parts)
-
-
-def write_files(rows: Sequence[Row], title: str, command: str, folder: Path) -> None:
-    """report.md, and with matplotlib report.html and a PNG for each task."""
-    write_whole(folder / "report.md", markdown(rows, title, command).encode("utf-8", "replace"))
-    if importlib.util.find_spec("matplotlib") is None:
-        return
-    from .plots import write_html, write_png
-
-    for task in dict.fromkeys(row.task for row in rows):
-        write_png(rows, task, title, folder / f"{task}.png")
-    write_html(rows, title, command, folder / "report.html")

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from triattn_local import __version__, native
-from triattn_local.atomic import write_whole
 from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.context_options import ContextOptions
-from triattn_local.contexts import Context, Model
+from triattn_local.engine import native
+from triattn_local.engine.context_options import ContextOptions
+from triattn_local.engine.contexts import Context, Model
 from triattn_local.errors import TriattnError, UsageError
+from triattn_local.support.atomic import write_whole
+from triattn_local.version import __version__
 
 from .methods import FULL, Method
 from .tasks import Case, Size, Task

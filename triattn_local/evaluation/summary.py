@@ -37,7 +37,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """One method at one kept fraction of one task."""
 
     task: str
@@ -87,7 +87,7 @@ def share_interval(values: Sequence[float]) -> Interval:
     return Interval(p, max(centre - half, 0.0), min(centre + half, 1.0), n)
 
 
-def summarise(lines: Iterable[Line]) -> list[Row]:
+def summarise(lines: Iterable[Line]) -> list[SummaryRow]:
     """A row for each task, method and kept fraction, in the order of the lines."""
     lines = list(lines)
     groups: dict[tuple[str, str, float], list[Line]] = {}
@@ -98,7 +98,7 @@ def summarise(lines: Iterable[Line]) -> list[Row]:
     for (task, method, kept), group in groups.items():
         kv_bytes = max(line.kv_bytes for line in group)
         rows.append(
-            Row(
+            SummaryRow(
                 task=task,
                 method=method,
                 kept=kept,

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from triattn_local.errors import UsageError
-from triattn_local.paths import decode
+from triattn_local.support.paths import decode
 
 from .problems import worked
 

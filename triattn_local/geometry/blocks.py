@@ -11,7 +11,7 @@ import functools
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from .. import native
+from ..engine import native
 
 STD = 0.02
 """standard deviation of the weights, as models are initialised with: activations stay finite through any depth"""

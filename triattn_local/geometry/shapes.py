@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
-from ..architectures import ROPE_TYPES, RopeType
 from ..errors import UsageError
-from ..model_info import MAX_LAYERS
+from ..model.architectures import ROPE_TYPES, RopeType
+from ..model.model_info import MAX_LAYERS
 
 Fill = Literal["weight", "one", "bias", "rope"]
 """what a tensor is filled with: random blocks, ones, small random numbers, or RoPE's frequency factors"""

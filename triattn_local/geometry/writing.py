@@ -7,7 +7,7 @@ them, in the memory of one buffer. llama.cpp loads such a file like any other; w
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,18 +16,16 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 
-from .. import __version__
-from ..atomic import atomic_write
 from ..errors import DoesNotFitError
-from ..gguf_file import DEFAULT_ALIGNMENT
-from ..metadata import stats_values
-from ..model_info import fingerprint_of
-from ..stats import TriattnStats, band_magnitude
+from ..model.gguf_file import DEFAULT_ALIGNMENT
+from ..model.metadata import stats_values
+from ..model.model_info import fingerprint_of
+from ..model.stats import TriattnStats, band_magnitude
+from ..support.atomic import atomic_write
+from ..support.progress import Count
+from ..version import __version__
 from .blocks import STD, random_blocks
 from .shapes import Geometry, Tensor
-
-Progress = Callable[[int, int], None]
-"""called with bytes done and bytes in all"""
 
 _BUFFER = 1 << 25
 
@@ -44,7 +42,7 @@ def geometry_bytes(geometry: Geometry) -> int:
     return sum(_padded(tensor.n_bytes) for tensor in geometry.tensors())
 
 
-def write_geometry(geometry: Geometry, path: Path | str, progress: Progress | None = None) -> Path:
+def write_geometry(geometry: Geometry, path: Path | str, progress: Count | None = None) -> Path:
     """Write a model with this geometry and random weights. The same geometry gives the same bytes.
 
     Parameters

@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Literal
 
 from ..config import EvictionConfig, RuntimeConfig
-from ..runtime import check_stats
+from ..engine.runtime import check_stats
 from ..settings import Settings
-from .accounting import Accountant
-from .machine import Machine, parse_cards, parse_size, this_machine, told_size
+from .accounting import MemoryProbe
+from .machine import Machine, parse_cards, parse_size, this_machine
 from .machine import machine as described_machine
-from .planner import Choice, Planner, Wish
-from .report import PlanReport, report, told_choice
+from .planner import Choice, Planner, PlanRequest
+from .report import PlanReport, choice_text, report
 from .sources import open_header
 
 __all__ = [
-    "Accountant",
+    "MemoryProbe",
     "Choice",
     "Machine",
     "PlanReport",
     "Planner",
     "RunPlan",
-    "Wish",
+    "PlanRequest",
     "described_machine",
     "open_header",
     "parse_cards",
@@ -36,9 +36,8 @@ __all__ = [
     "plan_run",
     "report",
     "this_machine",
-    "told_choice",
-    "told_size",
-    "wish_of",
+    "choice_text",
+    "request_of",
 ]
 
 
@@ -53,7 +52,7 @@ class RunPlan:
     """what was chosen and why, on one line; None where a person fixed everything"""
 
 
-def wish_of(
+def request_of(
     settings: Settings,
     *,
     evict: bool = True,
@@ -61,7 +60,7 @@ def wish_of(
     n_parallel: int = 1,
     kv_unified: bool = False,
     checkpoint_bytes: int = 0,
-) -> Wish:
+) -> PlanRequest:
     """What a person wrote in flags, environment or config file is a wish; a default and ``auto`` are not.
 
     Parameters
@@ -80,7 +79,7 @@ def wish_of(
     budget: int | Literal["auto", "off"] = "auto"
     if given("budget"):
         budget = "off" if settings.budget is None else settings.budget
-    return Wish(
+    return PlanRequest(
         n_ctx=settings.ctx if given("ctx") else None,
         budget=budget if evict else "off",
         window=settings.window,
@@ -118,8 +117,8 @@ def plan_run(
     settings : Settings
         What is written there stays; what is not is chosen.
     evict, fixed, n_parallel, kv_unified, checkpoint_bytes
-        As ``wish_of``; context and budget are those of each of ``n_parallel`` sequences. ``kv_unified`` is llama.cpp's
-        one buffer for all of them.
+        As ``request_of``; context and budget are those of each of ``n_parallel`` sequences. ``kv_unified`` is
+        llama.cpp's one buffer for all of them.
     machine : Machine, optional
         Another one than this.
 
@@ -137,7 +136,7 @@ def plan_run(
     ModelNotFoundError, StatsError, UsageError
         The model, its statistics or a setting cannot be taken.
     """
-    wish = wish_of(
+    request = request_of(
         settings,
         evict=evict,
         fixed=fixed,
@@ -145,11 +144,11 @@ def plan_run(
         kv_unified=kv_unified,
         checkpoint_bytes=checkpoint_bytes,
     )
-    if wish.budget != "off" and settings.policy == "triattention":
+    if request.budget != "off" and settings.policy == "triattention":
         check_stats(path, settings.stats)  # what cannot run needs no plan
     machine = machine or this_machine()
-    with Accountant(path) as accountant:
-        choice = Planner(accountant, machine, wish).choose()
+    with MemoryProbe(path) as probe:
+        choice = Planner(probe, machine, request).choose()
     shape, placement = choice.shape, choice.placement
     config = dataclasses.replace(
         settings.runtime(verbose=verbose),
@@ -165,4 +164,4 @@ def plan_run(
     eviction = None
     if shape.budget is not None:
         eviction = settings.changed("plan", budget=shape.budget).eviction()
-    return RunPlan(config, eviction, choice, None if wish.is_complete(machine) else told_choice(choice))
+    return RunPlan(config, eviction, choice, None if request.is_complete(machine) else choice_text(choice))

@@ -22,11 +22,11 @@ from types import TracebackType
 import llama_cpp
 
 from ..config import EvictionConfig, RuntimeConfig
-from ..context_options import ContextOptions
-from ..contexts import Context, Model
+from ..engine.context_options import ContextOptions
+from ..engine.contexts import Context, Model
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
-from ..gguf_file import read_gguf
-from ..model_info import ModelInfo, read_model_info
+from ..model.gguf_file import read_gguf
+from ..model.model_info import ModelInfo, read_model_info
 
 HOST = "host"
 """memory that is no card's"""
@@ -37,7 +37,7 @@ _INPUT = (b"token_embd", b"token_types", b"position_embd", b"per_layer_token_emb
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightBytes:
     """Bytes of the weights, by where llama.cpp puts them."""
 
     input: int
@@ -80,7 +80,7 @@ class ContextBytes:
         return max(self.compute.values())
 
 
-class Accountant:
+class MemoryProbe:
     """A model loaded without its weights. Contexts are made, asked and freed."""
 
     def __init__(self, path: Path, n_gpu_layers: int = 0, tensor_split: tuple[int, ...] | None = None) -> None:
@@ -146,7 +146,7 @@ class Accountant:
     def close(self) -> None:
         self.model.close()
 
-    def __enter__(self) -> Accountant:
+    def __enter__(self) -> MemoryProbe:
         return self
 
     def __exit__(
@@ -155,7 +155,7 @@ class Accountant:
         self.close()
 
 
-def _weights(info: ModelInfo) -> Weights:
+def _weights(info: ModelInfo) -> WeightBytes:
     layers = [0] * info.n_layer
     first = rest = 0
     has_output = False
@@ -177,7 +177,7 @@ def _weights(info: ModelInfo) -> Weights:
                 first += tensor.n_bytes
             else:
                 rest += tensor.n_bytes
-    return Weights(first, tuple(layers), rest, 0 if has_output else first)
+    return WeightBytes(first, tuple(layers), rest, 0 if has_output else first)
 
 
 _log_lock = threading.Lock()

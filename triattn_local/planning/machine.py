@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..devices import devices, free_memory
+from ..engine.devices import devices, free_memory
 from ..errors import UsageError
 
 GIB = 1 << 30
@@ -65,11 +65,6 @@ def parse_size(text: str, where: str) -> int:
     if not _LEAST <= size <= _MOST:
         raise UsageError(f"{text!r} is {size:,} bytes, which no memory has", where=where, fix="give such as 24GiB")
     return size
-
-
-def told_size(size: int) -> str:
-    """Bytes as a person reads them: ``19.6 GiB``, ``317 MiB``."""
-    return f"{size / 2**30:.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def parse_cards(text: str) -> tuple[int, ...]:

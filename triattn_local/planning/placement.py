@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..model_info import ModelInfo
-from .accounting import HOST, ContextBytes, Shape, Weights
+from ..model.model_info import ModelInfo
+from .accounting import HOST, ContextBytes, Shape, WeightBytes
 from .machine import Machine, Memory
 
 
@@ -76,7 +76,7 @@ class Placement:
 class Load:
     """What has to be placed. Bytes."""
 
-    weights: Weights
+    weights: WeightBytes
     kv_layers: tuple[int, ...]
     compute: Mapping[str, int] | int
     """of each device where the library knows them, else of any device that computes"""

@@ -5,7 +5,7 @@ largest usual one that fits; half-size keys and values, and then layers in main 
 too small to reason with. What a person fixed stays fixed. What does not fit is refused, with the nearest thing that
 does.
 
-Knows the library only through ``Accountant``, and nothing of flags and terminals.
+Knows the library only through ``MemoryProbe``, and nothing of flags and terminals.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Literal
 
 from ..config import EvictionConfig, RuntimeConfig
 from ..errors import DoesNotFitError, UsageError
-from .accounting import HOST, Accountant, ContextBytes, Shape
-from .machine import Machine, told_size
+from ..model.model_info import CELL_STEP
+from ..support.formats import size
+from .accounting import HOST, ContextBytes, MemoryProbe, Shape
+from .machine import Machine
 from .placement import Load, Placement, Use, kv_by_layer, place, round_bytes
 
 BUDGETS = (4096, 3072, 2048, 1536, 1024, 768, 512)
@@ -36,13 +38,11 @@ MAX_CTX = 131072
 TABLE = (8192, 16384, 32768, 65536, 131072)
 """contexts that full attention is looked at for"""
 
-_STEP = 256
-"""llama.cpp pads caches to so many cells"""
 _MOST_CTX = 2**22
 
 
 @dataclass(frozen=True)
-class Wish:
+class PlanRequest:
     """What is asked for; None is the planner's choice. Tokens."""
 
     n_ctx: int | None = None
@@ -99,7 +99,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanRow:
     """One length of context. Bytes."""
 
     n_ctx: int
@@ -110,11 +110,11 @@ class Row:
 class Planner:
     """Plans for one model on one machine."""
 
-    def __init__(self, accountant: Accountant, machine: Machine, wish: Wish) -> None:
-        self.accountant = accountant
-        self.info = accountant.info
+    def __init__(self, probe: MemoryProbe, machine: Machine, request: PlanRequest) -> None:
+        self.probe = probe
+        self.info = probe.info
         self.machine = machine
-        self.wish = wish
+        self.request = request
 
     # ---------------------------------------------------------------- choose
 
@@ -126,106 +126,106 @@ class Planner:
         DoesNotFitError
             Nothing that was asked for does; the message has the nearest thing that fits.
         """
-        for found in self._fitting(self.wish):
+        for found in self._fitting(self.request):
             confirmed = self._confirmed(found)
             if confirmed.placement.fits:
                 return confirmed
         raise self._refusal()
 
-    def _best(self, wish: Wish) -> Choice | None:
-        return next(self._fitting(wish), None)
+    def _best(self, request: PlanRequest) -> Choice | None:
+        return next(self._fitting(request), None)
 
-    def _fitting(self, wish: Wish) -> Iterator[Choice]:
+    def _fitting(self, request: PlanRequest) -> Iterator[Choice]:
         """What fits, the best first."""
-        n_gpu_layers = self.n_gpu_layers(wish)
+        n_gpu_layers = self.n_gpu_layers(request)
 
         def whole(least: int) -> Iterator[Choice]:
-            for shape in self._shapes(wish, least):
+            for shape in self._shapes(request, least):
                 choice = self.look(shape, n_gpu_layers)
                 if choice.placement.fits:
                     yield choice
 
         yield from whole(ENOUGH)
         yield from whole(LEAST)
-        if wish.n_gpu_layers is None and self.machine.cards:
+        if request.n_gpu_layers is None and self.machine.cards:
             # the smallest budget that is enough leaves most room for layers
-            for shape in sorted(self._shapes(wish, ENOUGH), key=lambda shape: (shape.type_k, shape.budget or 0)):
+            for shape in sorted(self._shapes(request, ENOUGH), key=lambda shape: (shape.type_k, shape.budget or 0)):
                 partial = self._partial(shape)
                 if partial is not None:
                     yield partial
         yield from whole(0)
 
-    def n_gpu_layers(self, wish: Wish) -> int:
+    def n_gpu_layers(self, request: PlanRequest) -> int:
         """Layers on the cards: what is wished for, else all, and none without a card."""
-        if wish.n_gpu_layers is None or wish.n_gpu_layers < 0:
+        if request.n_gpu_layers is None or request.n_gpu_layers < 0:
             return self.all_layers
-        return min(wish.n_gpu_layers, self.all_layers)
+        return min(request.n_gpu_layers, self.all_layers)
 
     @property
     def all_layers(self) -> int:
         return self.info.n_layer + 1 if self.machine.cards else 0
 
-    def _shapes(self, wish: Wish, least: int) -> Iterator[Shape]:
+    def _shapes(self, request: PlanRequest, least: int) -> Iterator[Shape]:
         """Contexts that serve the wish with a budget of at least so many tokens, the best first."""
-        for types in self._types(wish):
-            if wish.budget == "off":
-                n_ctx = wish.n_ctx or self.largest_ctx(self.shape(wish, _STEP, None, *types))
+        for types in self._types(request):
+            if request.budget == "off":
+                n_ctx = request.n_ctx or self.largest_ctx(self.shape(request, CELL_STEP, None, *types))
                 if n_ctx:
-                    yield self.shape(wish, n_ctx, None, *types)
+                    yield self.shape(request, n_ctx, None, *types)
                 continue
-            n_ctx = wish.n_ctx or min(self.info.n_ctx_train, MAX_CTX)
-            for budget in self._budgets(wish, n_ctx):
-                if budget >= min(least, n_ctx) or wish.budget != "auto":
-                    yield self.shape(wish, n_ctx, budget, *types)
+            n_ctx = request.n_ctx or min(self.info.n_ctx_train, MAX_CTX)
+            for budget in self._budgets(request, n_ctx):
+                if budget >= min(least, n_ctx) or request.budget != "auto":
+                    yield self.shape(request, n_ctx, budget, *types)
 
-    def _types(self, wish: Wish) -> Iterator[tuple[str, str]]:
+    def _types(self, request: PlanRequest) -> Iterator[tuple[str, str]]:
         for kind in CACHE_TYPES:
-            types = (wish.cache_type_k or kind, wish.cache_type_v or kind)
+            types = (request.cache_type_k or kind, request.cache_type_v or kind)
             is_default = kind == CACHE_TYPES[0]
-            if is_default or (None in (wish.cache_type_k, wish.cache_type_v) and self._can_quantise(wish)):
+            if is_default or (None in (request.cache_type_k, request.cache_type_v) and self._can_quantise(request)):
                 yield types
 
-    def _can_quantise(self, wish: Wish) -> bool:
-        return wish.flash_attn and self.info.head_dim % 32 == 0 and self.info.head_dim_v % 32 == 0
+    def _can_quantise(self, request: PlanRequest) -> bool:
+        return request.flash_attn and self.info.head_dim % 32 == 0 and self.info.head_dim_v % 32 == 0
 
-    def _budgets(self, wish: Wish, n_ctx: int) -> Iterator[int]:
-        if isinstance(wish.budget, int):
-            yield wish.budget
+    def _budgets(self, request: PlanRequest, n_ctx: int) -> Iterator[int]:
+        if isinstance(request.budget, int):
+            yield request.budget
             return
-        least = wish.n_keep + wish.window + 1
+        least = request.n_keep + request.window + 1
         usual = BUDGETS if self.machine.cards else BUDGETS_WITHOUT_CARD
         useful = [budget for budget in usual if least <= budget < n_ctx]
         yield from useful or [max(least, min(n_ctx, usual[-1]))]
 
-    def shape(self, wish: Wish, n_ctx: int, budget: int | None, type_k: str, type_v: str) -> Shape:
-        n_batch = min(wish.n_batch, n_ctx)
+    def shape(self, request: PlanRequest, n_ctx: int, budget: int | None, type_k: str, type_v: str) -> Shape:
+        n_batch = min(request.n_batch, n_ctx)
         return Shape(
             n_ctx=n_ctx,
             n_batch=n_batch,
-            n_ubatch=min(wish.n_ubatch, n_batch),
+            n_ubatch=min(request.n_ubatch, n_batch),
             type_k=type_k,
             type_v=type_v,
             budget=budget,
-            window=wish.window,
-            n_seq_max=wish.n_parallel,
-            kv_unified=wish.kv_unified,
-            flash_attn=wish.flash_attn,
+            window=request.window,
+            n_seq_max=request.n_parallel,
+            kv_unified=request.kv_unified,
+            flash_attn=request.flash_attn,
         )
 
     # ------------------------------------------------------------------ look
 
     def look(self, shape: Shape, n_gpu_layers: int) -> Choice:
         """A context and where it would lie, whether it fits or not."""
-        context = self.accountant.context(shape)
+        context = self.probe.context(shape)
         # every card is taken to need what one device that does all the work needs; ``_confirmed`` asks for each
         compute = max(context.compute_most, round_bytes(self.info, shape))
         inputs = shape.n_ubatch * (4 * self.info.n_embd + 4 * context.n_cells)
         load = Load(
-            weights=self.accountant.weights,
+            weights=self.probe.weights,
             kv_layers=kv_by_layer(self.info, shape, context),
             compute=compute,
             compute_host=min(inputs, compute),
-            checkpoints=self.wish.checkpoint_bytes,
+            checkpoints=self.request.checkpoint_bytes,
         )
         return Choice(shape, context, place(load, self.machine, n_gpu_layers))
 
@@ -235,8 +235,8 @@ class Planner:
         if not self.machine.is_here or not n_gpu_layers:
             return choice
         split = choice.placement.tensor_split
-        with Accountant(self.accountant.path, n_gpu_layers, split) as accountant:
-            context = accountant.context(choice.shape)
+        with MemoryProbe(self.probe.path, n_gpu_layers, split) as probe:
+            context = probe.context(choice.shape)
 
         def told(use: Use) -> Use:
             device = HOST if use is choice.placement.ram else use.name
@@ -263,14 +263,14 @@ class Planner:
     def largest_ctx(self, shape: Shape, n_gpu_layers: int | None = None) -> int:
         """The longest context of this shape that fits, at most what the model was trained for; 0 if none does."""
         n_gpu_layers = self.all_layers if n_gpu_layers is None else n_gpu_layers
-        most = max(_STEP, min(max(self.info.n_ctx_train, _STEP), MAX_CTX))
+        most = max(CELL_STEP, min(max(self.info.n_ctx_train, CELL_STEP), MAX_CTX))
 
         def fits(n_ctx: int) -> bool:
             longer = dataclasses.replace(
                 shape,
                 n_ctx=n_ctx,
-                n_batch=min(self.wish.n_batch, n_ctx),
-                n_ubatch=min(self.wish.n_ubatch, self.wish.n_batch, n_ctx),
+                n_batch=min(self.request.n_batch, n_ctx),
+                n_ubatch=min(self.request.n_ubatch, self.request.n_batch, n_ctx),
             )
             return self.look(longer, n_gpu_layers).placement.fits
 
@@ -278,81 +278,81 @@ class Planner:
 
     def largest_budget(self, shape: Shape, n_gpu_layers: int) -> int:
         """The largest budget that fits with this context; 0 if none does, the context if nothing need be evicted."""
-        least = self.wish.n_keep + self.wish.window + 1
+        least = self.request.n_keep + self.request.window + 1
 
         def fits(budget: int) -> bool:
             return self.look(dataclasses.replace(shape, budget=max(budget, least)), n_gpu_layers).placement.fits
 
         return _largest(fits, shape.n_ctx)
 
-    def rows(self, choice: Choice) -> list[Row]:
+    def rows(self, choice: Choice) -> list[PlanRow]:
         """Full attention beside the choice, for usual contexts and the chosen one."""
         n_gpu_layers = choice.placement.n_gpu_layers
         rows = []
         for n_ctx in sorted({*TABLE, choice.shape.n_ctx}):
             shape = dataclasses.replace(choice.shape, n_ctx=n_ctx)
             full = self.look(dataclasses.replace(shape, budget=None), n_gpu_layers)
-            rows.append(Row(n_ctx, full, self.look(shape, n_gpu_layers) if shape.budget is not None else None))
+            rows.append(PlanRow(n_ctx, full, self.look(shape, n_gpu_layers) if shape.budget is not None else None))
         return rows
 
     # ---------------------------------------------------------------- refuse
 
     def _refusal(self) -> DoesNotFitError:
-        shapes = [*self._shapes(self.wish, 0)] or [self.shape(self.wish, _STEP, None, *CACHE_TYPES[:1] * 2)]
-        n_gpu_layers = self.n_gpu_layers(self.wish)
+        shapes = [*self._shapes(self.request, 0)] or [self.shape(self.request, CELL_STEP, None, *CACHE_TYPES[:1] * 2)]
+        n_gpu_layers = self.n_gpu_layers(self.request)
         smallest = min((self.look(shape, n_gpu_layers) for shape in shapes), key=lambda choice: choice.bytes.kv)
         short = min(smallest.placement.uses, key=lambda use: use.margin)
-        there = f"{told_size(short.total)}, {told_size(short.reserve)} of it left alone"
-        what = f"{told_shape(smallest.shape)} needs {told_size(short.need)} of {short.name} ({there})"
+        there = f"{size(short.total)}, {size(short.reserve)} of it left alone"
+        what = f"{shape_text(smallest.shape)} needs {size(short.need)} of {short.name} ({there})"
         return DoesNotFitError(what, where=self.info.path.name, fix=self._nearest())
 
     def _nearest(self) -> str:
         """Flags of the nearest thing that fits: what was asked for, with one thing after another let go."""
-        wish = self.wish
-        if wish.budget == "off":
+        request = self.request
+        if request.budget == "off":
             longest = max(
-                self._fitting(dataclasses.replace(wish, n_ctx=None)), key=lambda c: c.shape.n_ctx, default=None
+                self._fitting(dataclasses.replace(request, n_ctx=None)), key=lambda c: c.shape.n_ctx, default=None
             )
-            evicting = self._best(dataclasses.replace(wish, budget="auto"))
+            evicting = self._best(dataclasses.replace(request, budget="auto"))
             parts = [] if evicting is None else [f"--budget {evicting.shape.budget} with this context"]
             parts += [] if longest is None else [f"--ctx {longest.shape.n_ctx} with full attention"]
             if parts:
                 return f"nearest that fits: {', or '.join(parts)}"
-        for easier in self._easier(wish):
+        for easier in self._easier(request):
             found = self._best(easier)
             if found is not None:
                 return f"nearest that fits: {self._flags(found)}"
         return "take a smaller quantisation or model"
 
-    def _easier(self, wish: Wish) -> Iterator[Wish]:
+    def _easier(self, request: PlanRequest) -> Iterator[PlanRequest]:
         """The wish without one thing after another that was fixed."""
-        wish = dataclasses.replace(wish, cache_type_k=None, cache_type_v=None)
-        yield wish
-        wish = dataclasses.replace(wish, budget="auto")
-        yield wish
-        while wish.n_parallel > 1:
-            wish = dataclasses.replace(wish, n_parallel=wish.n_parallel // 2)
-            yield wish
-        wish = dataclasses.replace(wish, n_gpu_layers=None)
-        yield wish
-        yield dataclasses.replace(wish, checkpoint_bytes=0)
+        request = dataclasses.replace(request, cache_type_k=None, cache_type_v=None)
+        yield request
+        request = dataclasses.replace(request, budget="auto")
+        yield request
+        while request.n_parallel > 1:
+            request = dataclasses.replace(request, n_parallel=request.n_parallel // 2)
+            yield request
+        request = dataclasses.replace(request, n_gpu_layers=None)
+        yield request
+        yield dataclasses.replace(request, checkpoint_bytes=0)
 
     def _flags(self, choice: Choice) -> str:
         """The flags that differ from what was asked for."""
-        shape, wish = choice.shape, self.wish
+        shape, request = choice.shape, self.request
         flags = []
-        if wish.cache_type_k not in (None, shape.type_k) or wish.cache_type_v not in (None, shape.type_v):
+        if request.cache_type_k not in (None, shape.type_k) or request.cache_type_v not in (None, shape.type_v):
             flags.append(f"--cache-type-k {shape.type_k} --cache-type-v {shape.type_v}")
-        if wish.budget not in ("auto", shape.budget):
+        if request.budget not in ("auto", shape.budget):
             flags.append(f"--budget {shape.budget}")
-        if choice.placement.n_gpu_layers != self.n_gpu_layers(wish):
+        if choice.placement.n_gpu_layers != self.n_gpu_layers(request):
             flags.append(f"--gpu-layers {choice.placement.n_gpu_layers}")
-        if shape.n_seq_max != wish.n_parallel:
+        if shape.n_seq_max != request.n_parallel:
             flags.append(f"--parallel {shape.n_seq_max}")
         return " ".join(flags) or "less memory for checkpoints"
 
 
-def told_shape(shape: Shape) -> str:
+def shape_text(shape: Shape) -> str:
     """A context in a few words."""
     cache = shape.type_k if shape.type_k == shape.type_v else f"{shape.type_k}/{shape.type_v}"
     many = f"{shape.n_seq_max} x " if shape.n_seq_max > 1 else ""
@@ -364,8 +364,8 @@ def _largest(fits: Callable[[int], bool], most: int) -> int:
     """The largest multiple of a cache's step for which a thing fits that never fits again once it is too large."""
     if fits(most):
         return most
-    low, high = 0, -(-most // _STEP)
+    low, high = 0, -(-most // CELL_STEP)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle * _STEP) else (low, middle)
-    return low * _STEP
+        low, high = (middle, high) if fits(middle * CELL_STEP) else (low, middle)
+    return low * CELL_STEP

@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .machine import told_size
+from ..support.formats import size
 from .placement import Use
-from .planner import Choice, Planner, Row
+from .planner import Choice, Planner, PlanRow
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PlanReport:
     choice: Choice
     full: Choice
     """full attention for the same context, at the same place"""
-    rows: Sequence[Row]
+    rows: Sequence[PlanRow]
     largest_budget: int
     """that fits with this context and place; as large as the context: full attention fits; 0 with full attention"""
     largest_full_ctx: int
@@ -39,7 +39,7 @@ class PlanReport:
     @property
     def why(self) -> str:
         """The choice and its reason, on one line."""
-        return told_choice(self.choice)
+        return choice_text(self.choice)
 
     def as_dict(self) -> dict[str, object]:
         shape, placement = self.choice.shape, self.choice.placement
@@ -75,7 +75,7 @@ class PlanReport:
 
     @property
     def title(self) -> str:
-        return f"{self.model}: {self.architecture}, {self.n_layer} layers, {told_size(self.weights_bytes)} of weights"
+        return f"{self.model}: {self.architecture}, {self.n_layer} layers, {size(self.weights_bytes)} of weights"
 
     def bars(self) -> list[tuple[str, Sequence[tuple[str, int]], int, int, str]]:
         """Each memory as (name, parts, left alone, in all, what to say), for ``console.write_bars``."""
@@ -86,7 +86,7 @@ class PlanReport:
                 use.parts,
                 use.reserve,
                 use.total,
-                told.format(told_size(use.need), told_size(use.total), told_size(use.margin)),
+                told.format(size(use.need), size(use.total), size(use.margin)),
             )
             for use in self.choice.placement.uses
         ]
@@ -101,16 +101,16 @@ class PlanReport:
         if shape.budget is not None:
             most = f"the largest that fits is {self.largest_budget:,}"
             lines.append(("budget", f"{shape.budget:,} tokens of each head; {most}"))
-        here = f"{self.choice.bytes.n_cells:,} cells, {types}, {told_size(self.choice.bytes.kv)}"
-        lines.append(("KV cache", f"{here}; full attention {told_size(self.full.bytes.kv)}"))
+        here = f"{self.choice.bytes.n_cells:,} cells, {types}, {size(self.choice.bytes.kv)}"
+        lines.append(("KV cache", f"{here}; full attention {size(self.full.bytes.kv)}"))
         if placement.cards:
             split = "" if placement.tensor_split is None else f", split {','.join(map(str, placement.tensor_split))}"
             lines.append(("GPU layers", f"{placement.n_gpu_layers} of {self.n_layer + 1}, the output is one{split}"))
         for use in placement.uses:
-            told = ", ".join(f"{part} {told_size(size)}" for part, size in use.parts if size)
+            told = ", ".join(f"{part} {size(n_bytes)}" for part, n_bytes in use.parts if n_bytes)
             lines.append((use.name, told or "nothing"))
         filled = "with a full context" if shape.budget is None else "with a full budget"
-        lines.append(("a checkpoint", f"{told_size(self.choice.checkpoint_bytes)}, of a sequence {filled}"))
+        lines.append(("a checkpoint", f"{size(self.choice.checkpoint_bytes)}, of a sequence {filled}"))
         longest = f"fits up to {self.largest_full_ctx:,} tokens" if self.largest_full_ctx else "does not fit"
         lines.append(("full attention", longest))
         if placement.cards and not self.is_measured:
@@ -138,44 +138,42 @@ def report(planner: Planner, choice: Choice) -> PlanReport:
         architecture=info.arch,
         n_layer=info.n_layer,
         n_ctx_train=info.n_ctx_train,
-        weights_bytes=planner.accountant.weights.total,
+        weights_bytes=planner.probe.weights.total,
         choice=choice,
         full=planner.look(full, n_gpu_layers),
         rows=planner.rows(choice),
         largest_budget=0 if choice.shape.budget is None else planner.largest_budget(choice.shape, n_gpu_layers),
         largest_full_ctx=planner.largest_ctx(full, n_gpu_layers),
-        checkpoint_memory=planner.wish.checkpoint_bytes,
+        checkpoint_memory=planner.request.checkpoint_bytes,
         is_measured=planner.machine.is_here,
     )
 
 
-def told_choice(choice: Choice) -> str:
+def choice_text(choice: Choice) -> str:
     """Context, budget, place and margin, on one line."""
     shape, placement = choice.shape, choice.placement
     cache = shape.type_k if shape.type_k == shape.type_v else f"{shape.type_k}/{shape.type_v}"
     how = "full attention" if shape.budget is None else f"budget {shape.budget:,}"
     many = f"{shape.n_seq_max} x " if shape.n_seq_max > 1 else ""
     tight = placement.tightest
-    parts = [f"{many}context {shape.n_ctx:,}", how, f"{cache} cache of {told_size(choice.bytes.kv)}"]
+    parts = [f"{many}context {shape.n_ctx:,}", how, f"{cache} cache of {size(choice.bytes.kv)}"]
     if placement.cards:
         n, n_layer = (sum(use.n_layers for use in uses) for uses in (placement.cards, placement.uses))
         parts.append(f"{n} of {n_layer} layers on the GPU" if n else "no layer on the GPU")
-    parts.append(
-        f"{told_size(tight.need)} of {told_size(tight.total)} {tight.name}, {told_size(tight.margin)} to spare"
-    )
+    parts.append(f"{size(tight.need)} of {size(tight.total)} {tight.name}, {size(tight.margin)} to spare")
     return ", ".join(parts)
 
 
 def _cells(choice: Choice) -> tuple[str, str, str]:
     fits = "yes" if choice.placement.fits else "no"
-    return told_size(choice.bytes.kv), fits, told_size(choice.placement.tightest.margin)
+    return size(choice.bytes.kv), fits, size(choice.placement.tightest.margin)
 
 
 def _use(use: Use) -> dict[str, object]:
     return {**dataclasses.asdict(use), "need": use.need, "margin": use.margin}
 
 
-def _row(row: Row) -> dict[str, object]:
+def _row(row: PlanRow) -> dict[str, object]:
     told: dict[str, object] = {
         "n_ctx": row.n_ctx,
         "full_kv_bytes": row.full.bytes.kv,

@@ -15,15 +15,16 @@ from pathlib import Path
 from .. import store
 from ..errors import DoesNotFitError, ModelNotFoundError
 from ..geometry import GEOMETRIES, find_geometry, write_outline
-from ..gguf_file import GgufFile, read_head
-from ..paths import expanded, is_file
+from ..model.gguf_file import GgufFile, read_head
+from ..support.paths import expanded, is_file
+from ..support.progress import Progress
 
 _MOST_BYTES = 2**42
 """of a file: more than any model has"""
 
 
 @contextlib.contextmanager
-def open_header(model: str, models: Path, progress: store.Progress | None = None) -> Iterator[Path]:
+def open_header(model: str, models: Path, progress: Progress | None = None) -> Iterator[Path]:
     """A path with this model's header: its own, or one that is gone afterwards.
 
     Parameters

@@ -58,7 +58,7 @@ class Line:
         return cls(_LEVELS.get(entry.get("level"), "info"), str(entry.get("msg", "")).rstrip())
 
 
-class Child:
+class ServerProcess:
     """One process, and what it said last. Its log is read in a thread of its own."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Callable[[Line], None]) -> None:
@@ -111,7 +111,7 @@ class Child:
             self._process.send_signal(signum)
 
 
-class Keeper:
+class Supervisor:
     """Keeps one child running until a signal comes.
 
     Parameters
@@ -130,7 +130,7 @@ class Keeper:
 
     def __init__(
         self,
-        start: Callable[[], Child],
+        start: Callable[[], ServerProcess],
         is_ready: Callable[[], bool],
         log: Callable[[Line], None],
         max_restarts: int,
@@ -142,7 +142,7 @@ class Keeper:
         self._log = log
         self._max_restarts = max_restarts
         self._start_s = start_s
-        self._child: Child | None = None
+        self._child: ServerProcess | None = None
         self._stopped_by: int | None = None
 
     def run(self, ready: Callable[[int], None]) -> int | None:
@@ -191,7 +191,7 @@ class Keeper:
     def _is_stopped(self) -> bool:
         return self._stopped_by is not None
 
-    def _wait_ready(self, child: Child) -> bool:
+    def _wait_ready(self, child: ServerProcess) -> bool:
         """Wait until it answers. False if it ended, or is asked to."""
         deadline_s = time.monotonic() + self._start_s
         while not self._is_ready():
@@ -235,7 +235,7 @@ class Keeper:
                 self._child.wait()
 
 
-def why_it_ended(child: Child, code: int) -> TriattnError:
+def why_it_ended(child: ServerProcess, code: int) -> TriattnError:
     """What a child that did not come up said about it."""
     errors = [line.text for line in child.lines if line.level == "error"]
     said = " ".join(line.text for line in child.lines)

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import ThinkingConfig
-from ..contexts import physical_cores
-from ..devices import free_memory
+from ..engine.contexts import physical_cores
+from ..engine.devices import free_memory
+from ..engine.runtime import has_gpu
+from ..engine.vocabulary import template_syntax_fault
 from ..errors import ModelNotFoundError, UsageError
-from ..gguf_file import read_gguf
-from ..model_info import read_model_info
+from ..model.gguf_file import read_gguf
+from ..model.model_info import read_model_info
 from ..planning import plan_run
-from ..runtime import has_gpu
 from ..settings import Settings
-from ..vocabulary import template_syntax_fault
 from .command import ServerConfig
 from .handed_on import check_flags
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import EvictionConfig, RuntimeConfig, ThinkingConfig, kv_overrides
-from ..context_options import ContextOptions
+from ..engine.context_options import ContextOptions
 from ..errors import BackendMissingError, UsageError
 from .handed_on import NEUTRAL, check_flags, flags_of, overrides_in, unheeded
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from .api import Api
-from .child import Child, Keeper, Line
+from .child import Line, ServerProcess, Supervisor
 from .choose import check_port
 from .command import ServerConfig, command, environment, executable
 from .handed_on import unheeded
@@ -58,10 +58,10 @@ def serve(
         log(Line("warn", f"environment {name} is not heeded; {instead}"))
     api = Api(config.base_url, config.api_key, is_near=True)
     check_port(config)
-    keeper = Keeper(
-        lambda: Child(line, variables, log), api.is_healthy, log, max_restarts, start_s=config.start_timeout_s
+    supervisor = Supervisor(
+        lambda: ServerProcess(line, variables, log), api.is_healthy, log, max_restarts, start_s=config.start_timeout_s
     )
-    return keeper.run(ready)
+    return supervisor.run(ready)
 
 
 def is_chatter(line: Line) -> bool:

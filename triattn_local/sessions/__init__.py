@@ -2,7 +2,7 @@
 
 from .exchange import from_json, from_markdown, import_file, to_json, to_markdown
 from .model import Attachment, Draft, Hit, Message, Session, State
-from .shelf import Shelf, Shelved
+from .snapshot_cache import CachedSnapshot, SnapshotCache
 from .store import SessionStore
 
 __all__ = [
@@ -12,8 +12,8 @@ __all__ = [
     "Message",
     "Session",
     "SessionStore",
-    "Shelf",
-    "Shelved",
+    "SnapshotCache",
+    "CachedSnapshot",
     "State",
     "from_json",
     "from_markdown",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..paths import decode
+from ..support.paths import decode
 from .model import Attachment, Draft, Message, Session, path_to
 
 _FORMAT = "triattn-local session"

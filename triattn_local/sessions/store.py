@@ -16,11 +16,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 from sqlite_utils import Database
 
+from ..answers.thinking import TextKind
 from ..errors import DISK_FULL, DoesNotFitError, StateError, TriattnError, UsageError
 from .model import Attachment, Draft, Hit, Message, Role, Session, State
 from .refusals import told
@@ -32,7 +33,6 @@ _SYNC_S = 0.5
 _WAIT_S = 10.0
 """for another program that starts at the same time, or writes"""
 
-Kind = Literal["thinking", "content"]
 
 _SCHEMA = """
 CREATE TABLE sessions (
@@ -461,7 +461,7 @@ class SessionStore:
             db.execute("UPDATE sessions SET leaf=? WHERE id=?", (answer.parent, answer.session))
             db.execute("DELETE FROM messages WHERE id=?", (answer.id,))
 
-    def append(self, message: int, kind: Kind, text: str) -> None:
+    def append(self, message: int, kind: TextKind, text: str) -> None:
         """One more piece of a streaming message: committed at once, and on the disk within half a second."""
         with self._lock:
             now = time.monotonic()

@@ -5,18 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import UsageError
-from ..gguf_file import GgufFile
-from .folder import Entry, Progress, entries, resolve, silent, split_repo
+from ..model.gguf_file import GgufFile
+from ..support.progress import Progress, silent
+from .folder import Entry, entries, resolve, split_repo
 from .hub import HubClient, hub_heads, pull_hub
-from .packages import DEMO, PackagedModel, demo_sampling, fetch_packaged
+from .packages import DEMO, DEMO_TOKENS, PackagedModel, demo_sampling, fetch_packaged
 
 __all__ = [
     "DEMO",
+    "DEMO_TOKENS",
     "Entry",
     "HubClient",
     "PackagedModel",
     "demo_sampling",
-    "Progress",
     "entries",
     "fetch_packaged",
     "is_repo",

@@ -14,30 +14,25 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-from ..atomic import sync_folder
 from ..errors import DISK_FULL, DoesNotFitError, ModelNotFoundError, TriattnError
-from ..paths import exists, expanded, is_dir, is_file, refusal
-from .naming import DEFAULT_QUANT, is_first, is_gguf_name, quant_label, shards, without_gguf, without_shard
-
-Progress = Callable[[str, int, int], None]
-"""(stage, bytes done, bytes in all; 0 when unknown)"""
+from ..model.shard_names import is_first, shards, without_shard
+from ..support import formats
+from ..support.atomic import sync_folder
+from ..support.paths import exists, expanded, is_dir, is_file, refusal
+from ..support.progress import Progress
+from .naming import DEFAULT_QUANT, is_gguf_name, quant_label, without_gguf
 
 MIB = 1 << 20
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_PREFIX = re.compile(r"^(?:https?://)?(?:huggingface\.co|hf\.co)/")
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """A Progress that shows nothing."""
-    del stage, done, total
 
 
 def split_repo(name: str) -> tuple[str, str] | None:
@@ -186,7 +181,7 @@ def need_disk(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise DoesNotFitError(
-            f"needs {size / MIB:,.0f} MiB of disk, {free / MIB:,.0f} MiB are free",
+            f"needs {formats.size(size, 'MiB')} of disk, {formats.size(free, 'MiB')} are free",
             where=str(folder),
             fix="free some space, or set TRIATTN_MODELS (models) or HF_HOME (the hub's cache) to another disk",
         )

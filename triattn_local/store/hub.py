@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from .. import __version__
 from ..errors import ModelNotFoundError, TriattnError, UsageError
-from ..gguf_file import GgufFile, HeadCutError, parse_head
-from ..paths import is_file
+from ..model.gguf_file import GgufFile, HeadCutError, parse_head
+from ..model.shard_names import is_first, shards, without_shard
+from ..support.paths import is_file
+from ..support.progress import Progress
+from ..version import __version__
 from .folder import (
-    Progress,
     entries,
     folder_errors,
     is_gguf,
@@ -29,7 +30,7 @@ from .folder import (
     scratch_folder,
     sha256_of,
 )
-from .naming import DEFAULT_QUANT, is_first, is_gguf_name, quant_label, quant_names, shards, without_shard
+from .naming import DEFAULT_QUANT, is_gguf_name, quant_label, quant_names
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo

@@ -1,4 +1,4 @@
-"""Names of model files: quantisation, shards, and what a person may call a model.
+"""Names of model files: quantisation, and what a person may call a model.
 
 Knows file names only; opens nothing.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..model.shard_names import without_shard
+
 DEFAULT_QUANT = "Q4_K_M"
 
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 _QUANT = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:(?:I?Q\d|TQ\d)(?:_[A-Z0-9]+)*|MXFP4(?:_[A-Z]+)*|BF16|F16|F32|FP16|FP32))(?=$|[-.])", re.I
 )
@@ -36,22 +37,3 @@ def quant_names(file_name: str) -> set[str]:
     """What can stand behind the colon for this file, in small letters."""
     stem = Path(file_name).stem
     return {quant_label(file_name).lower(), stem.lower(), without_shard(stem).lower()}
-
-
-def without_shard(stem: str) -> str:
-    return _SHARD.sub("", stem)
-
-
-def is_first(stem: str) -> bool:
-    """Whether a file stands for its model: it is the first shard, or the model is not split."""
-    shard = _SHARD.search(stem)
-    return not shard or int(shard[1]) == 1
-
-
-def shards(first: Path) -> list[Path]:
-    """All files of the model whose first shard is given, in order."""
-    shard = _SHARD.search(first.stem)
-    if not shard:
-        return [first]
-    base = first.stem[: shard.start()]
-    return [first.with_name(f"{base}-{n:05d}-of-{shard[2]}{first.suffix}") for n in range(1, int(shard[2]) + 1)]

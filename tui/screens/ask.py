@@ -8,7 +8,7 @@ from textual.containers import Vertical
 from textual.suggester import Suggester
 from textual.widgets import Input, Static
 
-from triattn_local.paths import expanded, is_dir
+from triattn_local.support.paths import expanded, is_dir
 
 from .dialog import Dialog
 

@@ -11,10 +11,10 @@ from textual.containers import Vertical
 from textual.widgets import Input, Static
 
 from triattn_local.errors import TriattnError, UsageError
-from triattn_local.paths import decode, expanded, is_file
 from triattn_local.sessions import Attachment
+from triattn_local.support import formats
+from triattn_local.support.paths import decode, expanded, is_file
 
-from .. import text
 from .ask import PathSuggester
 from .dialog import Dialog
 
@@ -80,7 +80,7 @@ class AttachScreen(Dialog[Attachment]):
                 about = error.what
             else:
                 n_tokens = self.app.engine.count_tokens(file.as_prompt())
-                about = text.plural(file.text.count("\n") + 1, "line")
+                about = formats.plural(file.text.count("\n") + 1, "line")
                 if n_tokens is not None:
                     stats = self.app.chat.status.stats
                     room = f" of {stats.n_ctx - stats.n_past:,} left" if stats else ""

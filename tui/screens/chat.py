@@ -15,11 +15,12 @@ from textual.containers import Center, Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Markdown, Static
 
-from triattn_local.conversation import Retained, context_for, room_for_answer
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError
 from triattn_local.sessions import Attachment, Message
+from triattn_local.sessions.conversation import Retained, context_for, room_for_answer
+from triattn_local.support import formats
 
-from .. import events, garbage, pacing, text
+from .. import events, garbage, pacing
 from ..engine import Turn
 from ..numbers import of_nothing
 from ..session import OpenSession
@@ -272,7 +273,7 @@ class ChatScreen(Screen[None]):
             state = f"reading {percent} %"
             if event.tokens_per_s > 0:
                 left_s = (event.n_total - event.n_done) / event.tokens_per_s
-                state += f" · {event.tokens_per_s:,.0f} tok/s · {text.seconds(left_s)} left"
+                state += f" · {event.tokens_per_s:,.0f} tok/s · {formats.seconds(left_s)} left"
             self._say_state(state)
 
     async def _drain(self) -> None:
@@ -420,7 +421,7 @@ class ChatScreen(Screen[None]):
             return  # of a conversation that was left meanwhile
         self.status.stats = event.stats
         self.panel.show_stats(event.stats)
-        self.panel.show_snapshots(event.snapshot_bytes, self.app.shelf.memory_limit)
+        self.panel.show_snapshots(event.snapshot_bytes, self.app.snapshots.memory_limit)
         if event.retained is not None:
             self._retained = event.retained
             self.panel.show_retained(event.retained)
@@ -600,7 +601,7 @@ class ChatScreen(Screen[None]):
 
     def _copy(self, words: str, what: str) -> None:
         self.app.copy_to_clipboard(words)
-        self.notify(f"{what[:1].upper()}{what[1:]} copied: {text.plural(words.count(chr(10)) + 1, 'line')}.")
+        self.notify(f"{what[:1].upper()}{what[1:]} copied: {formats.plural(words.count(chr(10)) + 1, 'line')}.")
 
     # -------------------------------------------------------------- attachments
 
@@ -630,7 +631,7 @@ class ChatScreen(Screen[None]):
         parts, stats = [], self.status.stats
         for file in files:
             n_tokens = self.app.engine.count_tokens(file.as_prompt())
-            size = text.plural(file.text.count("\n") + 1, "line")
+            size = formats.plural(file.text.count("\n") + 1, "line")
             about = "" if n_tokens is None else f" · {n_tokens:,} tokens"
             if n_tokens and stats is not None and n_tokens > stats.n_ctx:
                 about += f", more than the context of {stats.n_ctx:,} holds"

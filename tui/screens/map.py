@@ -11,8 +11,8 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import Static
 
-from triattn_local.conversation import Retained
 from triattn_local.sessions import Message
+from triattn_local.sessions.conversation import Retained
 
 from ..widgets.heatmap import Heatmap
 from .dialog import Dialog

@@ -15,11 +15,11 @@ from textual.widgets.option_list import Option
 
 from triattn_local import store
 from triattn_local.errors import ModelNotFoundError, TriattnError
-from triattn_local.inspection import glance
-from triattn_local.paths import expanded, is_file
-from triattn_local.store.naming import shards
+from triattn_local.inspection.describe import glance
+from triattn_local.model.shard_names import shards
+from triattn_local.support import formats
+from triattn_local.support.paths import expanded, is_file
 
-from .. import text
 from ..jobs import JobDone, JobProgress
 from .ask import AskScreen
 from .dialog import Dialog
@@ -90,12 +90,12 @@ class ModelsScreen(Dialog[None]):
         for i, (path, ready) in zip(order, self._models, strict=True):
             here = self.app.model == path
             line = Text.assemble(("● " if here else "  ", "bold"), (found[i].name, "bold" if ready else ""))
-            about = text.size(found[i].size_bytes) + ("" if ready else " · no statistics: c converts it")
+            about = formats.size(found[i].size_bytes) + ("" if ready else " · no statistics: c converts it")
             line.append(f"  {about}", "dim")
             options.add_option(Option(line))
         self._demo_offered = not any(path.stem == Path(store.DEMO.file).stem + ".triattn" for path, _ in self._models)
         if self._demo_offered:
-            about = f"  {text.size(store.DEMO.size)}: fetches, converts and opens it, in a minute or two"
+            about = f"  {formats.size(store.DEMO.size)}: fetches, converts and opens it, in a minute or two"
             options.add_option(Option(Text.assemble(("  Demo model: SmolLM2 135M", "bold"), (about, "dim"))))
         welcome = self.query_one(".welcome", Static)
         welcome.display = not self._models

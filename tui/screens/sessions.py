@@ -15,12 +15,12 @@ from textual.containers import Vertical
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from triattn_local.atomic import write_whole
 from triattn_local.errors import TriattnError
-from triattn_local.paths import expanded
 from triattn_local.sessions import Hit, Session, import_file, to_json, to_markdown
+from triattn_local.support import formats
+from triattn_local.support.atomic import write_whole
+from triattn_local.support.paths import expanded
 
-from .. import text
 from .ask import AskScreen
 from .dialog import Dialog
 
@@ -101,7 +101,10 @@ class SessionsScreen(Dialog[None]):
         line = Text.assemble(
             ("● " if here else "  ", "bold"),
             (session.title or "Untitled", "bold"),
-            (f"  {text.ago(session.updated)} · {text.plural(session.n_messages, 'message')} · {session.id}", "dim"),
+            (
+                f"  {formats.ago(session.updated)} · {formats.plural(session.n_messages, 'message')} · {session.id}",
+                "dim",
+            ),
         )
         if hit.snippet:
             line.append("\n  ")

@@ -21,7 +21,7 @@ from textual.widgets import Markdown
 from textual.widgets._markdown import MarkdownParagraph
 from textual.widgets.markdown import MarkdownBlock
 
-from ..cutting import Piece, pieces
+from ..cutting import MarkdownPiece, pieces
 from ..markup import BLANK, parser
 from .backdrop import Backdrop, Growing
 from .code_block import CodeBlock
@@ -62,7 +62,7 @@ class Section(Backdrop, Markdown):
         "code_block": CodeBlock,
     }
 
-    def __init__(self, piece: Piece, follower: Piece | None = None, *, grows: bool = False) -> None:
+    def __init__(self, piece: MarkdownPiece, follower: MarkdownPiece | None = None, *, grows: bool = False) -> None:
         """Show a piece.
 
         :param follower: the piece below it
@@ -83,7 +83,7 @@ class Section(Backdrop, Markdown):
             blocks[-1].set_class(_goes_on_in(blocks[-1], self.follower), "goes-on")
 
 
-def _goes_on_in(block: MarkdownBlock, piece: Piece | None) -> bool:
+def _goes_on_in(block: MarkdownBlock, piece: MarkdownPiece | None) -> bool:
     """Whether a piece begins, or goes on, with what a block shows: code is opened again, other blocks are not."""
     return piece is not None and piece.follows and isinstance(block, CodeBlock) == bool(piece.opening)
 
@@ -102,7 +102,7 @@ class Space(Widget):
 class Part:
     """A piece of the text, laid out or not."""
 
-    piece: Piece
+    piece: MarkdownPiece
     section: Section | None = None
     measured: int = 0
     """lines that it took when it was laid out last; 0: never at this width"""
@@ -248,7 +248,7 @@ class LongMarkdown(Backdrop, Vertical):
             self._n_shown = n_chars
             tail.section.join()
 
-    async def _begin(self, piece: Piece) -> None:
+    async def _begin(self, piece: MarkdownPiece) -> None:
         """One more part at the end."""
         tail = self._parts[-1]
         assert tail.section is not None

@@ -10,10 +10,10 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Sparkline, Static
 
-from triattn_local.conversation import Retained
-from triattn_local.runtime import RuntimeStats
+from triattn_local.engine.runtime import RuntimeStats
+from triattn_local.sessions.conversation import Retained
+from triattn_local.support import formats
 
-from .. import text
 from .heatmap import Heatmap
 
 _BAR = 28
@@ -100,10 +100,10 @@ class MemoryPanel(Vertical):
             lines.append(f"\ncells     {s.n_cells_used:,} of {s.n_cells:,}\n")
             lines.append_text(bar(s.n_cells_used, s.n_cells))
             lines.append(f"\nbudget    {s.budget_tokens:,} a head\n")
-        lines.append(f"KV cache  {text.size(s.kv_bytes)}\n")
+        lines.append(f"KV cache  {formats.size(s.kv_bytes)}\n")
         if s.budget_tokens is None:
             return lines
-        lines.append(f"full      {text.size(s.kv_bytes_full)}")
+        lines.append(f"full      {formats.size(s.kv_bytes_full)}")
         if s.kv_bytes:
             lines.append(f"  ({s.kv_bytes_full / s.kv_bytes:.1f} ×)", "dim")
         lines.append(f"\nrounds    {s.n_evictions:,}")
@@ -111,7 +111,7 @@ class MemoryPanel(Vertical):
             lines.append(f"  ({s.evict_ms / s.n_evictions:.1f} ms each)", "dim")
         lines.append(f"\nevicted   {s.tokens_evicted:,} tokens")
         if self._round_s is not None:
-            lines.append(f"\nlast      {text.seconds(time.monotonic() - self._round_s)} ago")
+            lines.append(f"\nlast      {formats.seconds(time.monotonic() - self._round_s)} ago")
         return lines
 
     def show_speed(self, tokens_per_s: float) -> None:
@@ -124,6 +124,6 @@ class MemoryPanel(Vertical):
         self.heatmap.share = None if retained is None else retained.share
 
     def show_snapshots(self, used: int, limit: int) -> None:
-        words = Text(f"snapshots {text.size(used)} of {text.size(limit)}", "dim")
+        words = Text(f"snapshots {formats.size(used)} of {formats.size(limit)}", "dim")
         if words != self._snapshots.content:
             self._snapshots.update(words)

@@ -11,12 +11,12 @@ from textual.containers import Vertical
 from textual.message import Message as TextualMessage
 from textual.widgets import Static
 
-from triattn_local.conversation import Retained
+from triattn_local.answers.thinking import TextKind
 from triattn_local.errors import TriattnError
 from triattn_local.sessions import Message
-from triattn_local.thinking import Kind
+from triattn_local.sessions.conversation import Retained
+from triattn_local.support import formats
 
-from .. import text
 from .backdrop import Backdrop
 from .long_markdown import LongMarkdown
 from .thinking import Thinking
@@ -118,7 +118,7 @@ class UserMessage(MessageWidget):
     def compose(self) -> ComposeResult:
         for file in self.message.attachments:
             lines = file.text.count("\n") + 1
-            yield Static(f"▤ {file.name} · {text.plural(lines, 'line')}", classes="file", markup=False)
+            yield Static(f"▤ {file.name} · {formats.plural(lines, 'line')}", classes="file", markup=False)
         if self.message.content:
             yield Static(self.message.content, classes="words", markup=False)
         yield self._foot
@@ -175,7 +175,7 @@ class AnswerMessage(Backdrop, MessageWidget):
     def on_mount(self) -> None:
         self._show_foot()
 
-    async def write(self, kind: Kind, piece: str, n_tokens: int) -> None:
+    async def write(self, kind: TextKind, piece: str, n_tokens: int) -> None:
         """More of the answer."""
         now_s = time.monotonic()
         if kind == "thinking":
@@ -206,7 +206,7 @@ class AnswerMessage(Backdrop, MessageWidget):
         report, state = self.message.report, self.message.state
         parts = [self.branch] if self.branch else []
         if state != "streaming" and report.get("n_content") is not None:
-            parts.append(text.plural(int(report["n_content"]), "token"))
+            parts.append(formats.plural(int(report["n_content"]), "token"))
             if report.get("tokens_per_s"):
                 parts.append(f"{report['tokens_per_s']} tok/s")
         if state in _ENDS:

@@ -6,9 +6,8 @@ from rich.text import Text
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from triattn_local.runtime import RuntimeStats
-
-from .. import text
+from triattn_local.engine.runtime import RuntimeStats
+from triattn_local.support import formats
 
 
 class StatusLine(Widget):
@@ -41,22 +40,22 @@ class StatusLine(Widget):
             return [""]
         if s.budget_tokens is None:
             return [
-                f"context {s.n_past:,} of {s.n_ctx:,} · full attention · KV {text.size(s.kv_bytes)}",
-                f"{text.short(s.n_past)}/{text.short(s.n_ctx)} ctx · full · KV {text.size(s.kv_bytes)}",
-                f"{text.short(s.n_past)}/{text.short(s.n_ctx)} ctx",
+                f"context {s.n_past:,} of {s.n_ctx:,} · full attention · KV {formats.size(s.kv_bytes)}",
+                f"{formats.short(s.n_past)}/{formats.short(s.n_ctx)} ctx · full · KV {formats.size(s.kv_bytes)}",
+                f"{formats.short(s.n_past)}/{formats.short(s.n_ctx)} ctx",
             ]
-        ctx = f"{text.short(s.n_past)}/{text.short(s.n_ctx)} ctx"
-        cells = f"{text.short(s.n_cells_used)}/{text.short(s.budget_tokens)} kept"
-        kv = f"KV {text.size(s.kv_bytes)}/{text.size(s.kv_bytes_full)}"
-        short_kv = f"KV {text.short_size(s.kv_bytes)}/{text.short_size(s.kv_bytes_full)}"
+        ctx = f"{formats.short(s.n_past)}/{formats.short(s.n_ctx)} ctx"
+        cells = f"{formats.short(s.n_cells_used)}/{formats.short(s.budget_tokens)} kept"
+        kv = f"KV {formats.size(s.kv_bytes)}/{formats.size(s.kv_bytes_full)}"
+        short_kv = f"KV {formats.short_size(s.kv_bytes)}/{formats.short_size(s.kv_bytes_full)}"
         all_rounds, rounds, evicted = "nothing evicted", "nothing evicted", ""
         if s.n_evictions:
-            evicted = f" · −{text.short(s.tokens_evicted)}"
-            rounds = f"{text.plural(s.n_evictions, 'round')} −{text.short(s.tokens_evicted)}"
-            all_rounds = f"{text.plural(s.n_evictions, 'round')}, {s.tokens_evicted:,} tokens evicted"
+            evicted = f" · −{formats.short(s.tokens_evicted)}"
+            rounds = f"{formats.plural(s.n_evictions, 'round')} −{formats.short(s.tokens_evicted)}"
+            all_rounds = f"{formats.plural(s.n_evictions, 'round')}, {s.tokens_evicted:,} tokens evicted"
         return [
             f"context {s.n_past:,} of {s.n_ctx:,} · cells {s.n_cells_used:,}, budget {s.budget_tokens:,} · "
-            f"KV {text.size(s.kv_bytes)}, full {text.size(s.kv_bytes_full)} · {all_rounds}",
+            f"KV {formats.size(s.kv_bytes)}, full {formats.size(s.kv_bytes_full)} · {all_rounds}",
             f"{ctx} · {cells} · {kv} · {rounds}",
             f"{ctx} · {cells} · {short_kv} · {rounds}",
             f"{ctx} · {cells} · {short_kv}{evicted}",

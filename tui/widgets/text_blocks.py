@@ -62,7 +62,7 @@ class Lines(Growing, MarkdownBlock):
 
 
 @dataclass
-class Row:
+class TableRow:
     """A paragraph of an item."""
 
     indent: int
@@ -71,7 +71,7 @@ class Row:
     content: Content
     _wrapped: tuple[int, list[Content]] = field(default=(0, []), repr=False)
 
-    def is_same(self, other: Row) -> bool:
+    def is_same(self, other: TableRow) -> bool:
         return (self.indent, self.symbol) == (other.indent, other.symbol) and self.content.is_same(other.content)
 
     def lines(self, width: int) -> list[Content]:
@@ -87,9 +87,9 @@ class Row:
 class Rows(Lines):
     """Items of a list, one below the other."""
 
-    rows: Sequence[Row] = ()
+    rows: Sequence[TableRow] = ()
 
-    def change(self, rows: Sequence[Row]) -> None:
+    def change(self, rows: Sequence[TableRow]) -> None:
         """Take other rows; those that stay as they were are not wrapped again."""
         before = self.rows
         self.rows = [
@@ -153,7 +153,7 @@ class ListBlock(Growing, MarkdownBlock):
             await self.mount_all(want[n_kept:])
 
 
-def _flat(block: ListBlock, indent: int) -> Iterator[Row | MarkdownBlock]:
+def _flat(block: ListBlock, indent: int) -> Iterator[TableRow | MarkdownBlock]:
     """The paragraphs of a list and its lists in order; and what is no paragraph."""
     items = [item for item in block._blocks if isinstance(item, MarkdownListItem)]
     symbols = [item.bullet for item in items]
@@ -166,10 +166,10 @@ def _flat(block: ListBlock, indent: int) -> Iterator[Row | MarkdownBlock]:
         inner = indent + n_most
         for part in item._blocks or (None,):
             if part is None or isinstance(part, MarkdownParagraph):
-                yield Row(indent, before, part._content if part is not None else Content(""))
+                yield TableRow(indent, before, part._content if part is not None else Content(""))
             else:
                 if before.strip():
-                    yield Row(indent, before, Content(""))
+                    yield TableRow(indent, before, Content(""))
                 if isinstance(part, ListBlock):
                     yield from _flat(part, inner)
                 else:

@@ -7,7 +7,8 @@ from textual.containers import Vertical
 from textual.reactive import reactive
 from textual.widgets import Static
 
-from .. import text
+from triattn_local.support import formats
+
 from .long_markdown import LongMarkdown
 
 _TAIL_LINES = 6
@@ -71,7 +72,7 @@ class Thinking(Vertical):
         self.display = bool(self.thinking)
         mark = "▾" if self.unfolded or self.streams else "▸"
         word = "thinking" if self.streams else "thought"
-        about = f"{text.seconds(self.elapsed_s)}, {text.plural(self.n_tokens, 'token')}"
+        about = f"{formats.seconds(self.elapsed_s)}, {formats.plural(self.n_tokens, 'token')}"
         self._head.update(f"{mark} {word} · {about}")
         self._tail.display = self.streams
         if self.streams:

@@ -10,8 +10,8 @@ from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
 
-from triattn_local.conversation import Retained
 from triattn_local.sessions import Message
+from triattn_local.sessions.conversation import Retained
 
 from .backdrop import Backdrop
 from .long_markdown import LongMarkdown, Section
@@ -31,7 +31,7 @@ class Earlier(Static, can_focus=True):
 
 
 @dataclass(frozen=True)
-class Reading:
+class InSight:
     """The uppermost text in sight."""
 
     section: Section
@@ -65,7 +65,7 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
         self._n_hidden = 0
         self._looks_soon = False
         self._retained: Retained | None = None
-        self._reading: Reading | None = None
+        self._in_sight: InSight | None = None
 
     def compose(self) -> ComposeResult:
         return
@@ -161,23 +161,23 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
 
     def _note_reading(self) -> None:
         """Remember where the uppermost text in sight stands, unless the end is followed."""
-        self._reading = None
+        self._in_sight = None
         if self._anchored and not self._anchor_released:
             return
         for section in self.query(Section):
             place = self._place(section)
             n_lines = section.size.height  # 0: not laid out, so that its place means nothing
             if n_lines and place < self.scroll_y + self.size.height and place + n_lines > self.scroll_y:
-                self._reading = Reading(section, place, place - round(self.scroll_y))
+                self._in_sight = InSight(section, place, place - round(self.scroll_y))
                 break
 
     def _hold(self) -> None:
         """What is read stays where it is, also when something above takes more or fewer lines than was guessed."""
-        reading = self._reading
+        reading = self._in_sight
         if reading is None:
             self._note_reading()  # it may have come after the scroll
         elif reading.section.is_attached and (place := self._place(reading.section)) != reading.place:
-            self._reading = replace(reading, place=place)
+            self._in_sight = replace(reading, place=place)
             self.scroll_to(y=place - reading.row, animate=False, immediate=True)
 
     def _widget(self, message: Message) -> MessageWidget:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from triattn_local.contexts import Context, Model
+from triattn_local.engine.contexts import Context, Model
 from triattn_local.errors import UsageError
 
 from ..answers import generate, has_number

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from triattn_local.config import SamplingConfig
-from triattn_local.contexts import Context, Model
+from triattn_local.engine.contexts import Context, Model
 
 from ..answers import generate
 from ..texts import KINDS, read_text

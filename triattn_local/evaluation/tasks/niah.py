@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from triattn_local.contexts import Model
+from triattn_local.engine.contexts import Model
 from triattn_local.errors import UsageError
 
 from ..texts import read_text

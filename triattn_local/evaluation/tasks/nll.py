@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from triattn_local.contexts import Context, Model
+from triattn_local.engine.contexts import Context, Model
 
 from ..texts import KINDS, read_text
 from .base import Case, Metric, Metrics, Open, Size, cut

@@ -11,9 +11,9 @@ import random
 from pathlib import Path
 
 from triattn_local.config import SamplingConfig
-from triattn_local.contexts import Model
+from triattn_local.engine.contexts import Model
 from triattn_local.errors import UsageError
-from triattn_local.paths import decode
+from triattn_local.support.paths import decode
 
 from ..answers import check_reader, generate, is_right
 from ..problems import Problem, chain, column_sum

@@ -1,0 +1,662 @@
+#include "llama-triattn-cache.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <string>
+
+// The cold tier: what a head has forgotten comes back.
+//
+// Rows of a sequence are copied to the store before a round may drop them, so that the cache holds nothing that is not also there:
+// dropping writes nothing, and recall copies rows back into cells. A recall compares the last queries with every row of the store
+// and gives a share of the budget to what they want most, in place of what was recalled before and then of what the centres want
+// least. It comes before the last token of a prompt is read, and while text streams every few tokens.
+
+static uint64_t free_host_memory() {
+    std::ifstream file("/proc/meminfo");
+    std::string key, unit;
+    uint64_t    kib = 0;
+    while (file >> key >> kib >> unit) {
+        if (key == "MemAvailable:") {
+            return kib << 10;
+        }
+    }
+    size_t free = 0, total = 0;
+    if (auto * dev = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)) {
+        ggml_backend_dev_memory(dev, &free, &total);
+    }
+    return free;
+}
+
+void llama_triattn::init_cold(const llama_cparams & cparams) {
+    if (params.cold == LLAMA_TRIATTN_COLD_OFF) {
+        return;
+    }
+    const std::string why = llama_triattn_rows_why_not(layers, kv.v_trans);
+    if (!why.empty()) {
+        LLAMA_LOG_WARN("%s: the cold tier is off: %s\n", __func__, why.c_str());
+        return;
+    }
+
+    std::vector<llama_triattn_row_sizes> sizes;
+    uint64_t token_bytes = 0;
+    for (const auto & layer : layers) {
+        sizes.push_back({ layer.n_head_kv, llama_triattn_row_size_k(layer), llama_triattn_row_size_v(layer) });
+        token_bytes += layer.n_head_kv*(sizes.back().k + sizes.back().v);
+    }
+
+    const uint64_t n_slab   = llama_triattn_store::N_SLAB;
+    const uint64_t n_all    = (cparams.n_ctx_seq + n_slab - 1)/n_slab*n_slab*cparams.n_seq_max*token_bytes;
+    const uint64_t n_wanted = params.cold == LLAMA_TRIATTN_COLD_AUTO ? free_host_memory()/4*3 : (uint64_t) params.cold << 10;
+
+    store    = std::make_unique<llama_triattn_store>(sizes, kv.seq_to_stream.size(), params.n_keep, std::min(n_all, n_wanted));
+    queries  = std::make_unique<llama_triattn_queries>(layers, cparams.n_seq_max, std::max(params.recall_queries, params.recall_period));
+    recaller = std::make_unique<llama_triattn_recaller>(kv.type_k(), cparams.n_threads);
+
+    readings.resize(kv.seq_to_stream.size());
+    recalled.resize(pos.size());
+    ranks   .resize(pos.size());
+    for (size_t s = 0; s < pos.size(); ++s) {
+        recalled[s].resize(pos[s].size(), 0);
+        ranks   [s].resize(pos[s].size(), INFINITY);
+    }
+
+    LLAMA_LOG_INFO("%s: cold tier of %.1f MiB at most, %zu bytes a token; queries %.1f MiB\n", __func__,
+            store->n_bytes_max()/1048576.0, store->token_bytes(), queries->n_bytes()/1048576.0);
+}
+
+void llama_triattn::unmark(uint32_t strm, uint32_t cell) {
+    if (store) {
+        std::fill_n(recalled[strm].begin() + (size_t) cell*n_set, n_set, 0);
+        std::fill_n(ranks   [strm].begin() + (size_t) cell*n_set, n_set, INFINITY);
+    }
+}
+
+void llama_triattn::record(
+        const llm_graph_context & graph, const llama_kv_cache_context * mctx, ggml_tensor * q, float kq_scale, ggml_tensor * sinks, int32_t il) {
+    const auto & triattn = mctx->kv->triattn;
+    if (triattn && triattn->queries) {
+        triattn->queries->record(graph, q, kq_scale, sinks, il);
+    }
+}
+
+//
+// rows out
+//
+
+void llama_triattn::give_up_store(llama_seq_id seq_id, const char * why) {
+    if (!readings[seq_id].is_warned) {
+        LLAMA_LOG_WARN("%s: sequence %d: %s; what its heads forget from position %d on is gone for good\n", __func__, seq_id, why,
+                store->size(seq_id));
+    }
+    readings[seq_id].is_warned = true;
+}
+
+bool llama_triattn::store_rows(llama_seq_id seq_id) {
+    const uint32_t strm   = kv.seq_to_stream[seq_id];
+    const auto &   tokens = kv.v_cells[strm].seq_pos_get(seq_id);
+
+    // what lies before T is not in one cell in all heads any more
+    const llama_pos first = store->skip_to(seq_id, std::max(store->size(seq_id), whole[seq_id]));
+
+    std::vector<int32_t> cells;
+    for (auto it = tokens.lower_bound({ first, 0 }); it != tokens.end(); ++it) {
+        if (it->first != first + (llama_pos) cells.size()) {
+            give_up_store(seq_id, "positions that stand still or leap (pictures) have no place in the cold tier");
+            break;
+        }
+        cells.push_back(it->second);
+    }
+    if (cells.empty()) {
+        return store->size(seq_id) == kv.seq_pos_max(seq_id) + 1;
+    }
+
+    const int64_t t_start_us = ggml_time_us();
+
+    const uint64_t n_destroyed = store->n_destroyed();
+    if (!store->append(seq_id, cells.size(), params.window)) {
+        give_up_store(seq_id, "the cold tier has no memory left");
+        return false;
+    }
+    if (store->n_destroyed() > n_destroyed && !readings[seq_id].is_warned) {
+        readings[seq_id].is_warned = true;
+        LLAMA_LOG_WARN("%s: the cold tier is full (%.1f MiB): of sequence %d the blocks that are wanted least are gone for good from now on, "
+                "and it cannot go back to before what its heads hold\n", __func__, store->n_bytes()/1048576.0, seq_id);
+    }
+
+    std::vector<llama_triattn_rows> rows(layers.size());
+    for (size_t i = 0; i < layers.size(); ++i) {
+        rows[i].n = cells.size();
+        for (uint32_t h = 0; h < layers[i].n_head_kv; ++h) {
+            rows[i].cells.insert(rows[i].cells.end(), cells.begin(), cells.end());
+        }
+    }
+    if (!llama_triattn_rows_read(*lctx, layers, strm, kv.v_trans, rows)) {
+        store->cut(seq_id, first);
+        give_up_store(seq_id, "the device failed while rows left it");
+        return false;
+    }
+
+    const auto put = [&](uint32_t i) {
+        const auto & r = rows[i];
+        for (const bool is_v : { false, true }) {
+            const size_t size = is_v ? llama_triattn_row_size_v(layers[i]) : llama_triattn_row_size_k(layers[i]);
+            const auto & data = is_v ? r.v : r.k;
+            for (uint32_t j = 0; size > 0 && j < r.n; ++j) {
+                if (!store->has(seq_id, first + j)) {
+                    continue;
+                }
+                for (uint32_t h = 0; h < layers[i].n_head_kv; ++h) {
+                    memcpy(store->row(seq_id, i, h, is_v, first + j), data.data() + ((size_t) h*r.n + j)*size, size);
+                }
+            }
+        }
+    };
+    for (size_t i = 0; i < layers.size(); ++i) {
+        put(i);
+    }
+
+    counters.n_tokens_stored += cells.size();
+    counters.t_store_us      += ggml_time_us() - t_start_us;
+    return true;
+}
+
+void llama_triattn::note_worth(llama_seq_id seq_id) {
+    // only a store that will be full needs to know
+    if (store->n_bytes() < store->n_bytes_max()/2) {
+        return;
+    }
+    const uint32_t strm = kv.seq_to_stream[seq_id];
+
+    std::vector<float> worth((store->size(seq_id) + llama_triattn_store::N_BLOCK - 1)/llama_triattn_store::N_BLOCK, 0.0f);
+    for (const auto & [p, cell] : kv.v_cells[strm].seq_pos_get(seq_id)) {
+        for (uint32_t set = 0; set < n_set; ++set) {
+            const size_t b = pos_at(strm, cell, set)/llama_triattn_store::N_BLOCK;
+            if (b < worth.size()) {
+                worth[b] += 1.0f;
+            }
+        }
+    }
+    store->set_worth(seq_id, worth);
+}
+
+//
+// recall
+//
+
+llama_triattn_wanting llama_triattn::wanting_of(llama_seq_id seq_id, size_t i_layer, const std::vector<llama_pos> & qpos) const {
+    const auto & layer = layers[i_layer];
+
+    const uint32_t n_gqa = layer.n_head/layer.n_head_kv;
+    const size_t   n     = layer.n_embd_head_k;
+
+    llama_triattn_wanting res;
+    res.n_query  = layer.ils.size()*qpos.size()*n_gqa;
+    res.soft_cap = kv.hparams.attn_soft_cap ? kv.hparams.f_attn_logit_softcapping : 0.0f;
+
+    std::vector<llama_triattn_queries::layer> of_layer;
+    bool with_sinks = false;
+    for (const auto il : layer.ils) {
+        of_layer.push_back(queries->get(seq_id, il, qpos));
+        with_sinks = with_sinks || !of_layer.back().sinks.empty();
+    }
+
+    res.q.reserve((size_t) layer.n_head_kv*res.n_query*n);
+    for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+        for (const auto & l : of_layer) {
+            for (size_t i = 0; i < qpos.size(); ++i) {
+                for (uint32_t g = 0; g < n_gqa; ++g) {
+                    const uint32_t head = h*n_gqa + g;
+                    const float *  q    = l.q.data() + (i*layer.n_head + head)*n;
+                    std::transform(q, q + n, std::back_inserter(res.q), [&](float x) { return x*l.kq_scale; });
+                    if (h == 0) {
+                        res.pos.push_back(qpos[i]);
+                    }
+                    if (with_sinks) {
+                        res.sink.push_back(l.sinks.empty() ? -INFINITY : l.sinks[head]);
+                    }
+                }
+            }
+        }
+    }
+    return res;
+}
+
+void llama_triattn::choose_recall(
+        llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, std::vector<std::pair<llama_pos, int32_t>> & res) const {
+    const uint32_t strm  = kv.seq_to_stream[seq_id];
+    const auto &   cells = kv.v_cells[strm];
+
+    const auto wanted = llama_triattn_wanted(weights, b.p0, b.p1, b.n_max, b.n_block);
+
+    std::vector<uint8_t> is_wanted(b.p1, 0), is_hot(b.p1, 0);
+    for (const auto p : wanted) {
+        is_wanted[p] = 1;
+    }
+
+    struct victim {
+        bool    is_centre;
+        float   rank;
+        int32_t cell;
+    };
+    std::vector<victim> victims;
+    for (const auto & [label, cell] : cells.seq_pos_get(seq_id)) {
+        const llama_pos p = pos_at(strm, cell, set);
+        if (p < b.p0 || p >= b.p1) {
+            continue;
+        }
+        is_hot[p] = 1;
+        if (is_wanted[p] || cells.seq_count(cell) > 1 || !store->has(seq_id, p)) {
+            continue; // wanted, or not only its own, or it could not come back
+        }
+        const bool was_recalled = recalled[strm][(size_t) cell*n_set + set];
+        victims.push_back({ !was_recalled, was_recalled ? weights[p] : ranks[strm][(size_t) cell*n_set + set], (int32_t) cell });
+    }
+
+    std::vector<llama_pos> missing;
+    for (const auto p : wanted) {
+        if (!is_hot[p]) {
+            missing.push_back(p);
+        }
+    }
+    const size_t n = std::min(missing.size(), victims.size());
+
+    std::partial_sort(victims.begin(), victims.begin() + n, victims.end(), [](const victim & x, const victim & y) {
+        return x.is_centre != y.is_centre ? x.is_centre < y.is_centre : x.rank != y.rank ? x.rank < y.rank : x.cell < y.cell;
+    });
+    for (size_t i = 0; i < n; ++i) {
+        const int32_t cell = victims[i].cell;
+        if (b.must_earn && weights[missing[i]] <= weights[pos_at(strm, cell, set)]) {
+            continue; // what lies there is wanted more
+        }
+        res.emplace_back(missing[i], cell);
+    }
+}
+
+bool llama_triattn::bring_back(llama_seq_id seq_id, const std::vector<size_t> & i_layers, const std::vector<recalled_tokens> & of_set) {
+    const uint32_t strm = kv.seq_to_stream[seq_id];
+
+    std::vector<llama_triattn_rows> rows(layers.size());
+
+    for (const auto i : i_layers) {
+        const auto & layer = layers[i];
+        auto & r = rows[i];
+
+        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+            r.n = std::max<uint32_t>(r.n, of_set[set_of(i, h)].size());
+        }
+        if (r.n == 0) {
+            continue;
+        }
+        const size_t size_k = llama_triattn_row_size_k(layer);
+        const size_t size_v = llama_triattn_row_size_v(layer);
+        r.cells.reserve((size_t) layer.n_head_kv*r.n);
+        r.k.resize((size_t) layer.n_head_kv*r.n*size_k);
+        r.v.resize((size_t) layer.n_head_kv*r.n*size_v);
+
+        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+            const auto & tokens = of_set[set_of(i, h)];
+
+            // fewer than another head has: a row that is written twice
+            std::pair<llama_pos, int32_t> filler { -1, -1 };
+            if (!tokens.empty()) {
+                filler = tokens[0];
+            }
+            for (auto it = kv.v_cells[strm].seq_pos_get(seq_id).begin(); filler.first < 0 && it != kv.v_cells[strm].seq_pos_get(seq_id).end(); ++it) {
+                const llama_pos p = pos_at(strm, it->second, set_of(i, h));
+                if (store->has(seq_id, p)) {
+                    filler = { p, (int32_t) it->second };
+                }
+            }
+            if (filler.first < 0) {
+                return false;
+            }
+            for (uint32_t j = 0; j < r.n; ++j) {
+                const auto [p, cell] = j < tokens.size() ? tokens[j] : filler;
+                r.cells.push_back(cell);
+                memcpy(r.k.data() + ((size_t) h*r.n + j)*size_k, store->row(seq_id, i, h, false, p), size_k);
+                if (size_v > 0) {
+                    memcpy(r.v.data() + ((size_t) h*r.n + j)*size_v, store->row(seq_id, i, h, true, p), size_v);
+                }
+            }
+            counters.n_rows_recalled += tokens.size();
+        }
+    }
+    return llama_triattn_rows_write(*lctx, layers, strm, kv.v_trans, rows);
+}
+
+int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt) {
+    if (!store || !lctx || whole[seq_id] == 0 || !kv.sc_info.empty() || seq_id >= (llama_seq_id) lctx->n_seq_max()) {
+        return 0;
+    }
+    const int64_t t_start_us = ggml_time_us();
+
+    ggml_backend_sched_synchronize(lctx->get_sched());
+
+    const llama_pos end     = kv.seq_pos_max(seq_id) + 1;
+    const uint32_t  n_query = is_prompt ? params.recall_queries : params.recall_period;
+    const auto      qpos    = queries->positions(seq_id, end - (llama_pos) n_query, end);
+    if (qpos.empty() || n_query == 0) {
+        return 0;
+    }
+    store_rows(seq_id);
+
+    const uint32_t strm = kv.seq_to_stream[seq_id];
+    const size_t   size = store->size(seq_id);
+
+    recall_bounds b;
+    b.p0        = params.n_keep;
+    b.p1        = std::min(window_first(seq_id).first, (llama_pos) size);
+    b.n_max     = (uint32_t) std::lround(params.recall*params.budget);
+    b.n_block   = is_prompt ? params.recall_block : 1;
+    b.must_earn = !is_prompt;
+    if (b.p1 <= b.p0 || b.n_max == 0) {
+        return 0;
+    }
+
+    const bool is_per_layer = params.mode == LLAMA_TRIATTN_MODE_PER_LAYER_HEAD;
+
+    std::vector<recalled_tokens> of_set(n_set);
+    std::vector<float> weights;
+    std::vector<float> sums; // [n_set][size] where sets are of several layers
+
+    const uint64_t n_before = counters.n_rows_recalled;
+
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const auto & layer = layers[i];
+        if (!recaller->score(*store, seq_id, i, layer.n_head_kv, layer.n_embd_head_k, wanting_of(seq_id, i, qpos), weights)) {
+            return fail("queries cannot be compared with the stored keys: the CPU backend failed");
+        }
+        if (!is_per_layer) {
+            sums.resize((size_t) n_set*size, 0.0f);
+        }
+        for (uint32_t h = 0; h < layer.n_head_kv; ++h) {
+            const uint32_t set = set_of(i, h);
+            const float *  w   = weights.data() + (size_t) h*size;
+            if (is_per_layer) {
+                choose_recall(seq_id, set, w, b, of_set[set]);
+            } else {
+                std::transform(w, w + size, sums.begin() + (size_t) set*size, sums.begin() + (size_t) set*size,
+                        [](float x, float sum) { return x > -INFINITY ? sum + expf(x) : -INFINITY; });
+            }
+        }
+    }
+    for (uint32_t set = 0; !is_per_layer && set < n_set; ++set) {
+        choose_recall(seq_id, set, sums.data() + (size_t) set*size, b, of_set[set]);
+    }
+
+    std::vector<size_t> all(layers.size());
+    for (size_t i = 0; i < all.size(); ++i) {
+        all[i] = i;
+    }
+    if (!bring_back(seq_id, all, of_set)) {
+        lose(strm);
+        return fail("the device failed while rows came back; the sequences in it are lost and must be read again");
+    }
+
+    auto & cells = kv.v_cells[strm];
+    for (uint32_t set = 0; set < n_set; ++set) {
+        for (const auto & [p, cell] : of_set[set]) {
+            pos_at(strm, cell, set) = p;
+            recalled[strm][(size_t) cell*n_set + set] = 1;
+            ranks   [strm][(size_t) cell*n_set + set] = -INFINITY;
+        }
+    }
+    if (n_set == 1) {
+        // one set for all: cells keep the name of their token
+        for (const auto & [p, cell] : of_set[0]) {
+            cells.rm(cell);
+        }
+        for (const auto & [p, cell] : of_set[0]) {
+            cells.pos_set(cell, p);
+            cells.seq_add(cell, seq_id);
+        }
+    }
+
+    counters.n_recalls   += 1;
+    counters.t_recall_us += ggml_time_us() - t_start_us;
+
+    return (int32_t) (counters.n_rows_recalled - n_before);
+}
+
+void llama_triattn::lose(uint32_t strm) {
+    for (const auto s : seqs()) {
+        if (kv.seq_to_stream[s] == strm) {
+            kv.seq_rm(s, -1, -1);
+        }
+    }
+}
+
+//
+// going back
+//
+
+// cells for a sequence that is cut at p0 < T: its own, and free ones
+std::vector<int32_t> llama_triattn::cells_to_rebuild(llama_seq_id seq_id, uint32_t n) const {
+    const auto & cells = kv.v_cells[kv.seq_to_stream[seq_id]];
+
+    std::vector<int32_t> res;
+    for (uint32_t i = 0; i < cells.size() && res.size() < n; ++i) {
+        if (cells.is_empty(i) || (cells.seq_has(i, seq_id) && cells.seq_count(i) == 1)) {
+            res.push_back(i);
+        }
+    }
+    return res;
+}
+
+bool llama_triattn::can_rebuild(llama_seq_id seq_id, llama_pos p0) const {
+    if (!store || !lctx || p0 <= 0 || !store->is_whole(seq_id) || store->size(seq_id) < p0 || !kv.sc_info.empty()) {
+        return false;
+    }
+    const uint32_t n = std::min<uint32_t>(p0, params.budget);
+    return cells_to_rebuild(seq_id, n).size() == n;
+}
+
+bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
+    ggml_backend_sched_synchronize(lctx->get_sched());
+
+    const uint32_t strm  = kv.seq_to_stream[seq_id];
+    auto &         cells = kv.v_cells[strm];
+
+    const uint32_t  n      = std::min<uint32_t>(p0, params.budget);
+    const llama_pos n_keep = std::min<llama_pos>(params.n_keep, p0);
+    const llama_pos window = std::max<llama_pos>(p0 - (llama_pos) params.window, n_keep); // its first position
+    const uint32_t  n_free = n - n_keep - (p0 - window);                                 // tokens of a head's choice
+
+    const auto target = cells_to_rebuild(seq_id, n);
+
+    // what a head holds of [n_keep, window) stays, the best first; the rest of its places goes to the last tokens before the window
+    std::vector<std::vector<llama_pos>> tokens(n_set); // ascending
+    for (uint32_t set = 0; set < n_set; ++set) {
+        std::vector<std::pair<float, llama_pos>> held;
+        for (const auto & [label, cell] : cells.seq_pos_get(seq_id)) {
+            const llama_pos p = pos_at(strm, cell, set);
+            if (p >= n_keep && p < window) {
+                held.emplace_back(ranks[strm][(size_t) cell*n_set + set], p);
+            }
+        }
+        std::sort(held.begin(), held.end(), [](const auto & x, const auto & y) { return x.first != y.first ? x.first > y.first : x.second > y.second; });
+
+        std::vector<uint8_t> is_taken(p0, 0);
+        uint32_t n_taken = 0;
+        for (size_t i = 0; i < held.size() && n_taken < n_free; ++i) {
+            n_taken += !is_taken[held[i].second];
+            is_taken[held[i].second] = 1;
+        }
+        for (llama_pos p = window - 1; p >= n_keep && n_taken < n_free; --p) {
+            n_taken += !is_taken[p];
+            is_taken[p] = 1;
+        }
+        for (llama_pos p = 0; p < p0; ++p) {
+            if (p < n_keep || p >= window || is_taken[p]) {
+                tokens[set].push_back(p);
+            }
+        }
+    }
+
+    std::vector<recalled_tokens> of_set(n_set);
+    for (uint32_t set = 0; set < n_set; ++set) {
+        for (uint32_t i = 0; i < n; ++i) {
+            of_set[set].emplace_back(tokens[set][i], target[i]);
+        }
+    }
+    std::vector<size_t> all(layers.size());
+    for (size_t i = 0; i < all.size(); ++i) {
+        all[i] = i;
+    }
+    const auto n_recalled = counters.n_rows_recalled;
+    const bool ok = bring_back(seq_id, all, of_set);
+    counters.n_rows_recalled = n_recalled; // nobody asked for them
+
+    std::vector<uint32_t> owned;
+    for (const auto & [label, cell] : cells.seq_pos_get(seq_id)) {
+        owned.push_back(cell);
+    }
+    for (const auto cell : owned) {
+        cells.seq_rm(cell, seq_id);
+    }
+    if (!ok) {
+        whole[seq_id] = 0;
+        store->clear(seq_id);
+        LLAMA_LOG_ERROR("%s: the device failed while rows came back; sequence %d is lost and must be read again\n", __func__, seq_id);
+        return false;
+    }
+
+    for (uint32_t i = 0; i < n; ++i) {
+        // tokens ascend in every set, so that the first and the last ones, which are the same in all, lie in the same cells
+        cells.pos_set(target[i], tokens[0][i]);
+        cells.seq_add(target[i], seq_id);
+        for (uint32_t set = 0; set < n_set; ++set) {
+            pos_at(strm, target[i], set) = tokens[set][i];
+        }
+        unmark(strm, target[i]);
+    }
+    kv.v_heads[strm] = 0;
+
+    whole[seq_id] = (llama_pos) n < p0 ? window : 0;
+    store->cut(seq_id, p0);
+    return true;
+}
+
+//
+// when a recall comes
+//
+
+bool llama_triattn::decode_in_parts(llama_context & lctx, const llama_batch_ext & batch, int & res) {
+    auto * triattn = of(&lctx);
+    if (!triattn || !triattn->store || triattn->is_in_parts) {
+        return false;
+    }
+    triattn->is_in_parts = true;
+    const bool is_done = triattn->decode_parts(lctx, batch, res);
+    triattn->is_in_parts = false;
+    return is_done;
+}
+
+// A batch with some of the tokens of another, and where they stand in it.
+static llama_batch_ext part_of(const llama_batch_ext & batch, const std::vector<size_t> & idx) {
+    llama_batch_ext res = batch;
+    res.tokens.clear();
+    for (const auto i : idx) {
+        res.tokens.push_back(batch.tokens[i]);
+    }
+    return res;
+}
+
+bool llama_triattn::decode_parts(llama_context & lctx, const llama_batch_ext & batch, int & res) {
+    struct share {
+        uint32_t  n     = 0;
+        uint32_t  n_out = 0;
+        size_t    last  = 0; // index of its last token
+        llama_pos first = std::numeric_limits<llama_pos>::max();
+        bool      ends  = false; // a prompt: what comes out of its last token is the answer's first
+    };
+    std::map<llama_seq_id, share> shares;
+    bool is_plain = true;
+    for (size_t i = 0; i < batch.tokens.size(); ++i) {
+        const auto & token = batch.tokens[i];
+        is_plain = is_plain && token.seq_ids.size() == 1;
+        auto & s = shares[*token.seq_ids.begin()];
+        s.n     += 1;
+        s.n_out += token.output;
+        s.last   = i;
+        s.first  = std::min(s.first, token.pos[0]);
+    }
+    const auto & cparams = lctx.get_cparams();
+    for (const bool enabled : cparams.embeddings_layer_inp) {
+        is_plain = is_plain && !enabled; // who wants more than logits wants them of all tokens
+    }
+    is_plain = is_plain && !cparams.embeddings_nextn;
+
+    bool is_split = false;
+    for (auto & [s, share] : shares) {
+        auto & reading = readings[s];
+
+        const bool ends = share.n_out == 1 && batch.tokens[share.last].output && share.n + reading.n_prompt > 1;
+        // tokens that are gone by then
+        const bool will_miss = whole[s] > 0 || n_used(s) >= params.budget + params.window ||
+            kv.v_cells[kv.seq_to_stream[s]].get_used() + share.n > kv.get_size();
+
+        share.ends = ends && will_miss && is_plain;
+        is_split   = is_split || (share.ends && share.n > 1);
+    }
+
+    if (!is_split) {
+        for (const auto & [s, share] : shares) {
+            auto & reading = readings[s];
+            reading.at = std::min(reading.at, share.first);
+            if (share.ends) {
+                recall(s, true);
+                reading.at = share.first;
+            } else if (params.recall_period > 0 && share.n_out > 0 && share.first - reading.at >= (llama_pos) params.recall_period) {
+                recall(s, false);
+                reading.at = share.first;
+            }
+            reading.n_prompt = share.n_out == 0 ? reading.n_prompt + share.n : 0;
+        }
+        return false;
+    }
+
+    std::vector<size_t> head, tail;
+    for (size_t i = 0; i < batch.tokens.size(); ++i) {
+        const auto & share = shares[*batch.tokens[i].seq_ids.begin()];
+        const bool is_tail = share.ends ? i == share.last : share.n_out > 0;
+        (is_tail ? tail : head).push_back(i);
+    }
+
+    res = lctx.decode(part_of(batch, head));
+    if (res != 0) {
+        return true;
+    }
+    for (const auto & [s, share] : shares) {
+        auto & reading = readings[s];
+        if (share.ends) {
+            recall(s, true);
+            reading.at = batch.tokens[share.last].pos[0];
+        }
+        reading.n_prompt = share.n_out == 0 ? reading.n_prompt + share.n : 0;
+    }
+    res = lctx.decode(part_of(batch, tail));
+    if (res == 1) {
+        // no room: the caller takes the whole batch for not there
+        for (const auto & [s, share] : shares) {
+            if (!lctx.get_memory()->seq_rm(s, share.first, -1)) {
+                res = -2;
+            }
+        }
+    }
+
+    // logits are asked for by the place of their token in the batch
+    const auto ids = lctx.output_ids;
+    std::fill(lctx.output_ids.begin(), lctx.output_ids.end(), -1);
+    for (size_t i = 0; i < tail.size(); ++i) {
+        lctx.output_ids[tail[i]] = ids[i];
+    }
+    return true;
+}

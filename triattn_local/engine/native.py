@@ -1,0 +1,436 @@
+"""The C API of the patched llama.cpp (``llama-triattn.h``), typed.
+
+One Python function a C function, with the C declaration above it; arrays come back as NumPy. Loads the library through
+``llama_cpp``, so that there is one libllama in the process. Knows nothing of prompts, files or sessions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import AGGREGATES, MODES, OFFSETS, POLICIES, TERMS, Cold, EvictionConfig
+from ..errors import BackendMissingError, StateError, StatsError, TriattnError, UsageError, from_system
+from ..support.stop import Stop
+
+OK, OFF, BAD_PARAM, NO_STATS, BAD_STATS, UNSUPPORTED, FAILED = 0, -1, -2, -3, -4, -5, -6
+
+
+_COLD: dict[Cold, int] = {"off": 0, "auto": 2**32 - 1}
+"""``LLAMA_TRIATTN_COLD_*``; what lies between is KiB"""
+
+
+class Params(ctypes.Structure):
+    """``struct llama_triattn_params``."""
+
+    _fields_ = [
+        ("budget", ctypes.c_uint32),
+        ("window", ctypes.c_uint32),
+        ("n_keep", ctypes.c_uint32),
+        ("mode", ctypes.c_int32),
+        ("policy", ctypes.c_int32),
+        ("aggregate", ctypes.c_int32),
+        ("terms", ctypes.c_int32),
+        ("weight_r", ctypes.c_int32),
+        ("offsets", ctypes.c_int32),
+        ("offset_max", ctypes.c_uint32),
+        ("weight_v", ctypes.c_float),
+        ("seed", ctypes.c_uint32),
+        ("cold", ctypes.c_uint32),
+        ("recall", ctypes.c_float),
+        ("recall_block", ctypes.c_uint32),
+        ("recall_queries", ctypes.c_uint32),
+        ("recall_period", ctypes.c_uint32),
+    ]
+
+    @classmethod
+    def from_config(cls, config: EvictionConfig | None) -> Params:
+        """None turns eviction off."""
+        if config is None:
+            return cls(budget=0)
+        return cls(
+            budget=config.budget_tokens,
+            window=config.window,
+            n_keep=config.n_keep,
+            mode=MODES.index(config.mode),
+            policy=POLICIES.index(config.policy),
+            aggregate=AGGREGATES.index(config.aggregate),
+            terms=TERMS.index(config.terms),
+            weight_r=int(config.weight_r),
+            offsets=OFFSETS.index(config.offsets),
+            offset_max=config.offset_max,
+            weight_v=config.weight_v,
+            seed=config.seed,
+            cold=_COLD[config.cold] if isinstance(config.cold, str) else -(-config.cold // 1024),
+            recall=config.recall,
+            recall_block=config.recall_block,
+            recall_queries=config.recall_queries,
+            recall_period=config.recall_period,
+        )
+
+    def to_config(self) -> EvictionConfig:
+        return EvictionConfig(
+            budget_tokens=self.budget,
+            window=self.window,
+            n_keep=self.n_keep,
+            mode=MODES[self.mode],
+            policy=POLICIES[self.policy],
+            aggregate=AGGREGATES[self.aggregate],
+            terms=TERMS[self.terms],
+            weight_r=bool(self.weight_r),
+            offsets=OFFSETS[self.offsets],
+            offset_max=self.offset_max,
+            weight_v=round(self.weight_v, 6),  # of a float32
+            seed=self.seed,
+            cold={value: name for name, value in _COLD.items()}.get(self.cold, self.cold * 1024),
+            recall=round(self.recall, 6),
+            recall_block=self.recall_block,
+            recall_queries=self.recall_queries,
+            recall_period=self.recall_period,
+        )
+
+
+class _Stats(ctypes.Structure):
+    """``struct llama_triattn_stats``."""
+
+    _fields_ = [
+        ("n_rounds", ctypes.c_uint64),
+        ("n_rounds_forced", ctypes.c_uint64),
+        ("n_tokens_evicted", ctypes.c_uint64),
+        ("n_rows_moved", ctypes.c_uint64),
+        ("t_score_us", ctypes.c_uint64),
+        ("t_select_us", ctypes.c_uint64),
+        ("t_move_us", ctypes.c_uint64),
+        ("t_total_us", ctypes.c_uint64),
+        ("n_graphs", ctypes.c_uint64),
+        ("n_operations", ctypes.c_uint64),
+        ("n_bytes_copied", ctypes.c_uint64),
+        ("n_cells", ctypes.c_uint64),
+        ("n_cells_used", ctypes.c_uint64),
+        ("kv_bytes", ctypes.c_uint64),
+        ("kv_bytes_full", ctypes.c_uint64),
+        ("kv_bytes_other", ctypes.c_uint64),
+        ("n_layer", ctypes.c_int32),
+        ("n_head_kv", ctypes.c_int32),
+        ("cold_bytes", ctypes.c_uint64),
+        ("cold_bytes_max", ctypes.c_uint64),
+        ("n_tokens_stored", ctypes.c_uint64),
+        ("n_tokens_destroyed", ctypes.c_uint64),
+        ("n_recalls", ctypes.c_uint64),
+        ("n_rows_recalled", ctypes.c_uint64),
+        ("t_store_us", ctypes.c_uint64),
+        ("t_recall_us", ctypes.c_uint64),
+    ]
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What the engine has done since the context was made. Times in microseconds, memory in bytes."""
+
+    n_rounds: int
+    n_rounds_forced: int
+    n_tokens_evicted: int
+    n_rows_moved: int
+    t_score_us: int
+    t_select_us: int
+    t_move_us: int
+    t_total_us: int
+    n_graphs: int
+    n_operations: int
+    n_bytes_copied: int
+    n_cells: int
+    n_cells_used: int
+    kv_bytes: int
+    kv_bytes_full: int
+    kv_bytes_other: int
+    n_layer: int
+    n_head_kv: int
+    cold_bytes: int = 0
+    """host memory that the cold tier holds"""
+    cold_bytes_max: int = 0
+    """and may hold; 0: it is off"""
+    n_tokens_stored: int = 0
+    """tokens whose rows went to it"""
+    n_tokens_destroyed: int = 0
+    """tokens that had to leave it for good"""
+    n_recalls: int = 0
+    n_rows_recalled: int = 0
+    """K rows that came back, summed over layers and heads"""
+    t_store_us: int = 0
+    t_recall_us: int = 0
+
+
+# typedef void (*llama_triattn_ranking)(void * user_data, llama_seq_id seq_id, llama_pos pos_next,
+#     int32_t n_set, int32_t n_cand, const llama_pos * pos, const int32_t * cells, float * scores);
+_RANKING = ctypes.CFUNCTYPE(
+    None,
+    ctypes.c_void_p,
+    *[ctypes.c_int32] * 4,
+    *[ctypes.POINTER(ctypes.c_int32)] * 2,
+    ctypes.POINTER(ctypes.c_float),
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a ranking sees of a round. Sets are rows: see ``llama-triattn.h`` for their order."""
+
+    seq_id: int
+    pos_next: int
+    """position of the next token"""
+    pos: NDArray[np.int32]
+    """[n_set, n_candidates] tokens"""
+    cells: NDArray[np.int32]
+    """[n_candidates] where they lie"""
+    scores: NDArray[np.float32]
+    """[n_set, n_candidates] what the policy gave them; may be written, higher is kept longer"""
+
+
+_PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
+    "llama_triattn_default_params": (Params, []),
+    "llama_triattn_set_params": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(Params)]),
+    "llama_triattn_load_stats": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_char_p]),
+    "llama_triattn_check_stats": (ctypes.c_int32, [ctypes.c_void_p]),
+    "llama_triattn_fingerprint": (ctypes.c_char_p, [ctypes.c_void_p]),
+    "llama_triattn_last_error": (ctypes.c_char_p, []),
+    "llama_triattn_get_params": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(Params)]),
+    "llama_triattn_get_stats": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(_Stats)]),
+    "llama_triattn_seq_pos_whole": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "llama_triattn_seq_pos_cut": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "llama_triattn_evict": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32]),
+    "llama_triattn_score": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "llama_triattn_set_abort_flag": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_bool)]),
+    "llama_triattn_set_ranking": (ctypes.c_int32, [ctypes.c_void_p, _RANKING, ctypes.c_void_p]),
+    "llama_triattn_get_layers": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]),
+    "llama_triattn_get_kept": (
+        ctypes.c_int32,
+        [ctypes.c_void_p] + [ctypes.c_int32] * 3 + [ctypes.c_void_p] * 2 + [ctypes.c_int32],
+    ),
+    "llama_triattn_get_scores": (
+        ctypes.c_int32,
+        [ctypes.c_void_p] + [ctypes.c_int32] * 2 + [ctypes.c_void_p] * 2 + [ctypes.c_int32],
+    ),
+    "llama_triattn_get_rows": (
+        ctypes.c_int32,
+        [ctypes.c_void_p] + [ctypes.c_int32] * 3 + [ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p],
+    ),
+    "llama_triattn_get_rows_info": (
+        ctypes.c_int32,
+        [ctypes.c_void_p, ctypes.c_bool, ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_int32)],
+    ),
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """libllama as ``llama_cpp`` loaded it.
+
+    Raises
+    ------
+    BackendMissingError
+        If it is not installed, or is not the patched one.
+    """
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as err:
+        if (told := from_system(err)) and isinstance(told, BackendMissingError):
+            raise told from err
+        raise BackendMissingError(f"llama_cpp cannot be loaded: {err}", fix="pip install ./native") from err
+
+    lib: ctypes.CDLL = llama_cpp.llama_cpp._lib
+    for name, (restype, argtypes) in _PROTOTYPES.items():
+        try:
+            function = getattr(lib, name)
+        except AttributeError:
+            raise BackendMissingError(
+                f"llama-cpp-python {llama_cpp.__version__} is not the patched build: it lacks {name}",
+                fix="pip install ./native",
+            ) from None
+        function.restype = restype
+        function.argtypes = argtypes
+    return lib
+
+
+# const char * llama_triattn_last_error(void);
+def last_error() -> str:
+    return bytes(library().llama_triattn_last_error()).decode("utf-8", "replace")
+
+
+def _check(status: int) -> int:
+    """A count or OK comes back as it is; a negative status becomes the error that it names."""
+    if status >= 0:
+        return status
+    what = last_error() or f"status {status}"
+    error: type[TriattnError] = {
+        BAD_PARAM: UsageError,
+        NO_STATS: StatsError,
+        BAD_STATS: StatsError,
+        OFF: StateError,
+    }.get(status, TriattnError)
+    raise error(what)
+
+
+# int32_t llama_triattn_set_params(struct llama_model * model, const struct llama_triattn_params * params);
+def set_params(model: int, config: EvictionConfig | None) -> None:
+    """Settings of the contexts made from the model afterwards; None turns eviction off."""
+    _check(library().llama_triattn_set_params(model, Params.from_config(config)))
+
+
+# int32_t llama_triattn_load_stats(struct llama_model * model, const char * path);
+def load_stats(model: int, path: Path) -> None:
+    _check(library().llama_triattn_load_stats(model, os.fsencode(path)))
+
+
+# int32_t llama_triattn_check_stats(const struct llama_model * model);
+def check_stats(model: int) -> None:
+    _check(library().llama_triattn_check_stats(model))
+
+
+# const char * llama_triattn_fingerprint(const struct llama_model * model);
+def fingerprint(model: int) -> str:
+    return bytes(library().llama_triattn_fingerprint(model)).decode()
+
+
+# int32_t llama_triattn_get_params(const struct llama_context * ctx, struct llama_triattn_params * params);
+def get_params(ctx: int) -> EvictionConfig | None:
+    """The settings in force, None if the context does not evict."""
+    params = Params()
+    status = library().llama_triattn_get_params(ctx, params)
+    return None if status == OFF else params.to_config()
+
+
+# int32_t llama_triattn_get_stats(const struct llama_context * ctx, struct llama_triattn_stats * stats);
+def get_stats(ctx: int) -> tuple[EngineStats, bool]:
+    """Counters and sizes, and whether the context evicts: without eviction only the sizes say something."""
+    stats = _Stats()
+    status = library().llama_triattn_get_stats(ctx, stats)
+    if status != OFF:
+        _check(status)
+    return EngineStats(**{name: getattr(stats, name) for name, *_ in _Stats._fields_}), status == OK
+
+
+# llama_pos llama_triattn_seq_pos_whole(const struct llama_context * ctx, llama_seq_id seq_id);
+def seq_pos_whole(ctx: int, seq_id: int = 0) -> int:
+    """T: the first position from which every token is present in every head."""
+    return int(library().llama_triattn_seq_pos_whole(ctx, seq_id))
+
+
+# llama_pos llama_triattn_seq_pos_cut(const struct llama_context * ctx, llama_seq_id seq_id);
+def seq_pos_cut(ctx: int, seq_id: int = 0) -> int:
+    """The first position that the sequence can be cut at: T, or later for a sliding window or a recurrent state."""
+    return int(library().llama_triattn_seq_pos_cut(ctx, seq_id))
+
+
+# int32_t llama_triattn_evict(struct llama_context * ctx, llama_seq_id seq_id, uint32_t n_tokens);
+def evict(ctx: int, seq_id: int = 0, n_tokens: int = 0) -> int:
+    """Round now, down to n_tokens (0: the budget). Returns the number of tokens evicted."""
+    return _check(library().llama_triattn_evict(ctx, seq_id, n_tokens))
+
+
+# int32_t llama_triattn_score(struct llama_context * ctx, llama_seq_id seq_id);
+def score(ctx: int, seq_id: int = 0) -> int:
+    """Score without evicting. Returns the number of candidates."""
+    return _check(library().llama_triattn_score(ctx, seq_id))
+
+
+# int32_t llama_triattn_set_abort_flag(struct llama_context * ctx, const volatile bool * flag);
+def set_abort(ctx: int, stop: Stop | None) -> None:
+    """From now on ``llama_decode`` gives up and returns 2 while `stop` is set, where the backend asks (CPU, Metal).
+
+    The context does not own it: it must live until another one, or None, takes its place, or the context goes.
+    """
+    _check(library().llama_triattn_set_abort_flag(ctx, None if stop is None else stop.flag))
+
+
+class Ranking:
+    """A Python function as the ranking of a context. Lives as long as the context uses it.
+
+    An exception cannot cross the C library: it is kept, the round goes on with the scores as they are, and ``check``
+    raises it.
+    """
+
+    def __init__(self, ctx: int, rank: Callable[[Round], None]) -> None:
+        self._error: BaseException | None = None
+
+        def call(
+            _: int, seq_id: int, pos_next: int, n_set: int, n_cand: int, pos: Any, cells: Any, scores: Any
+        ) -> None:
+            if self._error is not None:
+                return
+            try:
+                shape = (n_set, n_cand)
+                as_array = np.ctypeslib.as_array
+                rank(Round(seq_id, pos_next, as_array(pos, shape), as_array(cells, shape[1:]), as_array(scores, shape)))
+            except BaseException as err:
+                self._error = err
+
+        self._function = _RANKING(call)
+        _check(library().llama_triattn_set_ranking(ctx, self._function, None))
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def _pointer(array: NDArray[Any]) -> int:
+    return int(array.ctypes.data)
+
+
+# int32_t llama_triattn_get_layers(const struct llama_context * ctx, int32_t * layers, int32_t n_max);
+def get_layers(ctx: int) -> list[int]:
+    """Model layers that evict."""
+    n = _check(library().llama_triattn_get_layers(ctx, None, 0))
+    layers = np.empty(n, np.int32)
+    _check(library().llama_triattn_get_layers(ctx, _pointer(layers), n))
+    return [int(il) for il in layers]
+
+
+# int32_t llama_triattn_get_kept(ctx, seq_id, il, head_kv, llama_pos * pos, int32_t * cells, int32_t n_max);
+def get_kept(ctx: int, il: int, head_kv: int, seq_id: int = 0) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Positions that a KV head holds, int32 [n_kept], and the cells that they lie in, int32 [n_kept], by cell."""
+    n = _check(library().llama_triattn_get_kept(ctx, seq_id, il, head_kv, None, None, 0))
+    pos = np.empty(n, np.int32)
+    cells = np.empty(n, np.int32)
+    _check(library().llama_triattn_get_kept(ctx, seq_id, il, head_kv, _pointer(pos), _pointer(cells), n))
+    return pos, cells
+
+
+# int32_t llama_triattn_get_scores(ctx, il, head, float * scores, int32_t * cells, int32_t n_max);
+def get_scores(ctx: int, il: int, head: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Last scores of a query head before the z-score, float32 [n_candidates], and their cells, int32 [n_candidates]."""
+    n = _check(library().llama_triattn_get_scores(ctx, il, head, None, None, 0))
+    scores = np.empty(n, np.float32)
+    cells = np.empty(n, np.int32)
+    _check(library().llama_triattn_get_scores(ctx, il, head, _pointer(scores), _pointer(cells), n))
+    return scores, cells
+
+
+# int32_t llama_triattn_get_rows(
+#     ctx, seq_id, il, head_kv, bool is_v, const int32_t * cells, int32_t n_cells, void * data);
+def get_rows(
+    ctx: int, il: int, head_kv: int, cells: NDArray[np.int32], *, is_v: bool = False, seq_id: int = 0
+) -> NDArray[np.uint8]:
+    """Cached rows as they lie in the cache: uint8 [n_cells, row_bytes], K after RoPE."""
+    cells = np.ascontiguousarray(cells, np.int32)
+    args = (ctx, seq_id, il, head_kv, is_v, _pointer(cells), len(cells))
+    row_bytes = _check(library().llama_triattn_get_rows(*args, None))
+    data = np.empty((len(cells), row_bytes), np.uint8)
+    _check(library().llama_triattn_get_rows(*args, _pointer(data)))
+    return data
+
+
+# int32_t llama_triattn_get_rows_info(const struct llama_context * ctx, bool is_v, int32_t * type, int32_t * n_rot);
+def get_rows_info(ctx: int, *, is_v: bool = False) -> tuple[int, int]:
+    """ggml type of the cached rows, and the size of the Hadamard rotation applied to them (0: none)."""
+    ggml_type = ctypes.c_int32()
+    n_rot = ctypes.c_int32()
+    _check(library().llama_triattn_get_rows_info(ctx, is_v, ctypes.byref(ggml_type), ctypes.byref(n_rot)))
+    return ggml_type.value, n_rot.value

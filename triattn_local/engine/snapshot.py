@@ -1,0 +1,118 @@
+"""A sequence on disk: its tokens, the state of its cache, and what they belong to.
+
+Layout: magic, version, length of a JSON header, header, tokens (int32), state (as llama.cpp wrote it). Written whole or
+not at all. Knows nothing of how a state is made or used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import StateError
+from ..support.atomic import atomic_write
+
+_MAGIC = b"TRIATTNS"
+_VERSION = 1
+_PREFIX = struct.Struct("<8sII")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One sequence at one moment."""
+
+    model: str
+    """fingerprint of the model"""
+    context: dict[str, str | int | bool]
+    """what the context must share for the state to be read: cache types, flash attention, eviction"""
+    tokens: list[int]
+    """tokens whose keys and values the state holds or has evicted"""
+    pending: int | None
+    """token drawn last and not decoded yet"""
+    state: bytes
+    pos_whole: int = 0
+    """restored, it can be rewound to here and later"""
+
+
+@dataclass(frozen=True)
+class _Header:
+    model: str
+    context: dict[str, str | int | bool]
+    n_tokens: int
+    pending: int | None
+    n_state: int
+    sha256: str
+    pos_whole: int = 0
+
+
+def write_snapshot(path: Path, snapshot: Snapshot) -> None:
+    """Write to a temporary file in the same folder, sync, rename.
+
+    Raises
+    ------
+    DoesNotFitError, TriattnError
+        The disk is full, or the folder cannot be written to; what was there before stays.
+    """
+    tokens = np.asarray(snapshot.tokens, "<i4").tobytes()
+    header = json.dumps(
+        asdict(
+            _Header(
+                model=snapshot.model,
+                context=snapshot.context,
+                n_tokens=len(snapshot.tokens),
+                pending=snapshot.pending,
+                n_state=len(snapshot.state),
+                sha256=hashlib.sha256(tokens + snapshot.state).hexdigest(),
+                pos_whole=snapshot.pos_whole,
+            )
+        ),
+        sort_keys=True,
+    ).encode()
+    n_bytes = _PREFIX.size + len(header) + len(tokens) + len(snapshot.state)
+    with atomic_write(path, n_bytes) as file:
+        file.write(_PREFIX.pack(_MAGIC, _VERSION, len(header)))
+        file.write(header)
+        file.write(tokens)
+        file.write(snapshot.state)
+
+
+def read_snapshot(path: Path) -> Snapshot:
+    """Read and check a snapshot.
+
+    Raises
+    ------
+    StateError
+        Not there, not a snapshot, of another version, or damaged.
+    """
+    where = str(path)
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise StateError(f"cannot be read: {err.strerror}", where=where) from err
+    if len(data) < _PREFIX.size or data[:8] != _MAGIC:
+        raise StateError("is not a saved session", where=where)
+    _, version, n_header = _PREFIX.unpack_from(data)
+    if version != _VERSION:
+        raise StateError(f"has version {version}, this program reads {_VERSION}", where=where)
+    body = _PREFIX.size + n_header
+    try:
+        header = _Header(**json.loads(data[_PREFIX.size : body]))
+    except (ValueError, TypeError) as err:
+        raise StateError("is damaged: its header cannot be read", where=where) from err
+    payload = data[body:]
+    n_token_bytes = 4 * header.n_tokens
+    if len(payload) != n_token_bytes + header.n_state or hashlib.sha256(payload).hexdigest() != header.sha256:
+        raise StateError("is damaged: its contents do not match its checksum", where=where)
+    return Snapshot(
+        model=header.model,
+        context=header.context,
+        tokens=np.frombuffer(payload[:n_token_bytes], "<i4").tolist(),
+        pending=header.pending,
+        state=payload[n_token_bytes:],
+        pos_whole=header.pos_whole,
+    )
