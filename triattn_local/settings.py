@@ -286,7 +286,7 @@ class Settings:
         RuntimeConfig.yield_cores,
         _truth,
         "--yield-cores",
-        "Fewer threads while other programs use the cores, on Linux, but for `serve`.",
+        "Fewer threads while other programs use the cores, on Linux.",
     )
     gpu_layers: int = _setting(
         RuntimeConfig.n_gpu_layers, _integer, "--gpu-layers", "Layers on the GPU, -1 for all.", planned=True

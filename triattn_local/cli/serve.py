@@ -35,6 +35,7 @@ from .flags import (
     ThinkBudget,
     Threads,
     Window,
+    YieldCores,
     flag,
     switch,
 )
@@ -68,6 +69,7 @@ def serve(
     cache_type_v: PlannedTypeV = None,
     flash_attn: FlashAttn = None,
     threads: Threads = None,
+    yield_cores: YieldCores = None,
     gpu_layers: PlannedLayers = None,
     batch: Batch = None,
     verbose: Annotated[bool, switch("--verbose", "All that llama-server logs, on stderr.", "-v")] = False,

@@ -207,6 +207,8 @@ def environment(config: ServerConfig, inherited: Mapping[str, str]) -> dict[str,
         )
     not_ours = unheeded(inherited)
     kept = {name: text for name, text in inherited.items() if not name.startswith("TRIATTN_") and name not in not_ours}
+    if not config.runtime.yield_cores:
+        kept["TRIATTN_YIELD_CORES"] = "0"
     if config.stats_path is not None:
         # a KV override holds 127 characters only
         kept["TRIATTN_STATS"] = str(config.stats_path)
