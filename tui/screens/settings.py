@@ -36,7 +36,7 @@ _SAMPLING: tuple[tuple[str, str, type, float, float, str], ...] = (
 # name, label, words for which value, help
 _NO_LIMIT = "none"
 _THINKING: tuple[tuple[str, str, dict[str, bool | str | None], str], ...] = (
-    ("think", "thinking", {AUTO: None, "on": True, "off": False}, "on, off; auto: as the model's template has it"),
+    ("think", "thinking", {AUTO: None, "on": True, "off": False}, "on, off; auto: as its template has it"),
     ("effort", "effort", {AUTO: None, **{word: word for word in EFFORTS}}, "low, medium, high; if the model takes it"),
     ("think_budget", "thinking limit", {_NO_LIMIT: None}, "tokens after which it has to answer; none"),
 )
