@@ -20,6 +20,7 @@ import functools
 import os
 import shutil
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -85,7 +86,14 @@ def _our_files() -> dict[str, bytes]:
         for path in (NATIVE / folder).rglob("*"):
             if path.suffix in (".h", ".c", ".cpp"):
                 files[f"triattn/{path.relative_to(NATIVE).as_posix()}"] = path
-    return {name: path.read_bytes() for name, path in files.items()}
+    return {name: path.read_bytes() for name, path in files.items()} | _page()
+
+
+def _page() -> dict[str, bytes]:
+    """llama-server's page, where upstream's build looks for one that is made already."""
+    with tarfile.open(NATIVE / "page.tar.xz") as archive:
+        opened = [(member.name, archive.extractfile(member)) for member in archive if member.isfile()]
+        return {f"vendor/llama.cpp/tools/ui/dist/{name}": file.read() for name, file in opened if file is not None}
 
 
 def _lay_tree(cache: Path, name: str, changed: Callable[[Path], Mapping[str, bytes]]) -> Path:

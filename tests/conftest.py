@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,14 @@ import real_models
 def _ctrl_c() -> None:
     """Background jobs of a shell ignore SIGINT, and tests press Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads_stand_still() -> Iterator[None]:
+    """Results are compared bit for bit: their number is not to depend on what else this machine does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("triattn_local.support.threads.used_s", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

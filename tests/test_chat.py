@@ -25,6 +25,7 @@ from textual.selection import SELECT_ALL
 from textual.widgets import Input, Markdown, OptionList, Static, TextArea
 
 from triattn_local import planning, store
+from triattn_local.config import ThinkingConfig
 from triattn_local.engine import runtime
 from triattn_local.errors import DoesNotFitError, StatsError, TriattnError, UsageError
 from triattn_local.sessions import Attachment, SessionStore, from_json, from_markdown, to_json, to_markdown
@@ -466,6 +467,61 @@ async def test_system_prompt_and_sampling_of_a_session(open_chat: Open) -> None:
         stored = t.app.store.get(t.app.session.id or "")
         assert stored.options == {"temperature": 1.25, "max_tokens": 3}
         assert stored.system == "Answer like a sailor."
+
+
+async def test_thinking_is_turned_off_and_limited_in_a_session(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.ask("Go")
+        n_free = t.app.session.path[-1].report["n_thinking"]
+        for written, most in (("off", 3), ("auto", 5)):
+            await t.press("f4")
+            await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+            screen = t.app.screen
+            screen.query_one("#think", Input).value = "perhaps"
+            await t.press("ctrl+s")
+            assert "thinking: 'perhaps' is not auto, on, off" in str(screen.query_one(".problem", Static).render())
+            screen.query_one("#think", Input).value = written
+            screen.query_one("#think_budget", Input).value = "none" if written == "off" else "2"
+            screen.query_one("#effort", Input).value = "low"
+            await t.press("ctrl+s")
+            await t.until(lambda: t.app.screen is t.chat)
+            await t.ask("Again")
+            answer = t.app.session.path[-1]
+            assert answer.report["n_thinking"] <= most < n_free
+            assert answer.content == "The **sea** is wide."
+        assert t.rt.thoughts[-1] == ThinkingConfig(effort="low", budget_tokens=2)
+        stored = t.app.store.get(t.app.session.id or "")
+        assert stored.options == {"effort": "low", "think_budget": 2}
+
+
+async def test_sampling_is_what_the_models_file_says(open_chat: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScriptedRuntime, "suggested", {"temperature": 0.6, "top_k": 20})
+    async with open_chat(top_k=7) as t:
+        await t.ask("Go")
+        sampling = t.rt.samplings[-1]
+        assert sampling is not None
+        assert (sampling.temperature, sampling.top_k, sampling.repeat_penalty) == (0.6, 7, 1.0)
+
+
+async def test_a_preset_is_chosen_for_a_session(open_chat: Open, tmp_path: Path, monkeypatch: Any) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('[presets.sailor]\nsystem = "Aye."\ntemp = 1.5\nthink = false\nstop = "wide"\n')
+    monkeypatch.setenv("TRIATTN_CONFIG", str(config))
+    async with open_chat() as t:
+        (command,) = [c for c in t.app.get_system_commands(t.chat) if c.title == "Preset: sailor"]
+        command.callback()
+        await t.ask("Go")
+        assert "Aye." in t.rt.prompts[-1]
+        assert t.rt.samplings[-1].temperature == 1.5
+        assert t.rt.thoughts[-1] == ThinkingConfig(enabled=False)
+        # the form has all of it, and keeps what it does not show
+        await t.press("f4")
+        await t.until(lambda: isinstance(t.app.screen, SettingsScreen))
+        assert t.app.screen.query_one("#think", Input).value == "off"
+        assert t.app.screen.query_one("#temperature", Input).value == "1.5"
+        await t.press("ctrl+s")
+        await t.until(lambda: t.app.screen is t.chat)
+        assert t.app.session.stop(()) == ("wide",)
 
 
 async def test_memory_settings_load_the_model_anew(open_chat: Open) -> None:

@@ -31,7 +31,7 @@ import triattn_local
 from triattn_local import errors, planning, store
 from triattn_local.cli import app, run_app
 from triattn_local.cli.run import DEMO_SETTINGS
-from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
+from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
 from triattn_local.engine import native, runtime
 from triattn_local.model import metadata, model_info
 from triattn_local.model.stats import TriattnStats
@@ -590,6 +590,60 @@ def test_every_flag_arrives(run: Any, fake: Any, model: Path, tmp_path: Path) ->
     )
     assert rt.sampling == SamplingConfig(temperature=0.5, repeat_penalty=1.2, seed=9)
     assert (rt.max_tokens, rt.stats_path) == (3, sidecar)
+
+
+def test_the_flags_of_answers_arrive(run: Any, fake: Any, model: Path) -> None:
+    flags = "--no-think --effort low --top-k 7 --top-p 0.5 --min-p 0.2 --presence-penalty 1.5 --stop END --stop ###"
+    run("run", model, "hi", *flags.split())
+    [rt] = fake.loads
+    assert rt.thinking == ThinkingConfig(enabled=False, effort="low")
+    assert rt.sampling == SamplingConfig(top_k=7, top_p=0.5, min_p=0.2, presence_penalty=1.5)
+    assert rt.stop == ("END", "###")
+    assert rt.interject is not None
+
+
+def test_sampling_is_what_the_file_says_unless_somebody_says_otherwise(
+    run: Any, fake: Any, model: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(fake, "suggested", {"temperature": 0.6, "top_k": 20, "repeat_last_n": 8})
+    run("run", model, "hi", "--top-k", "3")
+    assert fake.loads[0].sampling == SamplingConfig(temperature=0.6, top_k=3, repeat_last_n=8)
+    run("run", model, "hi", "--temp", "0")
+    assert fake.loads[1].sampling == SamplingConfig(temperature=0.0, top_k=20, repeat_last_n=8)
+
+
+def test_an_effort_that_the_template_does_not_ask_for_is_told(
+    run: Any, fake: Any, model: Path, monkeypatch: Any
+) -> None:
+    assert "takes no effort: --effort changes nothing" in run("run", model, "hi", "--effort", "high").err
+    monkeypatch.setattr(fake, "template", "{{ reasoning_effort }}")
+    assert "--effort" not in run("run", model, "hi", "--effort", "high").err
+
+
+@pytest.mark.parametrize("flags", [["--no-think"], ["--effort", "low"]])
+def test_a_raw_text_has_no_template_to_turn_thinking_off(run: Any, fake: Any, model: Path, flags: list[str]) -> None:
+    result = run("run", model, "hi", "--raw", *flags)
+    assert result.code == 2
+    assert f"{flags[0]} needs the chat template" in result.err.replace("--think", "--no-think")
+
+
+def test_a_preset_answers(run: Any, fake: Any, model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('temp = 0.3\n[presets.coder]\nsystem = "Only code."\ntemp = 0.1\nthink = false\nstop = ["END"]\n')
+    monkeypatch.setenv("TRIATTN_CONFIG", str(config))
+    run("run", model, "hi", "--preset", "coder")
+    run("run", model, "hi", "--preset", "coder", "--temp", "1", "--system", "Be kind.")
+    run("run", model, "hi")
+    first, second, third = fake.loads
+    assert first.messages[0] == {"role": "system", "content": "Only code."}
+    assert (first.sampling.temperature, first.thinking.enabled, first.stop) == (0.1, False, ("END",))
+    assert second.messages[0] == {"role": "system", "content": "Be kind."}
+    assert (second.sampling.temperature, second.thinking.enabled) == (1.0, False)
+    assert (third.sampling.temperature, third.thinking.enabled, len(third.messages)) == (0.3, None, 1)
+    result = run("run", model, "hi", "--preset", "cook")
+    assert result.code == 2
+    assert "there is no preset 'cook'" in result.err
+    assert "there are coder" in result.err
 
 
 def test_without_flags_the_defaults_arrive(run: Any, fake: Any, model: Path) -> None:

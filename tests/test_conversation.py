@@ -234,10 +234,10 @@ def test_a_template_without_system_role_gets_it_before_the_first_message(script)
     script(["Yes."])
 
     class Strict(ScriptedRuntime):
-        def apply_chat_template(self, messages, *, add_generation_prompt=True):  # type: ignore[no-untyped-def]
+        def apply_chat_template(self, messages, **options):  # type: ignore[no-untyped-def]
             if messages[0]["role"] == "system":
                 raise UsageError("System role not supported")
-            return super().apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
+            return super().apply_chat_template(messages, **options)
 
     rt = Strict(Path("m"), RuntimeConfig(), EVICTION)
     Talk(rt).ask("Is it?")

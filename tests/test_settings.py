@@ -199,3 +199,46 @@ def test_auto_is_no_place_that_a_bad_value_came_from() -> None:
 def test_variables_that_are_none_of_ours_are_found() -> None:
     known = {f"TRIATTN_{name.upper()}": "1" for name in fields()} | dict.fromkeys(OTHER_VARIABLES, "1")
     assert unknown_variables({**known, "PATH": "", "TRIATTN_BUGDET": "1"}) == ["TRIATTN_BUGDET"]
+
+
+def test_a_preset_stands_between_the_environment_and_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('preset = "calm"\ntop_k = 9\nmin_p = 0.1\n[presets.calm]\ntemp = 0.2\ntop_k = 5\nstop = "END"\n')
+    settings = Settings.load(environ={"TRIATTN_TEMP": "0.9"}, config_path=path)
+    assert (settings.temp, settings.top_k, settings.min_p, settings.stop) == (0.9, 5, 0.1, ("END",))
+    assert settings.origins["top_k"] == f"top_k in [presets.calm] of {path}"
+    assert settings.presets == {"calm": {"temp": 0.2, "top_k": 5, "stop": ("END",)}}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[presets.a]\nbudget = 5\n", "'budget' is not a setting of answers"),
+        ("[presets.a]\ntmep = 5\n", "did you mean 'temp'"),
+        ("[presets.a]\ntemp = 'warm'\n", "'warm' is not a number"),
+        ("presets = 5\n", "are tables, such as"),
+        ("[presets]\na = 5\n", "are tables, such as"),
+        ("[presets.a]\nstop = 5\n", "5 is not a list of texts"),
+        ("preset = 'b'\n[presets.a]\n", "there is no preset 'b'"),
+    ],
+)
+def test_a_preset_that_cannot_be_taken_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        Settings.load(environ={}, config_path=path)
+    assert told in str(caught.value)
+
+
+def test_what_the_file_says_of_sampling_counts_where_nobody_said_otherwise() -> None:
+    settings = Settings.load({"top_p": 0.5}, defaults={"temp": 0.7}, environ={})
+    sampling = settings.sampling({"temperature": 0.6, "top_p": 0.9, "repeat_last_n": 32})
+    assert sampling == SamplingConfig(temperature=0.6, top_p=0.5, repeat_last_n=32)
+    assert settings.sampling() == SamplingConfig(temperature=0.7, top_p=0.5)
+
+
+def test_thinking_that_makes_no_sense_names_its_place() -> None:
+    with pytest.raises(UsageError, match="environment TRIATTN_THINK_BUDGET"):
+        Settings.load(environ={"TRIATTN_THINK_BUDGET": "-1"}).thinking()
+    with pytest.raises(UsageError, match="environment TRIATTN_EFFORT"):
+        Settings.load(environ={"TRIATTN_EFFORT": "very"}).thinking()

@@ -210,6 +210,9 @@ class RuntimeConfig:
     """False stores V transposed, and then V must not be quantised"""
     n_threads: int | None = None
     """None: one a physical core"""
+    yield_cores: bool = True
+    """fewer threads while other programs use the cores; False: the same number always, so that the last bits
+    of results, which depend on it, are the same again"""
     n_gpu_layers: int = -1
     """layers on the GPU, -1 for all"""
     tensor_split: tuple[int, ...] | None = None
@@ -227,7 +230,7 @@ class RuntimeConfig:
             _whole(self, {"n_threads": "--threads"})
         if self.tensor_split is not None:
             object.__setattr__(self, "tensor_split", _shares(self.tensor_split))
-        _truth(self, "flash_attn", "use_mmap", "verbose")
+        _truth(self, "flash_attn", "use_mmap", "verbose", "yield_cores")
         if self.n_threads is not None and self.n_threads < 1:
             raise UsageError(f"threads must be at least 1, not {self.n_threads}", where="--threads")
         if not self.flash_attn and self.cache_type_v not in ("f32", "f16", "bf16"):
@@ -247,13 +250,67 @@ class SamplingConfig:
     top_p: float = 0.95
     min_p: float = 0.05
     repeat_penalty: float = 1.0
+    """divides the logits of the last `repeat_last_n` tokens; 1.0 for none"""
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    """taken from the logit of each of these tokens, however often it came"""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _real(self, {"temperature": "--temp", "top_p": "top_p", "min_p": "min_p", "repeat_penalty": "--repeat-penalty"})
-        _whole(self, {"top_k": "top_k"})
+        _real(self, {"temperature": "--temp", "top_p": "--top-p", "min_p": "--min-p"})
+        _real(self, {"repeat_penalty": "--repeat-penalty", "presence_penalty": "--presence-penalty"})
+        _whole(self, {"top_k": "--top-k"})
+        _whole(self, {"repeat_last_n": "repeat_last_n"}, low=0)
         _whole(self, {"seed": "--seed"}, low=-(2**63), high=2**64)
         if self.temperature < 0:
             raise UsageError(f"temperature must not be negative, not {self.temperature}", where="--temp")
         if self.repeat_penalty <= 0:
             raise UsageError(f"must be above 0, not {self.repeat_penalty}", where="--repeat-penalty")
+
+
+EFFORTS: tuple[str, ...] = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""OpenAI's words; a template knows some of them"""
+
+
+@dataclass(frozen=True)
+class ThinkingConfig:
+    """How much a model may think before it answers."""
+
+    enabled: bool | None = None
+    """None: as the model's template has it; False: the answer comes at once, as with a budget of 0"""
+    effort: str | None = None
+    """for templates that take one, such as gpt-oss's; "none" is enabled=False"""
+    budget_tokens: int | None = None
+    """tokens of thinking after which its end mark is put and the answer begins; None: no limit"""
+
+    def __post_init__(self) -> None:
+        if self.enabled is not None:
+            _truth(self, "enabled")
+        if self.effort is not None:
+            _choice("effort", self.effort, EFFORTS)
+        if self.budget_tokens is not None:
+            _whole(self, {"budget_tokens": "--think-budget"}, low=0)
+        if self.enabled and (self.effort == "none" or self.budget_tokens == 0):
+            where = "--effort" if self.effort == "none" else "--think-budget"
+            raise UsageError("thinking is turned on and off", where=where, fix="leave one of the two out")
+
+    @property
+    def is_off(self) -> bool:
+        return self.enabled is False or self.effort == "none" or self.budget_tokens == 0
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of thinking that may come; None: any number."""
+        return 0 if self.is_off else self.budget_tokens
+
+    def arguments(self) -> dict[str, bool | int | str]:
+        """What chat templates are given, by all names that they have for it; nothing if nothing was said."""
+        given: dict[str, bool | int | str] = {}
+        if self.is_off or self.enabled is not None:
+            # Qwen3, GLM and most; DeepSeek V3.1, Granite and Kimi
+            given |= dict.fromkeys(("enable_thinking", "thinking"), not self.is_off)
+        if self.effort not in (None, "none"):
+            given |= dict.fromkeys(("reasoning_effort", "reasoning_strength"), str(self.effort))
+        if self.limit is not None:
+            given["thinking_budget"] = self.limit  # Seed-OSS
+        return given

@@ -13,7 +13,7 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ import platformdirs
 from .config import (
     AGGREGATES,
     CACHE_TYPES,
+    EFFORTS,
     MODES,
     OFFSETS,
     POLICIES,
@@ -31,6 +32,7 @@ from .config import (
     EvictionConfig,
     RuntimeConfig,
     SamplingConfig,
+    ThinkingConfig,
 )
 from .errors import UsageError
 from .support.formats import parse_size
@@ -181,6 +183,24 @@ def _keys(value: object) -> Mapping[str, str]:
     return dict(value)
 
 
+def _text(value: object) -> str:
+    """Words for the model: what a shell hands over need not be UTF-8."""
+    if not isinstance(value, str):
+        raise ValueError("a text")
+    try:
+        return decode(os.fsencode(value))
+    except UnicodeError:
+        raise ValueError("UTF-8 text") from None
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """One text stands for a list of it."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)):
+        raise ValueError("a list of texts")
+    return tuple(_text(text) for text in texts if text)
+
+
 def _one_of(choices: tuple[str, ...]) -> str:
     return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
@@ -227,7 +247,7 @@ class Settings:
     )
 
     cold: Cold = _setting(
-        EvictionConfig.cold,
+        "auto",
         _cold,
         "--cold",
         "Memory of this machine for what was evicted, to bring back what is asked for: off, auto or bytes (8GiB).",
@@ -259,6 +279,12 @@ class Settings:
     )
     flash_attn: bool = _setting(RuntimeConfig.flash_attn, _truth, "--flash-attn", "Flash attention.")
     threads: int | None = _setting(None, _integer, "--threads", "CPU threads; one a physical core if not given.")
+    yield_cores: bool = _setting(
+        RuntimeConfig.yield_cores,
+        _truth,
+        "--yield-cores",
+        "Fewer threads while other programs use the cores, on Linux.",
+    )
     gpu_layers: int = _setting(
         RuntimeConfig.n_gpu_layers, _integer, "--gpu-layers", "Layers on the GPU, -1 for all.", planned=True
     )
@@ -269,12 +295,45 @@ class Settings:
         "Tokens of the prompt decoded in one call; the cache has room for them beside the budget.",
     )
 
+    preset: str | None = _setting(
+        None, _word, "--preset", "Settings of answers that config.toml has under [presets.NAME]."
+    )
+    system: str | None = _setting(None, _text, "--system", "System prompt.")
+    think: bool | None = _setting(
+        None, _truth, "--think", "Whether the model thinks before it answers; if not given, as its template has it."
+    )
+    effort: str | None = _setting(
+        None, _word, "--effort", f"How hard it thinks, for templates that take that: {_one_of(EFFORTS)}."
+    )
+    think_budget: int | None = _setting(
+        None, _integer, "--think-budget", "Tokens of thinking after which it has to answer; no limit if not given."
+    )
     max_tokens: int | None = _setting(None, _integer, "-n", "Most tokens to generate; no limit if not given.")
     temp: float = _setting(
-        SamplingConfig.temperature, _number, "--temp", "Sampling temperature; 0 always takes the likeliest token."
+        SamplingConfig.temperature,
+        _number,
+        "--temp",
+        "Sampling temperature; 0 always takes the likeliest token. Of sampling, what is not given is what the model's "
+        "file says.",
+    )
+    top_k: int = _setting(SamplingConfig.top_k, _integer, "--top-k", "Draw from so many tokens at most; 0 for any.")
+    top_p: float = _setting(
+        SamplingConfig.top_p, _number, "--top-p", "Draw from the likeliest tokens that together have this probability."
+    )
+    min_p: float = _setting(
+        SamplingConfig.min_p, _number, "--min-p", "Leave out tokens less likely than this part of the likeliest."
     )
     repeat_penalty: float = _setting(
         SamplingConfig.repeat_penalty, _number, "--repeat-penalty", "Above 1 makes the last 64 tokens less likely."
+    )
+    presence_penalty: float = _setting(
+        SamplingConfig.presence_penalty,
+        _number,
+        "--presence-penalty",
+        "The same by a number that is taken from their logits; 0 for none.",
+    )
+    stop: tuple[str, ...] = _setting(
+        (), _texts, "--stop", "Text that ends the answer, and is not part of it; may be given several times."
     )
     seed: int = _setting(SamplingConfig.seed, _integer, "--seed", "Same seed, same answer; also of the random policy.")
 
@@ -304,6 +363,8 @@ class Settings:
 
     origins: Mapping[str, str] = field(default_factory=dict)
     """setting -> "--budget", "environment TRIATTN_BUDGET", "budget in <config.toml>", "auto" or "default" """
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """name -> settings of answers, of the config file"""
 
     @classmethod
     def load(
@@ -337,23 +398,22 @@ class Settings:
         path, table = _read_config(environ, config_path)
 
         known = fields()
-        for key in table:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                raise UsageError(
-                    f"{key!r} is not a setting",
-                    where=str(path),
-                    fix=f"did you mean {near[0]!r}?" if near else f"the settings are {', '.join(known)}",
-                )
+        presets = _presets(table.pop(PRESETS, {}), path)
+        _check_keys(table, known, str(path))
+        named = flags.get("preset") or environ.get(f"{ENV_PREFIX}PRESET", "").strip() or table.get("preset")
+        preset = _preset(named, presets, path) if named else {}
 
         values: dict[str, Any] = {}
         origins: dict[str, str] = {}
         for name, entry in known.items():
             variable = ENV_PREFIX + name.upper()
-            if flags.get(name) is not None:
+            # a flag that may come several times, and did not come, is an empty list
+            if flags.get(name) not in (None, [], ()):
                 origins[name], raw = entry.metadata["flag"] or f"--{name}", flags[name]
             elif environ.get(variable, "").strip():
                 origins[name], raw = f"environment {variable}", environ[variable]
+            elif name in preset:
+                origins[name], raw = f"{name} in [presets.{named}] of {path}", preset[name]
             elif name in table:
                 origins[name], raw = f"{name} in {path}", table[name]
             else:
@@ -370,7 +430,7 @@ class Settings:
             except ValueError as error:
                 wanted = f"{error} or {AUTO}" if planned else str(error)
                 raise UsageError(f"{raw!r} is not {wanted}", where=origins[name]) from None
-        return cls(**values, origins=origins)
+        return cls(**values, origins=origins, presets=presets)
 
     def changed(self, origin: str, **values: Any) -> Settings:
         """The same with other values, and where these came from."""
@@ -432,15 +492,30 @@ class Settings:
                 cache_type_v=self.cache_type_v,
                 flash_attn=self.flash_attn,
                 n_threads=self.threads,
+                yield_cores=self.yield_cores,
                 n_gpu_layers=self.gpu_layers,
                 verbose=verbose,
             )
         )
 
-    def sampling(self) -> SamplingConfig:
-        """How tokens are drawn. Raises UsageError that names where a bad value came from."""
+    def sampling(self, suggested: Mapping[str, float] | None = None) -> SamplingConfig:
+        """How tokens are drawn. Raises UsageError that names where a bad value came from.
+
+        Parameters
+        ----------
+        suggested : mapping, optional
+            Fields of SamplingConfig that the model's file has values for: they count where nobody gave the setting.
+        """
+        values = {name: getattr(self, setting) for name, setting in SAMPLING.items()}
+        for name, value in (suggested or {}).items():
+            if name not in SAMPLING or not self.is_given(SAMPLING[name]):
+                values[name] = value
+        return self._checked(lambda: SamplingConfig(**values))
+
+    def thinking(self) -> ThinkingConfig:
+        """How much the model thinks. Raises UsageError that names where a bad value came from."""
         return self._checked(
-            lambda: SamplingConfig(temperature=self.temp, repeat_penalty=self.repeat_penalty, seed=self.seed)
+            lambda: ThinkingConfig(enabled=self.think, effort=self.effort, budget_tokens=self.think_budget)
         )
 
     def n_predict(self) -> int | None:
@@ -457,6 +532,18 @@ class Settings:
             written = [self.origins[name] for name in _BEHIND.get(error.where or "", ()) if self.is_given(name)]
             raise UsageError(error.what, where=", ".join(written) or error.where, fix=error.fix) from None
 
+
+SAMPLING = {
+    "temperature": "temp",
+    **{name: name for name in ("top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "seed")},
+}
+"""field of SamplingConfig -> its setting"""
+
+PRESETS = "presets"
+"""table of the config file"""
+
+ANSWERS = ("system", "think", "effort", "think_budget", "max_tokens", *SAMPLING.values(), "stop")
+"""settings of answers: what a preset may have"""
 
 _BEHIND: dict[str, tuple[str, ...]] = {
     "--budget": ("budget", "window", "keep"),
@@ -475,7 +562,7 @@ _BEHIND: dict[str, tuple[str, ...]] = {
 
 def fields() -> dict[str, dataclasses.Field[Any]]:
     """Setting -> its field, with ``flag`` and ``help`` in its metadata."""
-    return {entry.name: entry for entry in dataclasses.fields(Settings) if entry.name != "origins"}
+    return {entry.name: entry for entry in dataclasses.fields(Settings) if entry.name not in ("origins", PRESETS)}
 
 
 for _name, _entry in fields().items():
@@ -487,6 +574,41 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
     environ = os.environ if environ is None else environ
     known = {ENV_PREFIX + name.upper() for name in fields()} | OTHER_VARIABLES.keys()
     return sorted(name for name in environ if name.startswith(ENV_PREFIX) and name not in known)
+
+
+def _check_keys(table: Mapping[str, object], known: Collection[str], where: str, kind: str = "setting") -> None:
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise UsageError(
+                f"{key!r} is not a {kind}",
+                where=where,
+                fix=f"did you mean {near[0]!r}?" if near else f"the settings are {', '.join(known)}",
+            )
+
+
+def _presets(tables: object, path: Path) -> dict[str, dict[str, Any]]:
+    """All presets, each of them checked: a mistake is told before it is the one that is needed."""
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise UsageError(f"are tables, such as [{PRESETS}.coder]", where=f"{PRESETS} in {path}")
+    presets: dict[str, dict[str, Any]] = {}
+    for name, table in tables.items():
+        where = f"[{PRESETS}.{name}] of {path}"
+        _check_keys(table, ANSWERS, where, "setting of answers")
+        presets[name] = {}
+        for key, raw in table.items():
+            try:
+                presets[name][key] = fields()[key].metadata["parse"](raw)
+            except ValueError as error:
+                raise UsageError(f"{raw!r} is not {error}", where=f"{key} in {where}") from None
+    return presets
+
+
+def _preset(name: object, presets: Mapping[str, dict[str, Any]], path: Path) -> dict[str, Any]:
+    if name not in presets:
+        fix = f"there are {', '.join(presets)}" if presets else f"write a table [{PRESETS}.{name}] into {path}"
+        raise UsageError(f"there is no preset {name!r}", where="--preset", fix=fix)
+    return presets[str(name)]
 
 
 def _read_config(environ: Mapping[str, str], config_path: Path | None) -> tuple[Path, dict[str, object]]:

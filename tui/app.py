@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,13 +16,13 @@ from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
 from textual.screen import Screen
 
-from triattn_local.config import SamplingConfig
+from triattn_local.config import SamplingConfig, ThinkingConfig
 from triattn_local.engine.runtime import RuntimeStats
 from triattn_local.errors import TriattnError, UsageError
 from triattn_local.inspection.describe import glance
 from triattn_local.sessions import Message, Session, SessionStore, SnapshotCache
 from triattn_local.sessions.conversation import Retained
-from triattn_local.settings import Settings
+from triattn_local.settings import SAMPLING, Settings
 from triattn_local.support.paths import is_file
 
 from .engine import Engine
@@ -99,6 +100,7 @@ class ChatApp(App[None]):
         self.start = start or Start()
         self.sampling: SamplingConfig = settings.sampling()
         self.max_tokens = settings.n_predict()
+        self.thinking: ThinkingConfig = settings.thinking()
         settings.runtime()
         settings.eviction()
         for own in THEMES:
@@ -127,7 +129,8 @@ class ChatApp(App[None]):
         check_keys(settings.keys, key_groups(), settings.origins.get("keys"))
         self.set_keymap(dict(settings.keys))
         self.session = OpenSession(self.store, self._first_session(), system=self.start.system)
-        if self.start.system and self.session.session is not None:
+        from_file = settings.is_given("system") and settings.origins["system"] != "--system"
+        if self.start.system and self.session.session is not None and not from_file:
             self.session.change(system=self.start.system)
         self.model: Path | None = None
         self.other_models: list[Path] = []
@@ -205,8 +208,9 @@ class ChatApp(App[None]):
         self.chat.status.state, self.chat.status.busy = f"loading {self.model_name}", True
         self.engine.load(path, self.settings, evict=self.evict, verbose=self.start.verbose)
 
-    def model_loaded(self, path: Path, stats: RuntimeStats, why: str | None) -> None:
+    def model_loaded(self, path: Path, stats: RuntimeStats, why: str | None, suggested: Mapping[str, float]) -> None:
         self.loading, self.loaded = False, stats
+        self.sampling = self.settings.sampling(suggested)
         if why:
             self.notify(why, title=self.model_name)
         self.remember("model", str(path))
@@ -270,12 +274,25 @@ class ChatApp(App[None]):
             yield SystemCommand("Sessions", "Open, search, rename, delete, export, import", self.action_sessions)
             yield SystemCommand("Models", "Choose, fetch, convert", self.action_models)
             yield SystemCommand("Settings", "System prompt, sampling, memory", self.action_settings)
+            for name in self.settings.presets:
+                about = "System prompt, sampling and thinking of config.toml, for this session"
+                yield SystemCommand(f"Preset: {name}", about, functools.partial(self.use_preset, name))
             yield SystemCommand("Attach a file", "A text file that goes with the message", chat.action_attach)
             yield SystemCommand("Answer anew", "One more answer to the last message", chat.action_again)
             yield SystemCommand("Memory panel", "Show or hide it", chat.action_memory)
             yield SystemCommand("Memory map", "What each layer keeps of the conversation", self.action_map)
             yield SystemCommand("Dim what is forgotten", "Text that no head holds any more", chat.action_dim)
             yield SystemCommand("Copy last code block", "To the clipboard", chat.action_copy_code)
+
+    def use_preset(self, name: str) -> None:
+        """Answer this session by a preset from now on, in the place of what was set for it before."""
+        preset = dict(self.settings.presets[name])
+        system = preset.pop("system", None)
+        fields_of = {setting: field for field, setting in SAMPLING.items()}
+        with self.telling():
+            options = {fields_of.get(setting, setting): value for setting, value in preset.items()}
+            self.session.change(system=system, options=options)
+            self.notify(f"This session is answered by the preset {name}; F4 shows it.")
 
     def _push(self, screen: Screen[None]) -> None:
         if self.screen is self.chat:

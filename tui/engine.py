@@ -12,20 +12,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from textual.message import Message as TextualMessage
 
 from triattn_local import planning
 from triattn_local.answers.thinking import TextKind
-from triattn_local.config import SamplingConfig
+from triattn_local.config import SamplingConfig, ThinkingConfig
 from triattn_local.engine import runtime as runtime_module
 from triattn_local.engine.runtime import Prefill
 from triattn_local.errors import TriattnError, from_system
 from triattn_local.sessions import Message, SessionStore, SnapshotCache, State
 from triattn_local.sessions.conversation import Answered, Conversation, Piece, Ready, Settled, TooLongError
 from triattn_local.settings import Settings
+from triattn_local.store import demo_sampling
 from triattn_local.support.stop import Stop
 
 from . import events
@@ -50,6 +51,8 @@ class Turn:
     """id of the message that the answer is stored in"""
     sampling: SamplingConfig
     max_tokens: int | None
+    thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
+    stop: Sequence[str] = ()
 
 
 class Engine:
@@ -137,7 +140,8 @@ class Engine:
             return
         self._conversation = Conversation(rt, self._snapshots)
         self._numbers = Numbers(rt.stats())
-        self._post(events.Loaded(path, rt.stats(), rt.eviction, plan.why))
+        suggested = {**demo_sampling(path), **rt.suggested_sampling()}
+        self._post(events.Loaded(path, rt.stats(), rt.eviction, plan.why, suggested))
 
     def _answer(self, turn: Turn, stop: Stop, settling: Stop) -> None:
         conversation = self._conversation
@@ -145,6 +149,7 @@ class Engine:
             self._fail(turn, TriattnError("no model is loaded", fix="choose one with F3"))
             return
         assert self._numbers is not None
+        conversation.thinking = turn.thinking
         self._numbers.hold(turn.session, conversation.rt.stats())
         start_s = time.perf_counter()
         state: State = "complete"
@@ -155,6 +160,7 @@ class Engine:
                 turn.path,
                 sampling=turn.sampling,
                 max_tokens=turn.max_tokens,
+                stop=turn.stop,
                 cancel=stop,
             ):
                 if isinstance(event, Ready):

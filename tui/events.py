@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from textual.message import Message as TextualMessage
@@ -19,11 +19,20 @@ class EngineEvent(TextualMessage):
 
 
 class Loaded(EngineEvent):
-    def __init__(self, path: Path, stats: RuntimeStats, eviction: EvictionConfig | None, why: str | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        stats: RuntimeStats,
+        eviction: EvictionConfig | None,
+        why: str | None,
+        suggested: Mapping[str, float],
+    ) -> None:
         super().__init__()
         self.path, self.stats, self.eviction = path, stats, eviction
         self.why = why
         """what was chosen for it, and why, on one line"""
+        self.suggested = suggested
+        """how its file says that tokens are to be drawn, by the fields of SamplingConfig"""
 
 
 class LoadFailed(EngineEvent):

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from triattn_local.config import SamplingConfig
+from triattn_local.config import SamplingConfig, ThinkingConfig
 from triattn_local.errors import UsageError
 from triattn_local.sessions import Attachment, Message, Session, SessionStore
 from triattn_local.sessions.model import newest_leaf, path_to, siblings
 
 _TITLE_LENGTH = 60
+THINKING_OPTIONS = {"think": "enabled", "effort": "effort", "think_budget": "budget_tokens"}
+"""option -> field of ThinkingConfig"""
 SAMPLING_OPTIONS = tuple(field.name for field in dataclasses.fields(SamplingConfig))
 
 
@@ -129,6 +131,15 @@ class OpenSession:
         options = {name: value for name, value in self.options.items() if name in SAMPLING_OPTIONS}
         config = dataclasses.replace(base, **options)
         return dataclasses.replace(config, seed=config.seed + n_siblings)
+
+    def thinking(self, base: ThinkingConfig) -> ThinkingConfig:
+        """How much the next answer is thought about. Raises UsageError: an option that cannot be taken."""
+        given = {field: self.options[name] for name, field in THINKING_OPTIONS.items() if name in self.options}
+        return dataclasses.replace(base, **given)
+
+    def stop(self, base: Sequence[str]) -> tuple[str, ...]:
+        """Texts that end the next answer."""
+        return tuple(self.options.get("stop", base))
 
     def max_tokens(self, base: int | None) -> int | None:
         with contextlib.suppress(TypeError, ValueError):

@@ -61,6 +61,8 @@ bool llama_triattn_server::attach(llama_context * lctx, common_params & cparams,
     can_cut     = std::none_of(contexts.begin(), contexts.end(), has_window); // --swa-full has no effect beside eviction
     limit       = cparams.cache_ram_mib > 0 ? 1024ull*1024ull*cparams.cache_ram_mib : 0;
 
+    threads.attach(contexts, cparams.cpuparams.n_threads, cparams.cpuparams_batch.n_threads);
+
     slots.assign(cparams.n_parallel, {});
     observe();
 
@@ -479,6 +481,7 @@ void llama_triattn_server::save(int32_t id_slot, const server_prompt & prompt, i
 //
 
 void llama_triattn_server::observe() {
+    threads.follow();
     if (!ctx) {
         return;
     }

@@ -24,6 +24,7 @@
 #include "chat.h"
 
 #include "llama-triattn.h"
+#include "llama-triattn-threads.h"
 
 #include <cstdint>
 #include <list>
@@ -71,7 +72,8 @@ public:
     // Save all that the slot's sequence holds.
     void save(int32_t id_slot, const server_prompt & prompt, const loras & lora);
 
-    // Note the figures of this moment for the two below, which may be asked for while a batch is computed.
+    // A batch is done: note the figures of this moment for the two below, which may be asked for while the next one is computed,
+    // and how many threads are to compute it.
     void observe();
 
     void        describe(int32_t id_slot, json & slot) const; // for /slots: adds "triattention"
@@ -105,6 +107,8 @@ private:
     llama_context * ctx_draft = nullptr; // null without a draft model
 
     std::vector<llama_context *> contexts; // those of the two that there are
+
+    llama_triattn_threads threads;
 
     llama_triattn_params params = {};
     llama_triattn_stats  stats  = {};

@@ -10,10 +10,10 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, ClassVar
 
-from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
+from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
 from triattn_local.engine.runtime import Cancel, Done, Event, Prefill, RuntimeStats, Token
 
 ANSWER = ("The", " sea", " is", " wide", ".")
@@ -22,6 +22,8 @@ ANSWER = ("The", " sea", " is", " wide", ".")
 class FakeRuntime:
     loads: ClassVar[list[FakeRuntime]] = []
     script: ClassVar[Sequence[str]] = ANSWER
+    template: ClassVar[str] = "<chat>"
+    suggested: ClassVar[dict[str, float]] = {}
     on_load: ClassVar[Callable[[], None] | None] = None
     on_token: ClassVar[Callable[[int], None] | None] = None
     on_prefill: ClassVar[Callable[[int], None] | None] = None
@@ -34,6 +36,10 @@ class FakeRuntime:
         self.special: tuple[bool, bool] | None = None
         self.max_tokens: int | None = None
         self.sampling: SamplingConfig | None = None
+        self.stop: Sequence[str] | None = None
+        self.thinking: ThinkingConfig | None = None
+        self.interject: Callable[[], Sequence[int]] | None = None
+        self.vocabulary = SimpleNamespace(chat_template=self.template)
         self.n_past = 0
 
     @classmethod
@@ -62,8 +68,23 @@ class FakeRuntime:
         self.text, self.special = text, (add_special, parse_special)
         return list(range(len(text.split())))
 
-    def apply_chat_template(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        self.messages = list(messages)
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        return self.text
+
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        return b""
+
+    def suggested_sampling(self) -> dict[str, float]:
+        return dict(self.suggested)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        thinking: ThinkingConfig | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        self.messages, self.thinking = list(messages), thinking
         return "<chat> " + " ".join(str(message["content"]) for message in messages)
 
     def generate(
@@ -74,8 +95,9 @@ class FakeRuntime:
         sampling: SamplingConfig | None = None,
         stop: Sequence[str] | None = None,
         cancel: Cancel | None = None,
+        interject: Callable[[], Sequence[int]] | None = None,
     ) -> Iterator[Event]:
-        self.max_tokens, self.sampling = max_tokens, sampling
+        self.max_tokens, self.sampling, self.stop, self.interject = max_tokens, sampling, stop, interject
         n_prompt = len(prompt or ())
         for n_done in range(1, n_prompt + 1):
             self.n_past = n_done

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triattn_local.answers.text_stream import TextStream
-from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
+from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
 from triattn_local.engine.runtime import Cancel, Done, Event, Prefill, RuntimeStats, Token
 from triattn_local.engine.snapshot import Snapshot
 from triattn_local.errors import StateError, TriattnError, UsageError
@@ -38,6 +38,8 @@ class ScriptedRuntime:
     """Stands in for ``Runtime``; the class attributes set what the next instance does."""
 
     script: ClassVar[Script] = ("The sea is wide.",)
+    suggested: ClassVar[dict[str, float]] = {}
+    """what the file says of sampling"""
     tokens_per_s: ClassVar[float | None] = None
     """None: as fast as they can be taken"""
     batch_s: ClassVar[float] = 0.0
@@ -53,6 +55,7 @@ class ScriptedRuntime:
         self.n_answers = 0
         self.n_restored = 0
         self.samplings: list[SamplingConfig | None] = []
+        self.thoughts: list[ThinkingConfig | None] = []
         self.prompts: list[str] = []
         self.closed = False
         self.finished = threading.Event()
@@ -100,7 +103,17 @@ class ScriptedRuntime:
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         return b"".join(self.token_bytes(t, special=special) for t in tokens).decode()
 
-    def apply_chat_template(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def suggested_sampling(self) -> dict[str, float]:
+        return dict(self.suggested)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        thinking: ThinkingConfig | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        self.thoughts.append(thinking)
         text = "".join(f"<|im_start|>{m['role']}\n{m['content']}{END}\n" for m in messages)
         return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
 
@@ -118,9 +131,10 @@ class ScriptedRuntime:
         sampling: SamplingConfig | None = None,
         stop: Sequence[str] | None = None,
         cancel: Cancel | None = None,
+        interject: Callable[[], Sequence[int]] | None = None,
     ) -> Iterator[Event]:
         try:
-            yield from self._generate(list(prompt or self.tokens), max_tokens, sampling, stop, cancel)
+            yield from self._generate(list(prompt or self.tokens), max_tokens, sampling, stop, cancel, interject)
         finally:
             self.finished.set()
 
@@ -131,6 +145,7 @@ class ScriptedRuntime:
         sampling: SamplingConfig | None,
         stop: Sequence[str] | None,
         cancel: Cancel | None,
+        interject: Callable[[], Sequence[int]] | None,
     ) -> Iterator[Event]:
         self.finished.clear()
         if len(tokens) > self.config.n_ctx:
@@ -163,7 +178,7 @@ class ScriptedRuntime:
         answer = script(text, n) if callable(script) else script[min(n, len(script) - 1)]
         self.n_answers += 1
         reason, n, stream = "stop", 0, TextStream(stop or ())
-        for token in self.tokenize(answer):
+        for token in self._interrupted(self.tokenize(answer), interject):
             if self._pending is not None:
                 if len(self._tokens) >= self.config.n_ctx:
                     reason = "context"
@@ -185,6 +200,16 @@ class ScriptedRuntime:
                 self._decode([self._pending])
             self._pending = self.tokenize(END)[0]
         yield Done(reason, len(tokens), n_cached, n, first_s - start_s, time.perf_counter() - first_s)  # type: ignore[arg-type]
+
+    def _interrupted(self, script: list[int], interject: Callable[[], Sequence[int]] | None) -> Iterator[int]:
+        """The tokens of the script; where others come in their place, it goes on with the answer, as a model would."""
+        while script:
+            put = list(interject() if interject is not None else ())
+            yield from put
+            if put:
+                script = self.tokenize(self.detokenize(script).partition("</think>")[2])
+            if script:
+                yield script.pop(0)
 
     def _rewind(self, tokens: Sequence[int]) -> int:
         n = 0

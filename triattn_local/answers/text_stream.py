@@ -15,6 +15,11 @@ class TextStream:
         self._held = ""  # the end of what came, which may be the beginning of a stop text
         self.stopped = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last character is complete."""
+        return not self._decoder.getstate()[0]
+
     def push(self, data: bytes) -> str:
         return self._cut(self._held + self._decoder.decode(data))
 

@@ -32,6 +32,11 @@ class Marks(NamedTuple):
     known_by: tuple[str, ...] = ()
     """what a chat template has that uses them; ``open`` if nothing else is said"""
 
+    @property
+    def ending(self) -> str:
+        """What is put to end thinking. Around a tag models write new lines, and none around tokens of their own."""
+        return f"\n{self.close}\n\n" if self.close.startswith("</") else self.close
+
 
 class Messages(NamedTuple):
     """Thinking and answer are messages, ``START assistant HEAD BODY text END``, and their heads tell them apart."""
@@ -45,6 +50,13 @@ class Messages(NamedTuple):
     """regular expression that is found in the head of thinking"""
     known_by: tuple[str, ...]
     """as of ``Marks``"""
+    answer: str = ""
+    """what begins a message that is the answer"""
+
+    @property
+    def ending(self) -> str:
+        """Ends the message; what the next one is, the model says itself: a call of a tool, or the answer."""
+        return f"{self.ends[0]}{self.start}assistant"
 
 
 THINK = Marks("<think>", "</think>")
@@ -56,8 +68,17 @@ HARMONY = Messages(
     # what is for a tool that nobody offered is no answer either
     thinking=r"analysis| to=(?!assistant)",
     known_by=("<|channel|>",),
+    answer="<|channel|>final<|message|>",
 )
-MUSE = Messages("<|start|>", " to=", "<|message|>", ("<|eom|>", "<|eot|>"), r" to=self", ("<|eom|>", "<|message|>"))
+MUSE = Messages(
+    "<|start|>",
+    " to=",
+    "<|message|>",
+    ("<|eom|>", "<|eot|>"),
+    r" to=self",
+    ("<|eom|>", "<|message|>"),
+    " to=user<|message|>",
+)
 
 KNOWN: tuple[Marks | Messages, ...] = (
     HARMONY,  # gpt-oss
@@ -135,6 +156,11 @@ def _written(template: str) -> Marks | None:
     return Marks(opened[1], closed[1])
 
 
+def takes_effort(template: str | None) -> bool:
+    """Whether a chat template asks how hard the model is to think."""
+    return template is not None and any(name in template for name in ("reasoning_effort", "reasoning_strength"))
+
+
 def texts_of(marks: Sequence[Marks | Messages]) -> tuple[str, ...]:
     """All texts that are looked for, to tell control tokens that are part of them."""
     texts: list[str] = []
@@ -169,6 +195,21 @@ class ThinkingSplitter:
         """What is coming now."""
         return self._way.kind
 
+    @property
+    def ending(self) -> str:
+        """The text that ends the thinking which is coming now; "" if none is."""
+        return self._way.ending
+
+    @property
+    def answer(self) -> str:
+        """The text that begins an answer behind ``ending``, where there must be one."""
+        return self._way.answer
+
+    @property
+    def is_amid_mark(self) -> bool:
+        """Whether what came last may be the beginning of a mark."""
+        return self._way.is_amid_mark
+
     def push(self, text: str) -> list[Part]:
         """Parts that are certain now; white space around the marks is theirs."""
         return [part for part in self._way.push(text) if part[1]]
@@ -200,10 +241,17 @@ class TokenSplitter(ThinkingSplitter):
         self._token_bytes = token_bytes
         self._texts = (*texts_of(marks), *more)
         self._marked: dict[int, str] = {}
+        self.n_tokens: dict[TextKind, int] = {"thinking": 0, "content": 0}
+        """tokens that came, by what was coming after each"""
 
     def push_token(self, token: int, text: str) -> list[Part]:
         """Parts that are certain after this token, whose text may be empty while a character is incomplete."""
-        return self.push(text or self._mark(token))
+        parts = self.push(text or self._mark(token))
+        self.n_tokens[self.kind] += 1
+        return parts
+
+    def bytes_of(self, token: int) -> bytes:
+        return self._token_bytes(token)
 
     def _mark(self, token: int) -> str:
         if token not in self._marked:
@@ -211,6 +259,36 @@ class TokenSplitter(ThinkingSplitter):
             hidden = text and not self._token_bytes(token)
             self._marked[token] = text if hidden and any(text in mark for mark in self._texts) else ""
         return self._marked[token]
+
+
+class ThinkingLimit:
+    """Ends thinking that is too long: called before each token, it says which ones come in the place of drawn ones.
+
+    Parameters
+    ----------
+    splitter : TokenSplitter
+        Is given every token, before the next one is asked for.
+    n_tokens : int
+        Tokens of thinking that may come.
+    tokenize : callable
+        As ``Runtime.tokenize``.
+    """
+
+    def __init__(self, splitter: TokenSplitter, n_tokens: int, tokenize: Callable[..., list[int]]) -> None:
+        self._splitter, self._n_tokens, self._tokenize = splitter, n_tokens, tokenize
+        self._n_ended = 0
+
+    def __call__(self) -> Sequence[int]:
+        splitter = self._splitter
+        is_over = splitter.kind == "thinking" and splitter.n_tokens["thinking"] >= self._n_tokens
+        # a model that begins to think once more is told what to begin; whatever it then does, it is let
+        if not is_over or splitter.is_amid_mark or self._n_ended > 1:
+            return ()
+        self._n_ended += 1
+        text = splitter.ending + (splitter.answer if self._n_ended > 1 else "")
+        tokens = self._tokenize(text, add_special=False, parse_special=True)
+        # some tokenizers put a space before whatever they are given
+        return tokens[1:] if tokens and splitter.bytes_of(tokens[0]) == b" " else tokens
 
 
 class _Trimmed:
@@ -245,6 +323,18 @@ class _Tagged:
     @property
     def kind(self) -> TextKind:
         return "thinking" if self.inside else "content"
+
+    @property
+    def ending(self) -> str:
+        return self.inside.ending if self.inside else ""
+
+    @property
+    def answer(self) -> str:
+        return ""
+
+    @property
+    def is_amid_mark(self) -> bool:
+        return bool(self._held)
 
     def push(self, text: str) -> list[Part]:
         self._held += text
@@ -318,6 +408,18 @@ class _InMessages:
     @property
     def kind(self) -> TextKind:
         return self._otherwise.kind if self._plain else self._kind
+
+    @property
+    def ending(self) -> str:
+        return self._otherwise.ending if self._plain else self._marks.ending if self._kind == "thinking" else ""
+
+    @property
+    def answer(self) -> str:
+        return self._otherwise.answer if self._plain else self._marks.answer
+
+    @property
+    def is_amid_mark(self) -> bool:
+        return self._otherwise.is_amid_mark if self._plain else bool(self._held) or not self._in_body
 
     def push(self, text: str) -> list[Part]:
         if self._plain:

@@ -14,9 +14,12 @@ from ..settings import Settings
 from .app import app
 from .flags import (
     Batch,
+    Cold,
+    Effort,
     FlashAttn,
     Keep,
     MaxTokens,
+    MinP,
     Mode,
     NoEvict,
     PlannedBudget,
@@ -25,19 +28,26 @@ from .flags import (
     PlannedTypeK,
     PlannedTypeV,
     Policy,
+    PresencePenalty,
+    Preset,
     RepeatPenalty,
     Seed,
     Stats,
+    Stop,
     System,
     Temp,
+    Think,
+    ThinkBudget,
     Threads,
+    TopK,
+    TopP,
     Window,
+    YieldCores,
     flag,
     switch,
-    text_argument,
 )
 
-CHAT_SETTINGS: Mapping[str, object] = {"temp": 0.7, "repeat_penalty": 1.1}
+CHAT_SETTINGS: Mapping[str, object] = {"temp": 0.7}
 
 
 @app.command()
@@ -59,6 +69,7 @@ def chat(
     ctx: PlannedCtx = None,
     budget: PlannedBudget = None,
     window: Window = None,
+    cold: Cold = None,
     keep: Keep = None,
     mode: Mode = None,
     policy: Policy = None,
@@ -68,11 +79,21 @@ def chat(
     cache_type_v: PlannedTypeV = None,
     flash_attn: FlashAttn = None,
     threads: Threads = None,
+    yield_cores: YieldCores = None,
     gpu_layers: PlannedLayers = None,
     batch: Batch = None,
+    preset: Preset = None,
+    think: Think = None,
+    effort: Effort = None,
+    think_budget: ThinkBudget = None,
     max_tokens: MaxTokens = None,
     temp: Temp = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
     repeat_penalty: RepeatPenalty = None,
+    presence_penalty: PresencePenalty = None,
+    stop: Stop = None,
     seed: Seed = None,
 ) -> None:
     """Talk with a model in the terminal.
@@ -83,7 +104,6 @@ def chat(
         raise UsageError("needs a terminal", where="chat", fix="for pipes and scripts there is: triattn-local run")
     if go_on and resume is not None:
         raise UsageError("--continue and --resume name two sessions", where="chat", fix="leave one of the two out")
-    system = None if system is None else text_argument(system, "--system")
     settings = Settings.load(context.params, defaults=_chat_defaults())
     from .. import store
 
@@ -97,7 +117,7 @@ def chat(
     from ..tui.app import Start
     from ..tui.run import run_chat
 
-    run_chat(settings, Start(path, resume, go_on, system or "", evict=not no_evict))
+    run_chat(settings, Start(path, resume, go_on, settings.system or "", evict=not no_evict))
 
 
 def _chat_defaults() -> Mapping[str, object]:

@@ -21,7 +21,7 @@ def flag(setting: str, metavar: str, panel: str, *names: str, default: str | Non
     """The flag of a setting: its text and its default stand in ``settings``, and None is "not given"."""
     entry = fields()[setting]
     told = entry.default if default is None else default
-    default = "" if told is None else f" [default: {told}]"
+    default = "" if told in (None, "") else f" [default: {told}]"
     return typer.Option(
         *(names or (entry.metadata["flag"],)),
         metavar=metavar,
@@ -60,15 +60,26 @@ GpuLayers = Annotated[int | None, flag("gpu_layers", "N", COMPUTE)]
 ApiKey = Annotated[str | None, flag("api_key", "KEY", SERVER)]
 Batch = Annotated[int | None, flag("batch", "TOKENS", COMPUTE)]
 FlashAttn = Annotated[bool | None, flag("flash_attn", "", COMPUTE, "--flash-attn/--no-flash-attn")]
+Cold = Annotated[str | None, flag("cold", "SIZE", CACHE)]
 Keep = Annotated[int | None, flag("keep", "TOKENS", CACHE)]
+Effort = Annotated[str | None, flag("effort", "LEVEL", ANSWER)]
 MaxTokens = Annotated[int | None, flag("max_tokens", "TOKENS", ANSWER, "-n", "--max-tokens")]
+MinP = Annotated[float | None, flag("min_p", "P", ANSWER)]
 Mode = Annotated[str | None, flag("mode", "MODE", CACHE)]
 NoEvict = Annotated[bool, switch("--no-evict", "Full attention: a cell for every token.", panel=CACHE)]
 Policy = Annotated[str | None, flag("policy", "POLICY", CACHE)]
+PresencePenalty = Annotated[float | None, flag("presence_penalty", "X", ANSWER)]
+Preset = Annotated[str | None, flag("preset", "NAME", ANSWER)]
 RepeatPenalty = Annotated[float | None, flag("repeat_penalty", "X", ANSWER)]
 Seed = Annotated[int | None, flag("seed", "N", ANSWER)]
-System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System prompt.", show_default=False)]
+Stop = Annotated[list[str] | None, flag("stop", "TEXT", ANSWER, default="")]
+System = Annotated[str | None, flag("system", "TEXT", ANSWER)]
 Temp = Annotated[float | None, flag("temp", "T", ANSWER)]
+Think = Annotated[bool | None, flag("think", "", ANSWER, "--think/--no-think")]
+ThinkBudget = Annotated[int | None, flag("think_budget", "TOKENS", ANSWER)]
+TopK = Annotated[int | None, flag("top_k", "N", ANSWER)]
+TopP = Annotated[float | None, flag("top_p", "P", ANSWER)]
+YieldCores = Annotated[bool | None, flag("yield_cores", "", COMPUTE, "--yield-cores/--no-yield-cores")]
 Window = Annotated[int | None, flag("window", "TOKENS", CACHE)]
 
 # of the commands that plan: what is not given is chosen, and so is what is `auto`

@@ -11,13 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import EvictionConfig, SamplingConfig
+from ..answers.thinking import ThinkingLimit, TokenSplitter, marks_of
+from ..config import EvictionConfig, SamplingConfig, ThinkingConfig
 from ..errors import UsageError
 from ..support.formats import plural, size
 from ..support.interrupts import stop_on_request
 
 if TYPE_CHECKING:
     from ..engine.runtime import Runtime
+
+
+_OPENED = 64
+"""tokens at the end of a prompt, among which thinking, or the head of a message, may have been opened"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class RunReport:
     model: str
     n_prompt: int
     n_generated: int
+    n_thinking: int
+    """how many of these were thinking, by the marks of the model's template"""
     stop_reason: str
     """stop, length, context, or cancelled"""
     interrupted: bool
@@ -84,15 +91,19 @@ class RunReport:
         return " · ".join(parts)
 
 
-def make_prompt(rt: Runtime, text: str, *, system: str | None, raw: bool) -> list[int]:
+def make_prompt(
+    rt: Runtime, text: str, *, system: str | None, raw: bool, thinking: ThinkingConfig | None = None
+) -> list[int]:
     """Tokens of the prompt: in the model's own chat template, or as it stands."""
+    thinking = thinking or ThinkingConfig()
     if raw:
-        if system:
-            raise UsageError("--system needs the chat template", where="--raw", fix="leave one of the two out")
+        asked = {"--system": system, "--think": thinking.enabled is not None, "--effort": thinking.effort}
+        for flag in (flag for flag, is_given in asked.items() if is_given):
+            raise UsageError(f"{flag} needs the chat template", where="--raw", fix="leave one of the two out")
         return rt.tokenize(text, add_special=True, parse_special=False)
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
-    return rt.tokenize(rt.apply_chat_template(messages), add_special=True, parse_special=True)
+    return rt.tokenize(rt.apply_chat_template(messages, thinking=thinking), add_special=True, parse_special=True)
 
 
 def answer(
@@ -103,6 +114,8 @@ def answer(
     max_tokens: int | None,
     eviction: EvictionConfig | None,
     sampling: SamplingConfig,
+    stop: Sequence[str] = (),
+    thinking: ThinkingConfig | None = None,
     on_prefill: Callable[[int, int], None],
     on_text: Callable[[str], None],
 ) -> RunReport:
@@ -120,13 +133,20 @@ def answer(
     n_read, n_generated, prefill_s, reason = 0, 0, 0.0, "cancelled"
     first_s = time.perf_counter()
     done: Done | None = None
+    before = rt.detokenize(prompt[-_OPENED:], special=True)
+    splitter = TokenSplitter(marks_of(rt.vocabulary.chat_template), before, rt.token_bytes)
+    most = None if thinking is None else thinking.limit
+    limit = None if most is None else ThinkingLimit(splitter, most, rt.tokenize)
     with stop_on_request() as stopped:
-        for event in rt.generate(list(prompt), max_tokens=max_tokens, sampling=sampling, cancel=stopped):
+        for event in rt.generate(
+            list(prompt), max_tokens=max_tokens, sampling=sampling, stop=stop, cancel=stopped, interject=limit
+        ):
             if isinstance(event, Prefill):
                 on_prefill(event.n_done, event.n_total)
                 n_read, prefill_s, first_s = event.n_done, event.elapsed_s, time.perf_counter()
             elif isinstance(event, Token):
                 n_generated = event.n_generated
+                splitter.push_token(event.id, event.text)
                 on_text(event.text)
             else:
                 done = event
@@ -139,6 +159,7 @@ def answer(
         model=model,
         n_prompt=done.n_prompt if done is not None else len(prompt),
         n_generated=n_generated,
+        n_thinking=splitter.n_tokens["thinking"],
         stop_reason=reason,
         interrupted=stopped.is_set(),
         n_ctx=stats.n_ctx,

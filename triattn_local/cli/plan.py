@@ -15,6 +15,7 @@ from .flags import (
     MACHINE,
     AsJson,
     Batch,
+    Cold,
     FlashAttn,
     Keep,
     NoEvict,
@@ -60,6 +61,7 @@ def plan(
     ctx: PlannedCtx = None,
     budget: PlannedBudget = None,
     window: Window = None,
+    cold: Cold = None,
     keep: Keep = None,
     no_evict: NoEvict = False,
     cache_type: Annotated[

@@ -18,9 +18,12 @@ from .app import EXIT_INTERRUPTED, app
 from .convert import convert_file
 from .flags import (
     Batch,
+    Cold,
+    Effort,
     FlashAttn,
     Keep,
     MaxTokens,
+    MinP,
     Mode,
     NoEvict,
     PlannedBudget,
@@ -29,13 +32,21 @@ from .flags import (
     PlannedTypeK,
     PlannedTypeV,
     Policy,
+    PresencePenalty,
+    Preset,
     RepeatPenalty,
     Seed,
     Stats,
+    Stop,
     System,
     Temp,
+    Think,
+    ThinkBudget,
     Threads,
+    TopK,
+    TopP,
     Window,
+    YieldCores,
     switch,
     text_argument,
 )
@@ -77,6 +88,7 @@ def run(
     ctx: PlannedCtx = None,
     budget: PlannedBudget = None,
     window: Window = None,
+    cold: Cold = None,
     keep: Keep = None,
     mode: Mode = None,
     policy: Policy = None,
@@ -86,11 +98,21 @@ def run(
     cache_type_v: PlannedTypeV = None,
     flash_attn: FlashAttn = None,
     threads: Threads = None,
+    yield_cores: YieldCores = None,
     gpu_layers: PlannedLayers = None,
     batch: Batch = None,
+    preset: Preset = None,
+    think: Think = None,
+    effort: Effort = None,
+    think_budget: ThinkBudget = None,
     max_tokens: MaxTokens = None,
     temp: Temp = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
     repeat_penalty: RepeatPenalty = None,
+    presence_penalty: PresencePenalty = None,
+    stop: Stop = None,
     seed: Seed = None,
 ) -> int:
     """Answer one prompt, in a cache that stays as small as its budget.
@@ -106,16 +128,17 @@ def run(
         raise UsageError("no model given", where="run", fix="name one that triattn-local ls shows, or give --demo")
     settings = Settings.load(context.params, defaults=DEMO_SETTINGS if demo else None)
     # what is wrong with the flags is said before anything is fetched, read or loaded
-    sampling, limit = settings.sampling(), settings.n_predict()
+    limit, thinking = settings.n_predict(), settings.thinking()
+    settings.sampling()
     settings.runtime()
     settings.eviction()
     text = _read_prompt(prompt, file)
-    system = None if system is None else text_argument(system, "--system")
 
     from .. import planning, store
     from .oneshot import answer, make_prompt
 
     path = demo_model(settings.models) if demo else store.resolve(str(model), settings.models)
+    from ..answers.thinking import takes_effort
     from ..engine.runtime import Runtime
 
     plan = planning.plan_run(path, settings, evict=not no_evict, fixed=DEMO_SETTINGS if demo else (), verbose=verbose)
@@ -124,15 +147,21 @@ def run(
     with contextlib.nullcontext() if quiet or verbose else console.waiting(f"loading {path.name}"):
         runtime = Runtime.load(path, plan.config, plan.eviction, stats_path=settings.stats)
     with runtime as rt:
+        if thinking.effort not in (None, "none") and not takes_effort(rt.vocabulary.chat_template):
+            console.log(
+                "warn", f"the model's chat template takes no effort: {settings.origins['effort']} changes nothing"
+            )
         with console.Stages("tokens") as stages:
             out = _Answer(stages)
             report = answer(
                 rt,
-                make_prompt(rt, text, system=system, raw=raw),
+                make_prompt(rt, text, system=settings.system, raw=raw, thinking=thinking),
                 model=str(path),
                 max_tokens=limit,
                 eviction=plan.eviction,
-                sampling=sampling,
+                sampling=settings.sampling(rt.suggested_sampling()),
+                stop=settings.stop,
+                thinking=thinking,
                 on_prefill=(lambda done, total: None) if quiet else out.reading,
                 on_text=out.text,
             )

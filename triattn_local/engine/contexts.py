@@ -7,8 +7,10 @@ and calibration watches one. Knows no text and no sampling.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
+import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -20,15 +22,24 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import EvictionConfig, RuntimeConfig
-from ..errors import DoesNotFitError, StateError, TriattnError
+from ..config import EvictionConfig, RuntimeConfig, SamplingConfig
+from ..errors import DoesNotFitError, StateError, TriattnError, UsageError
 from ..model.model_info import read_model_info
+from ..support.threads import Threads
 from . import native
 from .context_options import ContextOptions
 from .devices import Device
 from .trial import check_survives
 from .vocabulary import Vocabulary
 
+_SAMPLING_KEYS = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repeat_penalty",
+    "penalty_last_n": "repeat_last_n",
+}
 _ALL_LAYERS = 0x7FFFFFFF
 _ABORTED = 2
 """what ``llama_decode`` returns when an abort callback ended it"""
@@ -111,6 +122,8 @@ class Model:
         logging.getLogger("llama-cpp-python").setLevel(logging.DEBUG if config.verbose else logging.CRITICAL)
         llama_cpp.llama_backend_init()
         self.path, self.config = path, config
+        self.threads = Threads(config.n_threads or physical_cores()) if config.yield_cores else None
+        """how many compute at a time; None: always the same number"""
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = _ALL_LAYERS if config.n_gpu_layers < 0 else config.n_gpu_layers
         mapped = config.use_mmap and not no_alloc
@@ -162,6 +175,19 @@ class Model:
     def recurs(self) -> bool:
         """Whether some layers have a recurrent state, which cannot go back."""
         return bool(llama_cpp.llama_model_is_recurrent(self.handle) or llama_cpp.llama_model_is_hybrid(self.handle))
+
+    def suggested_sampling(self) -> dict[str, float]:
+        """What the file says of how tokens are to be drawn: fields of SamplingConfig -> values that can be taken."""
+        found: dict[str, float] = {}
+        for key, name in _SAMPLING_KEYS.items():
+            text = ctypes.create_string_buffer(64)
+            n = llama_cpp.llama_model_meta_val_str(self.handle, f"general.sampling.{key}".encode(), text, 64)
+            with contextlib.suppress(ValueError, UsageError):
+                value = float(text.value) if n > 0 else math.nan
+                value = int(value) if name in ("top_k", "repeat_last_n") else value
+                SamplingConfig(**{name: value})  # type: ignore[arg-type]  # checked there
+                found[name] = value
+        return found
 
     def context(self, eviction: EvictionConfig | None, n_ctx: int | None = None, n_seq: int = 1) -> Context:
         """A context with empty sequences of n_ctx tokens each; eviction None: full attention."""
@@ -325,6 +351,9 @@ class Context:
                 batch.seq_id[i][0] = seq
                 batch.logits[i] = is_output
             batch.n_tokens = len(rows)
+            if self.model.threads is not None:
+                n_threads = self.model.threads.look()
+                llama_cpp.llama_set_n_threads(self.handle, n_threads, n_threads)
             status = int(llama_cpp.llama_decode(self.handle, batch))
         finally:
             llama_cpp.llama_batch_free(batch)

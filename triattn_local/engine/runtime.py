@@ -9,7 +9,8 @@ from __future__ import annotations
 import operator
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..answers.text_stream import TextStream
-from ..answers.thinking import TextKind, TokenSplitter, marks_of
+from ..answers.thinking import TextKind, ThinkingLimit, TokenSplitter, marks_of
 from ..answers.tool_calls import MARKS, ToolCall, ToolCallSplitter
-from ..config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig
+from ..config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig, ThinkingConfig
 from ..errors import StateError, TriattnError, UsageError
 from ..model.metadata import usable_stats
 from ..model.model_info import read_model_info
@@ -267,10 +268,18 @@ class Runtime:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] = (),
+        thinking: ThinkingConfig | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
         """The conversation in the model's own template: tokenize the result with parse_special."""
-        return self.vocabulary.apply_chat_template(messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        return self.vocabulary.apply_chat_template(
+            messages, tools=tools, thinking=thinking, add_generation_prompt=add_generation_prompt
+        )
+
+    def suggested_sampling(self) -> dict[str, float]:
+        """What the model's file says of how its tokens are to be drawn: fields of SamplingConfig -> their values."""
+        with self._turns.alone():
+            return self.model.suggested_sampling()
 
     # -------------------------------------------------------------- generate
 
@@ -283,6 +292,7 @@ class Runtime:
         stop: Sequence[str] | None = None,
         cancel: Cancel | None = None,
         ignore_eos: bool = False,
+        interject: Callable[[], Sequence[int]] | None = None,
     ) -> Iterator[Event]:
         """Read the prompt and draw tokens after it.
 
@@ -300,6 +310,9 @@ class Runtime:
         cancel : Cancel, optional
             Looked at after every batch of the prompt and after every token; a ``Stop`` also amid a batch, on backends
             that ask whether to go on (CPU, Metal).
+        interject : callable, optional
+            Called before a token is drawn, at the end of a character: the tokens that it returns come in its place, as
+            if they had been drawn. ``thinking.ThinkingLimit`` is one.
 
         Yields
         ------
@@ -317,7 +330,7 @@ class Runtime:
         max_tokens = _limit(max_tokens)
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise UsageError("has no is_set(): give a Stop or a threading.Event", where="cancel")
-        steps = self._generate(prompt, max_tokens, sampling, stop, cancel, ignore_eos)
+        steps = self._generate(prompt, max_tokens, sampling, stop, cancel, ignore_eos, interject)
         return self._turns.each(steps)
 
     def _generate(
@@ -328,6 +341,7 @@ class Runtime:
         stop: Sequence[str],
         cancel: Cancel | None,
         ignore_eos: bool,
+        interject: Callable[[], Sequence[int]] | None,
     ) -> Iterator[Event]:
         n_ctx = llama_cpp.llama_n_ctx(self._ctx)
         tokens = self.vocabulary.check_tokens(prompt) if prompt is not None else self.tokens
@@ -352,7 +366,9 @@ class Runtime:
 
         sampler = Sampler(sampling, self.vocabulary.n_vocab, tokens)
         try:
-            yield from self._draw(sampler, tokens, n_cached, n_ctx, start_s, max_tokens, stop, cancel, ignore_eos)
+            yield from self._draw(
+                sampler, tokens, n_cached, n_ctx, start_s, max_tokens, stop, cancel, ignore_eos, interject
+            )
         finally:
             sampler.close()
 
@@ -361,6 +377,7 @@ class Runtime:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] = (),
+        thinking: ThinkingConfig | None = None,
         max_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
         stop: Sequence[str] | None = None,
@@ -374,6 +391,8 @@ class Runtime:
             As in OpenAI's protocol, `tool_calls` and role `tool` included.
         tools : sequence of mapping
             As there. A template that knows no tools is told of them in the system prompt.
+        thinking : ThinkingConfig, optional
+            Whether, how hard and how long the model thinks; None: as its template has it.
 
         Yields
         ------
@@ -385,16 +404,20 @@ class Runtime:
         UsageError
             The template refuses the conversation, or it does not fit the context.
         """
-        text = self.apply_chat_template(messages, tools=tools)
+        thoughts = ThinkingConfig() if thinking is None else _of_type(thinking, ThinkingConfig, "thinking")
+        text = self.apply_chat_template(messages, tools=tools, thinking=thoughts)
         prompt = self.tokenize(text, parse_special=True)
         marks = marks_of(self.vocabulary.chat_template)
         known = [mark for pair in MARKS for mark in pair]
-        thinking, calls = TokenSplitter(marks, text, self.token_bytes, known), ToolCallSplitter()
-        for event in self.generate(prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, cancel=cancel):
+        splitter, calls = TokenSplitter(marks, text, self.token_bytes, known), ToolCallSplitter()
+        limit = None if thoughts.limit is None else ThinkingLimit(splitter, thoughts.limit, self.tokenize)
+        for event in self.generate(
+            prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, cancel=cancel, interject=limit
+        ):
             if isinstance(event, Prefill):
                 yield event
                 continue
-            parts = thinking.push_token(event.id, event.text) if isinstance(event, Token) else thinking.flush()
+            parts = splitter.push_token(event.id, event.text) if isinstance(event, Token) else splitter.flush()
             for kind, part in parts:
                 yield from _by_kind(kind, part, calls)
             if isinstance(event, Done):
@@ -412,8 +435,10 @@ class Runtime:
         stop: Sequence[str],
         cancel: Cancel | None,
         ignore_eos: bool,
+        interject: Callable[[], Sequence[int]] | None,
     ) -> Iterator[Event]:
         text = TextStream(stop)
+        put: deque[int] = deque()  # comes in the place of drawn tokens
         first_s = time.perf_counter()
         prefill_s = first_s - start_s
         n_generated = 0
@@ -430,10 +455,17 @@ class Runtime:
                     reason = "cancelled"
                     break
                 self._pending = None
-            token = sampler.sample(self._ctx, len(self._tokens))
+            if interject is not None and not put and text.is_whole:
+                put.extend(interject())
+            is_put = bool(put)
+            if is_put:
+                token = put.popleft()
+                sampler.accept(token)
+            else:
+                token = sampler.sample(self._ctx, len(self._tokens))
             self._pending = token
             n_generated += 1
-            if not ignore_eos and self.vocabulary.ends_turn(token):
+            if not ignore_eos and not is_put and self.vocabulary.ends_turn(token):
                 reason = "stop"
                 break
             yield Token(token, text.push(self.token_bytes(token)), n_generated)

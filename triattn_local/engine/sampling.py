@@ -13,8 +13,6 @@ import llama_cpp
 
 from ..config import SamplingConfig
 
-_PENALTY_WINDOW = 64
-
 
 def _position_seed(seed: int, position: int) -> int:
     """A 32-bit seed of its own for each position (splitmix64's mixing)."""
@@ -33,9 +31,9 @@ class Sampler:
         chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         self._chain = chain
         self._free = weakref.finalize(self, llama_cpp.llama_sampler_free, chain)
-        if config.repeat_penalty != 1.0:
+        if config.repeat_penalty != 1.0 or config.presence_penalty != 0.0:
             penalties = llama_cpp.llama_sampler_init_penalties(
-                n_vocab, _PENALTY_WINDOW, config.repeat_penalty, 0.0, 0.0
+                n_vocab, config.repeat_last_n, config.repeat_penalty, 0.0, config.presence_penalty
             )
             llama_cpp.llama_sampler_chain_add(chain, penalties)
         if config.temperature == 0.0:
@@ -46,8 +44,12 @@ class Sampler:
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_min_p(config.min_p, 1))
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_temp(config.temperature))
             llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_dist(0))
-        for token in history[-_PENALTY_WINDOW:]:
-            llama_cpp.llama_sampler_accept(chain, token)
+        for token in history[max(len(history) - config.repeat_last_n, 0) :]:
+            self.accept(token)
+
+    def accept(self, token: int) -> None:
+        """Take a token into the history that was not drawn here."""
+        llama_cpp.llama_sampler_accept(self._chain, token)
 
     def sample(self, ctx: int, position: int) -> int:
         """The token for `position`, from the last logits of the context."""

@@ -16,7 +16,9 @@ import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 from ..answers.messages import mappings
+from ..answers.thinking import ThinkingSplitter, marks_of
 from ..answers.tool_calls import for_template
+from ..config import ThinkingConfig
 from ..errors import ModelNotFoundError, StateError, TriattnError, UsageError
 from ..support.deep_stack import with_stack
 
@@ -191,12 +193,14 @@ class Vocabulary:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] = (),
+        thinking: ThinkingConfig | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
         """The conversation in the model's own template; plain texts in a row if it has none.
 
-        A template that knows no tools gets them, and calls of them, as text. The result starts with what the template
-        starts with: tokenize it with parse_special.
+        A template that knows no tools gets them, and calls of them, as text. Where thinking is off, and the template
+        opens it all the same, it is closed again. The result starts with what the template starts with: tokenize it
+        with parse_special.
 
         Raises
         ------
@@ -213,7 +217,7 @@ class Vocabulary:
         if self._template_fault is not None:
             raise ModelNotFoundError(self._template_fault, fix=TEMPLATE_FIX)
         try:
-            prompt = self._render(turns, tools, add_generation_prompt)
+            prompt = self._render(turns, tools, add_generation_prompt, thinking)
         except StateError:
             raise
         except Exception as err:  # the template is a program of the model's maker: it may raise anything
@@ -221,14 +225,25 @@ class Vocabulary:
         # tokenize() puts BOS in front where the model wants one: not twice
         bos = self._special_text(llama_cpp.llama_vocab_bos(self._vocab))
         adds_bos = bool(bos) and llama_cpp.llama_vocab_get_add_bos(self._vocab)
-        return prompt.removeprefix(bos) if adds_bos else prompt
+        prompt = prompt.removeprefix(bos) if adds_bos else prompt
+        if thinking is None or not thinking.is_off or not add_generation_prompt:
+            return prompt
+        ending = ThinkingSplitter(marks_of(template), prompt).ending
+        # an empty thought has two new lines in all templates that write one
+        gap = "\n" if ending.startswith("\n") and not prompt.endswith("\n") else ""
+        return prompt + gap + ending
 
     def _render(
-        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], add_generation_prompt: bool
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        thinking: ThinkingConfig | None = None,
     ) -> str:
         bos, eos = (self._special_text(f(self._vocab)) for f in (llama_cpp.llama_vocab_bos, llama_cpp.llama_vocab_eos))
         formatter = Jinja2ChatFormatter(self.chat_template or "", eos, bos, add_generation_prompt=add_generation_prompt)
-        return str(formatter(messages=list(turns), **({"tools": list(tools)} if tools else {})).prompt)
+        more: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        return str(formatter(messages=list(turns), **more, **(thinking or ThinkingConfig()).arguments()).prompt)
 
     @functools.cached_property
     def _template_fault(self) -> str | None:

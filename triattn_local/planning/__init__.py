@@ -92,6 +92,7 @@ def request_of(
         n_ubatch=config.n_ubatch,
         flash_attn=settings.flash_attn,
         checkpoint_bytes=checkpoint_bytes,
+        cold=settings.cold,
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config import EvictionConfig, RuntimeConfig
+from ..config import Cold, EvictionConfig, RuntimeConfig
 from ..errors import DoesNotFitError, UsageError
 from ..model.model_info import CELL_STEP
 from ..support.formats import size
@@ -62,6 +62,8 @@ class PlanRequest:
     flash_attn: bool = True
     checkpoint_bytes: int = 0
     """main memory that is promised to checkpoints of the cache"""
+    cold: Cold = "auto"
+    """main memory for what is evicted"""
 
     def is_complete(self, machine: Machine) -> bool:
         """Whether nothing is left to choose."""

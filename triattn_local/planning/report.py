@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..support.formats import size
+from .cold import ColdPlan, cold_plan
 from .placement import Use
 from .planner import Choice, Planner, PlanRow
 
@@ -33,6 +34,8 @@ class PlanReport:
     """longest context that full attention has room for; 0 if none"""
     checkpoint_memory: int
     """main memory promised to checkpoints"""
+    cold: ColdPlan | None
+    """what is evicted and kept beside; None: it is gone, or nothing is evicted"""
     is_measured: bool
     """the compute buffers are of these very cards; else they are those of one device that does all the work"""
 
@@ -66,6 +69,9 @@ class PlanReport:
             "memory": [_use(use) for use in placement.uses],
             "checkpoint_bytes": self.choice.checkpoint_bytes,
             "checkpoint_memory": self.checkpoint_memory,
+            "cold_bytes": 0 if self.cold is None else self.cold.held,
+            "cold_bytes_needed": 0 if self.cold is None else self.cold.needed,
+            "cold_tokens": None if self.cold is None else self.cold.n_tokens,
             "largest_budget": self.largest_budget,
             "largest_full_ctx": self.largest_full_ctx,
             "contexts": [_row(row) for row in self.rows],
@@ -111,6 +117,9 @@ class PlanReport:
             lines.append((use.name, told or "nothing"))
         filled = "with a full context" if shape.budget is None else "with a full budget"
         lines.append(("a checkpoint", f"{size(self.choice.checkpoint_bytes)}, of a sequence {filled}"))
+        if self.cold is not None:
+            end = f"destroyed beyond {self.cold.n_tokens:,} tokens" if self.cold.n_tokens is not None else "all of it"
+            lines.append(("kept cold", f"{size(self.cold.held)} of main memory for what is evicted, {end}"))
         longest = f"fits up to {self.largest_full_ctx:,} tokens" if self.largest_full_ctx else "does not fit"
         lines.append(("full attention", longest))
         if placement.cards and not self.is_measured:
@@ -145,6 +154,9 @@ def report(planner: Planner, choice: Choice) -> PlanReport:
         largest_budget=0 if choice.shape.budget is None else planner.largest_budget(choice.shape, n_gpu_layers),
         largest_full_ctx=planner.largest_ctx(full, n_gpu_layers),
         checkpoint_memory=planner.request.checkpoint_bytes,
+        cold=None
+        if choice.shape.budget is None
+        else cold_plan(info, choice.shape, choice.placement.ram.margin, planner.request.cold),
         is_measured=planner.machine.is_here,
     )
 

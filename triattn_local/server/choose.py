@@ -10,6 +10,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..config import ThinkingConfig
 from ..engine.contexts import physical_cores
 from ..engine.devices import free_memory
 from ..engine.runtime import has_gpu
@@ -69,6 +70,7 @@ def choose(settings: Settings, path: Path, *, evict: bool = True, extra: Sequenc
         cache_ram_mib=settings.cache_ram,
         idle_unload_s=settings.idle_unload,
         start_timeout_s=settings.start_timeout,
+        thinking=_thinking(settings.thinking(), path),
         extra=(*template_words(path, extra), *extra),
         why=plan.why,
     )
@@ -92,6 +94,17 @@ def template_words(model: Path, extra: Sequence[str] = ()) -> tuple[str, ...]:
     if (fault := template_syntax_fault(template)) is not None:
         raise ModelNotFoundError(fault, where=str(model), fix="serve it with another one: -- --chat-template-file FILE")
     return ()
+
+
+def _thinking(asked: ThinkingConfig, model: Path) -> ThinkingConfig:
+    """Thinking that is off, and that the template cannot turn off, is ended by a budget instead."""
+    if not asked.is_off:
+        return asked
+    template = read_gguf(model).text("tokenizer.chat_template") or ""
+    switches = any(name in template for name in asked.arguments())
+    # of one token: llama-server takes what a template writes behind the opening mark, a new line, for thinking, and at
+    # a budget of none for the mark that it was to put itself
+    return dataclasses.replace(asked, enabled=False, budget_tokens=None if switches else 1)
 
 
 def _fitted(settings: Settings) -> Settings:

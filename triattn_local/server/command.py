@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import EvictionConfig, RuntimeConfig, kv_overrides
+from ..config import EvictionConfig, RuntimeConfig, ThinkingConfig, kv_overrides
 from ..engine.context_options import ContextOptions
 from ..errors import BackendMissingError, UsageError
 from .handed_on import NEUTRAL, check_flags, flags_of, overrides_in, unheeded
@@ -44,6 +45,8 @@ class ServerConfig:
     """seconds without a request after which the model leaves the memory; the next one loads it again"""
     start_timeout_s: int = 600
     """seconds until it must answer"""
+    thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
+    """how requests that say nothing of it are thought about"""
     extra: Sequence[str] = ()
     """flags for llama-server itself; they come last, and win, but must not set what is set here"""
     why: str | None = None
@@ -163,12 +166,29 @@ def command(config: ServerConfig, program: Path) -> list[str]:
         words["--threads"] = words["--threads-batch"] = runtime.n_threads
     if config.idle_unload_s is not None:
         words["--sleep-idle-seconds"] = config.idle_unload_s
+    words |= _thinking_words(config.thinking)
     words |= dict.fromkeys(("--jinja", "--metrics", "--slots", "--log-jsonl"))
     # thoughts of earlier answers cost tokens in every prompt, and llama-server would have templates keep them
     words["--no-reasoning-preserve"] = None
     given = flags_of(extra)
     pairs = [pair for pair in words.items() if pair[0] not in given]
     return [str(program), *(str(part) for pair in pairs for part in pair if part is not None), *extra]
+
+
+def _thinking_words(thinking: ThinkingConfig) -> dict[str, object]:
+    words: dict[str, object] = {}
+    given = thinking.arguments()
+    if "enable_thinking" in given:
+        words["--reasoning"] = "on" if given["enable_thinking"] else "off"
+    if "reasoning_effort" in given:
+        words["--reasoning-effort"] = given["reasoning_effort"]
+    if thinking.budget_tokens is not None:
+        words["--reasoning-budget"] = thinking.budget_tokens
+    # the names that llama-server does not give by itself
+    others = {name: given[name] for name in ("thinking", "thinking_budget") if name in given}
+    if others:
+        words["--chat-template-kwargs"] = json.dumps(others)
+    return words
 
 
 def environment(config: ServerConfig, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -187,6 +207,8 @@ def environment(config: ServerConfig, inherited: Mapping[str, str]) -> dict[str,
         )
     not_ours = unheeded(inherited)
     kept = {name: text for name, text in inherited.items() if not name.startswith("TRIATTN_") and name not in not_ours}
+    if not config.runtime.yield_cores:
+        kept["TRIATTN_YIELD_CORES"] = "0"
     if config.stats_path is not None:
         # a KV override holds 127 characters only
         kept["TRIATTN_STATS"] = str(config.stats_path)

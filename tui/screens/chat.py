@@ -237,6 +237,7 @@ class ChatScreen(Screen[None]):
                 self._leave_out([message], False)
             sampling = self.session.sampling(self.app.sampling, n_siblings)
             max_tokens = self.session.max_tokens(self.app.max_tokens)
+            thinking, stop = self.session.thinking(self.app.thinking), self.session.stop(self.app.settings.stop)
         except TriattnError as error:
             await self.transcript.say(Notice.of(error, "F4 opens the settings"))
             return
@@ -250,7 +251,8 @@ class ChatScreen(Screen[None]):
         assert isinstance(widget, AnswerMessage)
         self._answer, self._ended = widget, None
         self._speed = (time.monotonic(), 0)
-        self.app.engine.answer(Turn(answer.session, self.session.system, path, answer.id, sampling, max_tokens))
+        system = self.session.system
+        self.app.engine.answer(Turn(answer.session, system, path, answer.id, sampling, max_tokens, thinking, stop))
         self._say_state("waiting for the model" if self.app.loading else "starting")
         self.refresh_title()
 
@@ -391,7 +393,7 @@ class ChatScreen(Screen[None]):
     @on(events.Loaded)
     async def _loaded(self, event: events.Loaded) -> None:
         await self.transcript.query("Notice.error").remove()  # of a model or settings that are no more
-        self.app.model_loaded(event.path, event.stats, event.why)
+        self.app.model_loaded(event.path, event.stats, event.why, event.suggested)
         self._say_state("ready" if not self.busy else "starting")
         self.status.stats = event.stats
         self.panel.show_stats(event.stats)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on
@@ -11,10 +12,11 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Input, Static, TextArea
 
-from triattn_local.config import SamplingConfig
+from triattn_local.config import EFFORTS, SamplingConfig, ThinkingConfig
 from triattn_local.errors import TriattnError
 from triattn_local.settings import AUTO, Settings
 
+from ..session import THINKING_OPTIONS
 from .dialog import Dialog
 
 if TYPE_CHECKING:
@@ -27,8 +29,16 @@ _SAMPLING: tuple[tuple[str, str, type, float, float, str], ...] = (
     ("top_p", "top p", float, 0, 1, ""),
     ("min_p", "min p", float, 0, 1, ""),
     ("repeat_penalty", "repeat penalty", float, 0.5, 3, "1 for none"),
+    ("presence_penalty", "presence penalty", float, -2, 2, "0 for none"),
     ("seed", "seed", int, 0, 2**31 - 1, "same seed, same answer"),
     ("max_tokens", "answer length", int, 0, 10_000_000, "tokens; 0 for no limit"),
+)
+# name, label, words for which value, help
+_NO_LIMIT = "none"
+_THINKING: tuple[tuple[str, str, dict[str, bool | str | None], str], ...] = (
+    ("think", "thinking", {AUTO: None, "on": True, "off": False}, "on, off; auto: as its template has it"),
+    ("effort", "effort", {AUTO: None, **{word: word for word in EFFORTS}}, "low, medium, high; if the model takes it"),
+    ("think_budget", "thinking limit", {_NO_LIMIT: None}, "tokens after which it has to answer; none"),
 )
 _MEMORY: tuple[tuple[str, str, str], ...] = (
     ("ctx", "context", "logical context, tokens; auto: what fits"),
@@ -78,6 +88,8 @@ class SettingsScreen(Dialog[None]):
             yield Static("answers of this session", classes="title")
             for name, label, _, _, _, about in _SAMPLING:
                 yield self._row(name, label, self._sampling_value(name), about)
+            for name, label, words, about in _THINKING:
+                yield self._row(name, label, self._thinking_value(name, words), about)
             yield Static("memory (a change loads the model anew)", classes="title")
             for name, label, about in _MEMORY:
                 yield self._row(name, label, self._memory_value(name), about)
@@ -100,6 +112,14 @@ class SettingsScreen(Dialog[None]):
             value = loaded.n_ctx if name == "ctx" else loaded.budget_tokens
         return "off" if value is None else str(value)
 
+    def _thinking_base(self, name: str) -> Any:
+        return getattr(self.app.thinking, THINKING_OPTIONS[name])
+
+    def _thinking_value(self, name: str, words: Mapping[str, bool | str | None]) -> str:
+        value = self.app.session.options.get(name, self._thinking_base(name))
+        named = [word for word, stands_for in words.items() if stands_for is value or stands_for == value != 0]
+        return named[0] if named else str(value)
+
     def _sampling_value(self, name: str) -> str:
         return f"{self.app.session.options.get(name, self._base()[name])}"
 
@@ -109,9 +129,14 @@ class SettingsScreen(Dialog[None]):
         try:
             options = self._read_sampling()
             SamplingConfig(**{name: value for name, value in options.items() if name != "max_tokens"})
+            thinking = self._read_thinking()
+            ThinkingConfig(**{THINKING_OPTIONS[name]: value for name, value in thinking.items()})
             settings, evict = self._read_memory()
             base = self._base()
             options = {name: value for name, value in options.items() if value != base[name]}
+            options |= {name: value for name, value in thinking.items() if value != self._thinking_base(name)}
+            # what is not in the form, such as the stop texts of a preset
+            options = {**{n: v for n, v in self.app.session.options.items() if n not in self._shown}, **options}
             self.app.session.change(system=self.query_one("#system", TextArea).text.strip(), options=options)
         except (TriattnError, ValueError) as error:
             problem.update(str(error))
@@ -131,6 +156,19 @@ class SettingsScreen(Dialog[None]):
             if not least <= value <= most:
                 raise ValueError(f"{label}: {value} is not between {least} and {most}")
             options[name] = value
+        return options
+
+    @property
+    def _shown(self) -> set[str]:
+        return {row[0] for row in _SAMPLING} | {row[0] for row in _THINKING}
+
+    def _read_thinking(self) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        for name, label, words, _ in _THINKING:
+            written = self.query_one(f"#{name}", Input).value.strip().lower()
+            if written not in words and not (name == "think_budget" and written.isdecimal()):
+                raise ValueError(f"{label}: {written!r} is not {', '.join(words)}")
+            options[name] = words[written] if written in words else int(written)
         return options
 
     def _read_memory(self) -> tuple[Settings, bool | None]:
