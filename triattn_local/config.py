@@ -114,7 +114,7 @@ class EvictionConfig:
     keys alone decide, as in the paper"""
     seed: int = 0
     """seed of the `random` policy"""
-    cold: Cold = "off"
+    cold: Cold = "auto"
     """memory of this machine for rows that were evicted, which come back when the last queries want them: off, auto
     (three quarters of what is free), or bytes"""
     recall: float = 0.5

@@ -51,7 +51,7 @@ _GEOMETRY = Geometry(
     qk_norm=True,
 )
 
-_EVICTION = EvictionConfig(budget_tokens=160, window=16, n_keep=4)
+_EVICTION = EvictionConfig(budget_tokens=160, window=16, n_keep=4, cold="off")
 _N_TOKENS = 256
 
 _CACHES = (("f16", True), ("q8_0", True), ("f16", False))

@@ -247,7 +247,7 @@ class Settings:
     )
 
     cold: Cold = _setting(
-        "auto",
+        EvictionConfig.cold,
         _cold,
         "--cold",
         "Memory of this machine for what was evicted, to bring back what is asked for: off, auto or bytes (8GiB).",
