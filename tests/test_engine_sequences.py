@@ -16,7 +16,7 @@ from triattn_local.config import MODES, EvictionConfig
 from triattn_local.engine import native
 from triattn_local.model.model_info import read_model_info
 
-SMALL = EvictionConfig(budget_tokens=256, window=32, n_keep=4)
+SMALL = EvictionConfig(budget_tokens=256, window=32, n_keep=4, cold="off")
 
 
 def text(n: int, shift: int = 0) -> list[int]:

@@ -337,7 +337,9 @@ bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
         } else {
             store->clear(seq_id_dst); // what it had and what it got are two texts
         }
-        queries->clear(seq_id_dst);
+        if (seq_id_dst < (llama_seq_id) n_recorded) {
+            queries->clear(seq_id_dst);
+        }
         readings[seq_id_dst] = {};
     }
     return true;

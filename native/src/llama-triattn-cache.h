@@ -204,7 +204,23 @@ private:
 
     bool is_in_parts = false;
 
-    uint32_t n_ring = 0; // queries that are recorded of a sequence
+    uint32_t n_ring     = 0; // queries that are recorded of a sequence
+    uint32_t n_recorded = 0; // sequences that they are recorded of
+
+    // of a saved sequence, all but its rows
+    struct cold_state {
+        uint64_t retained = 0; // by the store, while the context lives
+        struct reading reading;
+        uint32_t n_ring = 0;
+
+        std::vector<float>   ranks;    // [cell][n_set]
+        std::vector<uint8_t> recalled; // [cell][n_set]
+        std::vector<uint8_t> queries;
+    };
+
+    void write_cold(llama_io_write_i & io, llama_seq_id seq_id, const std::vector<uint32_t> & cells) const;
+    cold_state read_cold(llama_io_read_i & io, uint32_t n_cells) const;
+    void take_cold(llama_seq_id seq_id, const cold_state & state, const std::vector<uint32_t> & cells);
 
     void init_cold(const llama_cparams & cparams);
 

@@ -2,6 +2,7 @@
 
 #include "llama-context.h"
 #include "llama-impl.h"
+#include "llama-io.h"
 #include "llama-model.h"
 
 #include <algorithm>
@@ -72,7 +73,8 @@ void llama_triattn::init_cold(const llama_cparams & cparams) {
     const uint64_t n_wanted = params.cold == LLAMA_TRIATTN_COLD_AUTO ? free_host_memory()/4*3 : (uint64_t) params.cold << 10;
 
     store    = std::make_unique<llama_triattn_store>(sizes, kv.seq_to_stream.size(), params.n_keep, std::min(n_all, n_wanted));
-    n_ring   = std::max(params.recall_queries, params.recall_period);
+    n_ring     = std::max(params.recall_queries, params.recall_period);
+    n_recorded = cparams.n_seq_max;
     queries  = std::make_unique<llama_triattn_queries>(layers, cparams.n_seq_max, n_ring);
     recaller = std::make_unique<llama_triattn_recaller>(kv.type_k(), cparams.n_threads);
 
@@ -370,7 +372,7 @@ bool llama_triattn::bring_back(llama_seq_id seq_id, const std::vector<size_t> & 
 }
 
 int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ahead) {
-    if (!store || !lctx || whole[seq_id] == 0 || !kv.sc_info.empty() || seq_id >= (llama_seq_id) lctx->n_seq_max()) {
+    if (!store || !lctx || whole[seq_id] == 0 || !kv.sc_info.empty() || seq_id >= (llama_seq_id) n_recorded) {
         return 0;
     }
     const int64_t t_start_us = ggml_time_us();
@@ -393,7 +395,7 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
 
     recall_bounds b;
     b.p0        = params.n_keep;
-    b.p1        = std::min(window_first(seq_id).first, (llama_pos) size);
+    b.p1        = std::min(whole[seq_id], (llama_pos) size); // from T on every head has every token
     b.n_max     = (uint32_t) std::lround(params.recall*params.budget);
     b.n_block   = is_prompt ? params.recall_block : 1;
     b.must_earn = !is_prompt;
@@ -479,6 +481,66 @@ void llama_triattn::lose(uint32_t strm) {
     for (const auto s : seqs()) {
         if (kv.seq_to_stream[s] == strm) {
             kv.seq_rm(s, -1, -1);
+        }
+    }
+}
+
+//
+// states
+//
+
+void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const std::vector<uint32_t> & cells) const {
+    const auto & reading = readings[seq_id];
+    const uint64_t retained = store->retain(seq_id);
+
+    io.write(&retained,         sizeof(retained));
+    io.write(&reading.at,       sizeof(reading.at));
+    io.write(&reading.n_prompt, sizeof(reading.n_prompt));
+    io.write(&n_ring,           sizeof(n_ring));
+    for (const auto i : cells) {
+        io.write(&ranks   [kv.seq_to_stream[seq_id]][(size_t) i*n_set], n_set*sizeof(float));
+        io.write(&recalled[kv.seq_to_stream[seq_id]][(size_t) i*n_set], n_set*sizeof(uint8_t));
+    }
+    const auto data = seq_id < (llama_seq_id) n_recorded ? queries->save(seq_id) : std::vector<uint8_t>();
+    const uint64_t size = data.size();
+    io.write(&size, sizeof(size));
+    io.write(data.data(), size);
+}
+
+llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_t n_cells) const {
+    cold_state res;
+    io.read(&res.retained,         sizeof(res.retained));
+    io.read(&res.reading.at,       sizeof(res.reading.at));
+    io.read(&res.reading.n_prompt, sizeof(res.reading.n_prompt));
+    io.read(&res.n_ring,           sizeof(res.n_ring));
+    res.ranks   .resize((size_t) n_cells*n_set);
+    res.recalled.resize((size_t) n_cells*n_set);
+    for (uint32_t i = 0; i < n_cells; ++i) {
+        io.read(&res.ranks   [(size_t) i*n_set], n_set*sizeof(float));
+        io.read(&res.recalled[(size_t) i*n_set], n_set*sizeof(uint8_t));
+    }
+    uint64_t size = 0;
+    io.read(&size, sizeof(size));
+    while (size > 0) {
+        const size_t n = std::min<uint64_t>(size, 1 << 20); // no more memory than there are bytes, whatever a damaged state says
+        res.queries.resize(res.queries.size() + n);
+        io.read(res.queries.data() + res.queries.size() - n, n);
+        size -= n;
+    }
+    return res;
+}
+
+void llama_triattn::take_cold(llama_seq_id seq_id, const cold_state & state, const std::vector<uint32_t> & cells) {
+    store->resume(state.retained, seq_id);
+    readings[seq_id] = state.reading;
+    for (size_t i = 0; i < cells.size() && !state.ranks.empty(); ++i) {
+        std::copy_n(&state.ranks   [i*n_set], n_set, &ranks   [kv.seq_to_stream[seq_id]][(size_t) cells[i]*n_set]);
+        std::copy_n(&state.recalled[i*n_set], n_set, &recalled[kv.seq_to_stream[seq_id]][(size_t) cells[i]*n_set]);
+    }
+    if (seq_id < (llama_seq_id) n_recorded) {
+        queries->clear(seq_id);
+        if (state.n_ring == n_ring) {
+            queries->restore(seq_id, state.queries);
         }
     }
 }

@@ -3,6 +3,7 @@
 #include "llama-graph.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 // The rows of the ring that a batch's queries go to. Everything else of the graph stays, so that it is used again for the next token.
@@ -133,6 +134,35 @@ llama_triattn_queries::layer llama_triattn_queries::get(llama_seq_id seq_id, int
 
 void llama_triattn_queries::clear(llama_seq_id seq_id) {
     std::fill(pos[seq_id].begin(), pos[seq_id].end(), -1);
+}
+
+std::vector<uint8_t> llama_triattn_queries::save(llama_seq_id seq_id) const {
+    const auto * first = (const uint8_t *) pos[seq_id].data();
+
+    std::vector<uint8_t> res(first, first + n_ring*sizeof(llama_pos));
+    for (const auto & [il, ring] : rings) {
+        const size_t size = n_ring*ring.q->nb[1];
+        res.resize(res.size() + size);
+        ggml_backend_tensor_get(ring.q, res.data() + res.size() - size, seq_id*size, size);
+    }
+    return res;
+}
+
+void llama_triattn_queries::restore(llama_seq_id seq_id, const std::vector<uint8_t> & data) {
+    size_t size = n_ring*sizeof(llama_pos);
+    for (const auto & [il, ring] : rings) {
+        size += n_ring*ring.q->nb[1];
+    }
+    if (data.size() != size) {
+        return;
+    }
+    memcpy(pos[seq_id].data(), data.data(), n_ring*sizeof(llama_pos));
+    size_t offset = n_ring*sizeof(llama_pos);
+    for (const auto & [il, ring] : rings) {
+        const size_t n = n_ring*ring.q->nb[1];
+        ggml_backend_tensor_set(ring.q, data.data() + offset, seq_id*n, n);
+        offset += n;
+    }
 }
 
 uint64_t llama_triattn_queries::n_bytes() const {

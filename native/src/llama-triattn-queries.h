@@ -41,6 +41,10 @@ public:
     // the batches before are forgotten
     void clear(llama_seq_id seq_id);
 
+    // all of a sequence: positions, and the rows of each layer
+    std::vector<uint8_t> save(llama_seq_id seq_id) const;
+    void restore(llama_seq_id seq_id, const std::vector<uint8_t> & data); // nothing if it is of another size
+
     uint64_t n_bytes() const;
 
 private:

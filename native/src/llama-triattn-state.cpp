@@ -9,7 +9,8 @@
 // Saving and restoring what an evicting cache holds.
 //
 // header (with how rows lie in this cache) | for each stream: head, cells (index, position, ext, sequences), tokens of the sets | T |
-// number that the cold tier retains the sequence under | K and V as upstream writes them
+// of the cold tier: the number that it retains the sequence under, marks of the cells, recorded queries | K and V as upstream
+// writes them
 //
 // What the cold tier holds is not in a state. While the context lives it keeps what a state was saved with, as memory allows.
 //
@@ -100,7 +101,11 @@ void llama_triattn::state_write(llama_io_write_i & io, llama_seq_id seq_id) cons
         } else {
             io.write(whole.data(), whole.size()*sizeof(llama_pos));
         }
-        write_value<uint64_t>(io, store && seq_id >= 0 ? store->retain(seq_id) : 0);
+        const uint32_t with_cold = store && seq_id >= 0;
+        write_value<uint32_t>(io, with_cold);
+        if (with_cold) {
+            write_cold(io, seq_id, idxs);
+        }
 
         if (!idxs.empty()) {
             kv.state_write_data(io, ranges);
@@ -175,7 +180,10 @@ void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id
 
         std::vector<llama_pos> t(seq_id < 0 ? whole.size() : 1);
         io.read(t.data(), t.size()*sizeof(llama_pos));
-        const uint64_t retained = version > 2 ? read_value<uint64_t>(io) : 0;
+        cold_state cold;
+        if (version > 2 && read_value<uint32_t>(io)) {
+            cold = read_cold(io, n_cells);
+        }
 
         if (seq_id >= 0) {
             make_room(seq_id, n_cells);
@@ -221,8 +229,7 @@ void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id
         }
         for (const auto id : seqs()) {
             if (store && (seq_id < 0 || id == seq_id) && kv.seq_to_stream[id] == strm) {
-                store->resume(retained, id);
-                readings[id] = {};
+                take_cold(id, cold, idxs);
             }
         }
         if (in_place && (seq_id < 0 || cells.get_used() == n_cells)) {
