@@ -1,7 +1,7 @@
 #pragma once
 
 // Scoring: one graph that reads the cached keys and values of the candidates and gives one number per KV head and candidate.
-// See docs/architecture.md for the equations; triattn_local/scoring.py is the reference.
+// See docs/architecture.md for the equations; triattn_local/model/scoring.py is the reference.
 
 #include "llama-triattn.h"
 #include "llama-triattn-select.h"

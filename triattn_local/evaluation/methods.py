@@ -50,7 +50,7 @@ GROUPS: dict[str, tuple[Method, ...]] = {
         Method("per-head", "a set for each KV head, over all layers", {"mode": "per-head"}),
         Method("shared", "one set, mean over layers and heads", {"mode": "shared"}),
     ),
-    "cold": (
+    "recall": (
         Method("cold", "per-layer-head, and what was forgotten comes back when it is asked for", {"cold": "auto"}),
         Method("cold-per-head", "the same with sets over all layers", {"mode": "per-head", "cold": "auto"}),
         Method("cold-shared", "the same with one set", {"mode": "shared", "cold": "auto"}),
