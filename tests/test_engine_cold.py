@@ -15,6 +15,9 @@ from tiny_models import write_tiny
 
 from triattn_local.config import MODES, EvictionConfig
 from triattn_local.engine import native
+from triattn_local.engine.context_options import ContextOptions
+from triattn_local.model.model_info import read_model_info
+from triattn_local.planning.cold import cold_plan
 
 COLD = EvictionConfig(budget_tokens=256, window=32, n_keep=4, cold="auto")
 OFF = dataclasses.replace(COLD, cold="off")
@@ -183,6 +186,27 @@ def test_a_full_store_destroys_what_is_wanted_least_and_says_so(tiny: tuple[Path
             assert not engine.rm(700)
             assert engine.next_pos() == 2000
             engine.decode([5])
+
+
+@pytest.mark.parametrize("cache", ["f16", "q8_0"])
+def test_the_memory_is_what_the_plan_says(cache: str, tiny: tuple[Path, Path]) -> None:
+    model, _ = tiny
+    shape = ContextOptions(n_ctx=2048, type_k=cache, type_v=cache)
+    planned = cold_plan(read_model_info(model), shape, 2**40, "auto")
+    assert planned is not None
+    assert planned.n_tokens is None
+    with open_engine(tiny, COLD, type_k=cache, n_ctx=2048) as engine:
+        engine.feed(text(2048))
+        engine.rm(2047)
+        engine.decode([5])
+        assert native.evict(engine.ctx) > 0  # what is still in the cells goes out
+        stats = engine.stats()
+        assert stats.cold_bytes == planned.needed == stats.cold_bytes_max
+        assert stats.n_tokens_destroyed == 0
+    limited = cold_plan(read_model_info(model), shape, planned.needed // 2, "auto")
+    assert limited is not None
+    assert limited.limit == limited.held == planned.needed // 2 * 3 // 4
+    assert limited.n_tokens == limited.limit // planned.token_bytes
 
 
 def test_no_memory_for_the_store_is_as_without_it(tiny: tuple[Path, Path]) -> None:
