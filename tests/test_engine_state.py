@@ -17,7 +17,7 @@ from triattn_local.model.model_info import read_model_info
 
 pytestmark = pytest.mark.slow
 
-SMALL = EvictionConfig(budget_tokens=256, window=32, n_keep=4)
+SMALL = EvictionConfig(budget_tokens=256, window=32, n_keep=4, cold="off")
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_off_is_bit_identical_to_the_unpatched_library(
 def test_a_budget_larger_than_the_sequence_changes_nothing(
     mode: str, flash_attn: bool, smollm2: Path, stats: Path
 ) -> None:
-    eviction = EvictionConfig(budget_tokens=600, mode=mode)
+    eviction = EvictionConfig(budget_tokens=600, mode=mode, cold="off")
     with Engine(smollm2, None, n_ctx=2048, flash_attn=flash_attn) as off:
         tokens = off.tokenize(prose(1000))[:200]
         want = logits_over(off, tokens)
@@ -100,7 +100,7 @@ def test_evicting_changes_something_and_does_the_same_twice(
 ) -> None:
     """Guards the two tests above: with rounds the logits differ from full attention's, and are the same twice."""
     runs = []
-    for eviction in (EvictionConfig(budget_tokens=128, window=24, mode=mode),) * 2 + (None,):
+    for eviction in (EvictionConfig(budget_tokens=128, window=24, mode=mode, cold="off"),) * 2 + (None,):
         with Engine(smollm2, eviction, stats=stats, flash_attn=flash_attn, n_batch=128) as engine:
             tokens = engine.tokenize(prose(1000))[:256]
             answer, logits = engine.greedy(engine.feed(tokens), 30)
@@ -121,7 +121,7 @@ def test_the_cache_is_bounded_and_positions_are_not(
     layers = list(info.full_layers or range(info.n_layer))
     sidecar = tmp_path / "s.gguf"
     random_stats(model, layers, sidecar)
-    eviction = EvictionConfig(budget_tokens=256, window=64, n_keep=8, mode=mode)
+    eviction = EvictionConfig(budget_tokens=256, window=64, n_keep=8, mode=mode, cold="off")
     n = 1200
     with Engine(model, eviction, stats=sidecar, n_ctx=8192, n_batch=256) as engine:
         tokens = engine.tokenize(prose(4000))[:n]
@@ -159,7 +159,9 @@ def test_decode_rounds_come_every_window(smollm2: Path, stats: Path) -> None:
 
 def test_a_batch_that_finds_no_room_forces_a_round(smollm2: Path, stats: Path) -> None:
     """Budget + window is not reached, yet the batch needs more cells than are free."""
-    with Engine(smollm2, EvictionConfig(budget_tokens=384, window=64), stats=stats, n_ctx=512, n_batch=256) as engine:
+    with Engine(
+        smollm2, EvictionConfig(budget_tokens=384, window=64, cold="off"), stats=stats, n_ctx=512, n_batch=256
+    ) as engine:
         tokens = engine.tokenize(prose(3000))
         assert engine.stats().n_cells == 512
         engine.decode(tokens[:256])
@@ -179,7 +181,7 @@ def test_rewinding_inside_the_window_is_exact(mode: str, back: int, smollm2: Pat
 
     (Of tokens decoded after the round: those before it had seen more than is there now.)
     """
-    eviction = EvictionConfig(budget_tokens=256, window=32, mode=mode)
+    eviction = EvictionConfig(budget_tokens=256, window=32, mode=mode, cold="off")
     with Engine(smollm2, eviction, stats=stats) as engine:
         tokens = engine.tokenize(prose(3000))
         engine.feed(tokens[:300])
@@ -254,7 +256,7 @@ def test_shift_is_refused(smollm2: Path, stats: Path) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_sequences_have_a_budget_each_and_do_not_mix(mode: str, unified: bool, smollm2: Path, stats: Path) -> None:
     """Two sequences fed in turns give the logits that each gives alone in such a context."""
-    eviction = EvictionConfig(budget_tokens=200, window=32, mode=mode)
+    eviction = EvictionConfig(budget_tokens=200, window=32, mode=mode, cold="off")
 
     def run(order: list[int]) -> dict[int, tuple[np.ndarray, list[set[int]]]]:
         with Engine(smollm2, eviction, stats=stats, n_seq_max=2, kv_unified=unified, n_ctx=4096, n_batch=128) as engine:
@@ -342,7 +344,7 @@ def test_saved_restored_in_a_new_process_and_continued_bit_for_bit(
     info = read_model_info(model)
     sidecar = tmp_path / "s.gguf"
     random_stats(model, list(info.full_layers or range(info.n_layer)), sidecar)
-    eviction = {"budget_tokens": 256, "window": 32, "mode": mode}
+    eviction = {"budget_tokens": 256, "window": 32, "mode": mode, "cold": "off"}
     n = 80
     with Engine(model, EvictionConfig(**eviction), stats=sidecar, **context) as engine:
         logits = engine.feed(engine.tokenize(prose(3000))[:700])
@@ -382,7 +384,7 @@ def test_state_of_another_kind_is_refused(smollm2: Path, stats: Path) -> None:
         assert not engine.set_state(bytes(damaged))
         assert engine.set_state(state)
         assert engine.next_pos() == 400
-    other_mode = EvictionConfig(budget_tokens=256, window=32, mode="shared")
+    other_mode = EvictionConfig(budget_tokens=256, window=32, mode="shared", cold="off")
     with Engine(smollm2, other_mode, stats=stats) as engine:
         assert not engine.set_state(state)
 

@@ -29,9 +29,10 @@ static const float DECAY_STREAM = 0.5f;
 static const size_t N_MEAN       = 4;
 static const float  LEAST_STREAM = -7.0f;
 
-// While text streams, a recall for every recall_period tokens reads all stored keys. Beyond so many tokens it comes as much less
-// often, so that its share of the time stays what it is.
-static const llama_pos N_STORED = 2048;
+// While text streams, a recall reads all stored keys once and multiplies them with some queries. It comes so often that this is
+// at most such a part of what decoding reads meanwhile.
+static const double PART_STREAM = 1.0/30;
+static const double LEAST_MODEL = 64e6; // bytes: a smaller model's decoding is not what it reads
 
 static uint64_t free_host_memory() {
     std::ifstream file("/proc/meminfo");
@@ -661,8 +662,13 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
 //
 
 llama_pos llama_triattn::period_of(llama_seq_id seq_id) const {
-    const llama_pos period = params.recall_period;
-    return std::max(period, (llama_pos) ((int64_t) period*store->size(seq_id)/N_STORED));
+    double read = 0.0; // bytes of keys, and as many again for every four query heads of each
+    for (const auto & layer : layers) {
+        read += layer.n_head_kv*llama_triattn_row_size_k(layer)*(1.0 + layer.ils.size()*layer.n_head/layer.n_head_kv/4.0);
+    }
+    read *= store->size(seq_id);
+
+    return std::max<llama_pos>(params.recall_period, (llama_pos) (read/(PART_STREAM*std::max<double>(kv.model.size(), LEAST_MODEL))));
 }
 
 bool llama_triattn::decode_in_parts(llama_context & lctx, const llama_batch_ext & batch, int & res) {
@@ -727,8 +733,9 @@ bool llama_triattn::decode_parts(llama_context & lctx, const llama_batch_ext & b
     if (!is_split) {
         for (const auto & [s, share] : shares) {
             auto & reading = readings[s];
-            reading.at = std::min(reading.at, share.first);
-            if (params.recall_period > 0 && share.n_out > 0 && share.first - reading.at >= period_of(s)) {
+            // at the same positions whoever reads them: a draft model's recalls are its target's then
+            const llama_pos period = period_of(s);
+            if (params.recall_period > 0 && share.n_out > 0 && share.first/period != reading.at/period) {
                 recall(s, false);
                 reading.at = share.first;
             }

@@ -112,6 +112,8 @@ class RuntimeStats:
     mode: Mode | None
     """None: full attention"""
     budget_tokens: int | None
+    pos_saved: int = 0
+    """the same of a snapshot, which has nothing of the cold tier once this runtime is closed"""
     cold_bytes: int = 0
     """memory of this machine that holds what was evicted"""
     cold_bytes_max: int = 0
@@ -528,6 +530,7 @@ class Runtime:
             pos_whole=self.context.pos_cut,
             mode=self.eviction.mode if evicts and self.eviction else None,
             budget_tokens=self.eviction.budget_tokens if evicts and self.eviction else None,
+            pos_saved=self.context.pos_cut_of_state,
             cold_bytes=engine.cold_bytes,
             cold_bytes_max=engine.cold_bytes_max,
             n_recalls=engine.n_recalls,

@@ -320,7 +320,8 @@ class Conversation:
         if len(tokens) > self.rt.stats().n_ctx:
             return  # the answer ended with the context: the next turn cannot begin with all of it anyway
         n_read = 0
-        if self._in_cache(tokens) < len(tokens) - 1:
+        # what the cache holds behind them must not be what a snapshot cannot be cut before
+        if self._in_cache(tokens) < len(tokens) - 1 or self.rt.stats().pos_saved > len(tokens):
             self._go_back(session, path, tokens, tokens)
             for event in self.rt.generate(tokens, max_tokens=0, cancel=cancel):
                 if isinstance(event, Prefill):
