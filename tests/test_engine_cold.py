@@ -16,6 +16,7 @@ from tiny_models import write_tiny
 from triattn_local.config import MODES, EvictionConfig
 from triattn_local.engine import native
 from triattn_local.engine.context_options import ContextOptions
+from triattn_local.errors import UsageError
 from triattn_local.model.model_info import read_model_info
 from triattn_local.planning.cold import cold_plan
 
@@ -340,6 +341,20 @@ def test_the_logits_of_a_prompt_that_was_read_in_parts_are_where_they_were_asked
         np.testing.assert_allclose(engine.decode([rows[50][0]], 0), second, atol=5e-3)
         assert engine.rm(600, seq=1)
         np.testing.assert_allclose(engine.decode([77], 1), first, atol=5e-3)
+
+
+def test_other_recalls_of_an_open_context(tiny: tuple[Path, Path]) -> None:
+    with open_engine(tiny, dataclasses.replace(COLD, recall=0.0)) as engine:
+        engine.feed(text(900))
+        assert engine.stats().n_recalls == 0
+        native.set_recall(engine.ctx, 0.5, 16, 24, 8)
+        for i in range(40):
+            engine.decode([5 + i])
+        assert engine.stats().n_recalls >= 5
+        for wrong in ((1.5, 16, 24, 8), (0.5, 0, 24, 8), (0.5, 16, 999, 8)):
+            with pytest.raises(UsageError):
+                native.set_recall(engine.ctx, *wrong)
+        assert native.get_params(engine.ctx).recall_period == 8
 
 
 _SETTINGS = """

@@ -207,6 +207,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "llama_triattn_seq_pos_cut": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
     "llama_triattn_evict": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32]),
     "llama_triattn_score": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "llama_triattn_set_recall": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_float] + [ctypes.c_uint32] * 3),
     "llama_triattn_set_abort_flag": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_bool)]),
     "llama_triattn_set_ranking": (ctypes.c_int32, [ctypes.c_void_p, _RANKING, ctypes.c_void_p]),
     "llama_triattn_get_layers": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]),
@@ -339,6 +340,13 @@ def evict(ctx: int, seq_id: int = 0, n_tokens: int = 0) -> int:
 def score(ctx: int, seq_id: int = 0) -> int:
     """Score without evicting. Returns the number of candidates."""
     return _check(library().llama_triattn_score(ctx, seq_id))
+
+
+# int32_t llama_triattn_set_recall(
+#     struct llama_context * ctx, float share, uint32_t block, uint32_t queries, uint32_t period);
+def set_recall(ctx: int, share: float, block: int, queries: int, period: int) -> None:
+    """Other recalls from now on: part of the budget, tokens of a block, queries, tokens between two."""
+    _check(library().llama_triattn_set_recall(ctx, share, block, queries, period))
 
 
 # int32_t llama_triattn_set_abort_flag(struct llama_context * ctx, const volatile bool * flag);
