@@ -314,7 +314,9 @@ def test_nll_is_that_of_the_logits(smollm2_triattn: Path, tmp_path: Path) -> Non
         (case,) = task.cases(model, Size(n_tokens=200, texts=["python"]))
         file = tmp_path / "reference.npz"
         full = task.run(model, case, 0, lambda n: model.context(None, n), file)
-        whole = task.run(model, case, 150, lambda n: model.context(EvictionConfig(budget_tokens=1024), n), file)
+        whole = task.run(
+            model, case, 150, lambda n: model.context(EvictionConfig(budget_tokens=1024, cold="off"), n), file
+        )
     with Model(smollm2_triattn, RuntimeConfig(n_batch=256)) as model, model.context(None, 256) as context:
         logits = context.decode(case.data[:-1], n_logits=199).astype(np.float64)
     nll = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(199), case.data[1:]]
