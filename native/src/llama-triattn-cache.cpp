@@ -315,7 +315,8 @@ bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
         return true;
     }
 
-    const llama_pos t = whole[seq_id_src];
+    const llama_pos t   = whole[seq_id_src];
+    const llama_pos end = p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1;
 
     const auto s0 = kv.seq_to_stream[seq_id_src];
     const auto s1 = kv.seq_to_stream[seq_id_dst];
@@ -337,10 +338,17 @@ bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
         } else {
             store->clear(seq_id_dst); // what it had and what it got are two texts
         }
+        readings[seq_id_dst] = {};
         if (seq_id_dst < (llama_seq_id) n_recorded) {
             queries->clear(seq_id_dst);
+            if (is_new && p0 <= 0 && end > seq_pos_max(seq_id_src) && seq_id_src < (llama_seq_id) n_recorded) {
+                if (lctx) {
+                    ggml_backend_sched_synchronize(lctx->get_sched()); // the last batch may still write them
+                }
+                queries->restore(seq_id_dst, queries->save(seq_id_src));
+                readings[seq_id_dst] = readings[seq_id_src];
+            }
         }
-        readings[seq_id_dst] = {};
     }
     return true;
 }
