@@ -116,7 +116,8 @@ def test_a_draft_model_goes_the_same_way(cold: str, share: float, smollm2_triatt
         messages += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Go on."}]
         details = server.chat(messages, 8, ignore_eos=True)["usage"]["prompt_tokens_details"]
         assert details["cached_tokens"] >= reply["usage"]["prompt_tokens"] - 1
-        assert server.metric("triattn_restored_total") == 1
+        n_restored = server.metric("triattn_restored_total")
+        assert n_restored == 1 if cold == "off" else n_restored >= 1
         assert server.metric("triattn_rounds_total") > 0
 
 
