@@ -224,3 +224,15 @@ def test_an_editable_install_finds_the_checkout(tmp_path: Path, monkeypatch: pyt
     code += "print(t.__file__, c.__file__, sep='\\n')"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     assert [Path(line).resolve().parent for line in done.stdout.splitlines()] == [ROOT / "tui", ROOT / "calib_tools"]
+
+
+def test_modules_are_found_where_they_lay_before_there_were_rooms() -> None:
+    """Scripts of that time go on, and there is one module, not two."""
+    code = (
+        "import triattn_local; from triattn_local import native, stats; from triattn_local.gguf_file import read_gguf;"
+        "from triattn_local.engine import native as there; from triattn_local.model import gguf_file;"
+        "print(native is there, read_gguf is gguf_file.read_gguf, gguf_file.__spec__.name);"
+        "import importlib; [importlib.import_module(name) for name in triattn_local._ROOM]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["True", "True", "triattn_local.model.gguf_file"]

@@ -7,7 +7,10 @@ native library: ``doctor`` must be able to say that there is none.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from typing import TYPE_CHECKING, Any
 
 from .version import __version__
 
@@ -52,6 +55,37 @@ __all__ = [
     "in_thread",
     "plan_run",
 ]
+
+
+_MOVED = {
+    "answers": "messages text_stream thinking tool_calls",
+    "engine": "cache_layout cache_rows context_options contexts devices native runtime sampling snapshot trial "
+    "vocabulary",
+    "inspection": "evidence",
+    "model": "architectures ggml_types gguf_file metadata model_info scoring stats",
+    "sessions": "conversation",
+    "support": "aio atomic console interrupts paths stop turns",
+}
+"""room -> its modules that lay at the top before there were rooms: scripts that were written then still find them"""
+_ROOM = {f"{__name__}.{module}": room for room, modules in _MOVED.items() for module in modules.split()}
+
+
+class _OldPlaces(MetaPathFinder, Loader):
+    """``triattn_local.stats`` is ``triattn_local.model.stats``, the same module."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name in _ROOM else None
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        module = importlib.import_module(f".{_ROOM[spec.name]}.{spec.name.rpartition('.')[2]}", __name__)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__ = self._spec  # what has run already stays what it was
+
+
+sys.meta_path.append(_OldPlaces())
 
 
 def __getattr__(name: str) -> object:
