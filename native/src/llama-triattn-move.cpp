@@ -1,30 +1,13 @@
 #include "llama-triattn-move.h"
 
+#include "llama-triattn-rows.h"
+
 #include "llama-context.h"
 #include "llama-graph.h"
 #include "llama-impl.h"
 
 #include <algorithm>
 #include <cstring>
-
-// One stream of a cache tensor as raw 32-bit words, so that a row moves bit for bit whatever its type:
-// F32 [row_size/4, n_cells, n_head_kv]
-static ggml_tensor * view_words(ggml_context * ctx, ggml_tensor * t, uint32_t n_head, uint32_t stream) {
-    const size_t row_size = ggml_row_size(t->type, t->ne[0]/n_head);
-
-    ggml_tensor * res = ggml_view_2d(ctx, t, t->ne[0], t->ne[1], t->nb[1], stream*t->nb[2]);
-
-    res->type  = GGML_TYPE_F32;
-    res->ne[0] = row_size/sizeof(float);
-    res->ne[1] = t->ne[1];
-    res->ne[2] = n_head;
-    res->nb[0] = sizeof(float);
-    res->nb[1] = t->nb[1];
-    res->nb[2] = row_size;
-    res->nb[3] = row_size*n_head;
-
-    return res;
-}
 
 static bool has_whole_words(const ggml_tensor * t, uint32_t n_head) {
     return ggml_row_size(t->type, t->ne[0]/n_head) % sizeof(float) == 0;
@@ -150,7 +133,7 @@ llama_triattn_moved llama_triattn_move(
         ggml_tensor * dst = index.add(ctx, m.dst, m.n, n_head, 1);
 
         if (has_whole_words(layer.k, n_head)) {
-            build_move(ctx, gf, view_words(ctx, layer.k, n_head, stream), src, dst);
+            build_move(ctx, gf, llama_triattn_view_words(ctx, layer.k, n_head, stream), src, dst);
         }
 
         if (is_by_element(layer)) {
@@ -171,7 +154,7 @@ llama_triattn_moved llama_triattn_move(
 
             build_move(ctx, gf, v, index.add(ctx, src_el, m.n, n_embd_head, n_head), index.add(ctx, m.dst, m.n, 1, n_head));
         } else if (layer.v && !v_trans && has_whole_words(layer.v, n_head)) {
-            build_move(ctx, gf, view_words(ctx, layer.v, n_head, stream), src, dst);
+            build_move(ctx, gf, llama_triattn_view_words(ctx, layer.v, n_head, stream), src, dst);
         }
 
         llama_triattn_pin(lctx, gf, n_nodes, layer.k);

@@ -75,16 +75,17 @@ static void copy_on_host(
 // on a device
 //
 
-// F32 [words of a row, n_cells, n_head_kv]: raw words move bit for bit whatever the type
-static ggml_tensor * view_words(ggml_context * ctx, ggml_tensor * t, uint32_t n_head, uint32_t n_embd_head, uint32_t stream) {
-    const size_t size = row_size(t, n_embd_head);
+ggml_tensor * llama_triattn_view_words(ggml_context * ctx, ggml_tensor * t, uint32_t n_head, uint32_t stream) {
+    const size_t size = ggml_row_size(t->type, t->ne[0]/n_head);
 
     ggml_tensor * res = ggml_view_2d(ctx, t, t->ne[0], t->ne[1], t->nb[1], stream*t->nb[2]);
 
     res->type  = GGML_TYPE_F32;
     res->ne[0] = size/sizeof(float);
+    res->ne[1] = t->ne[1];
     res->ne[2] = n_head;
     res->nb[0] = sizeof(float);
+    res->nb[1] = t->nb[1];
     res->nb[2] = size;
     res->nb[3] = size*n_head;
 
@@ -121,7 +122,7 @@ struct triattn_copy {
 };
 
 template <bool is_write>
-static bool copy_on_backend(ggml_backend_t backend, uint32_t stream, const std::vector<std::pair<triattn_copy, std::pair<uint32_t, uint32_t>>> & todo) {
+static bool copy_on_backend(ggml_backend_t backend, uint32_t stream, const std::vector<std::pair<triattn_copy, uint32_t>> & todo) {
     ggml_init_params init = {
         /*.mem_size   =*/ (8*todo.size() + 8)*ggml_tensor_overhead() + ggml_graph_overhead_custom(8*todo.size() + 8, false),
         /*.mem_buffer =*/ nullptr,
@@ -132,11 +133,9 @@ static bool copy_on_backend(ggml_backend_t backend, uint32_t stream, const std::
     ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), 8*todo.size() + 8, false);
 
     std::vector<triattn_copy> copies;
-    for (const auto & [c, shape] : todo) {
-        const auto [n_head, n_embd_head] = shape;
-
-        auto cur  = c;
-        auto * words = view_words(ctx.get(), c.t, n_head, n_embd_head, stream);
+    for (const auto & [c, n_head] : todo) {
+        auto   cur   = c;
+        auto * words = llama_triattn_view_words(ctx.get(), c.t, n_head, stream);
 
         cur.index = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, c.rows->n, n_head);
         ggml_set_input(cur.index);
@@ -174,11 +173,11 @@ static bool copy_on_backend(ggml_backend_t backend, uint32_t stream, const std::
     return true;
 }
 
-// K or V of a layer that lies on a device, noted for its backend
+// What lies on a device is noted for its backend.
 template <bool is_write>
 static bool copy_rows(
         llama_context & lctx, const std::vector<llama_triattn_layer> & layers, uint32_t stream, bool v_trans, std::vector<llama_triattn_rows> & rows) {
-    std::map<ggml_backend_t, std::vector<std::pair<triattn_copy, std::pair<uint32_t, uint32_t>>>> todo;
+    std::map<ggml_backend_t, std::vector<std::pair<triattn_copy, uint32_t>>> todo; // with the number of KV heads
 
     for (size_t i = 0; i < layers.size(); ++i) {
         const auto & layer = layers[i];
@@ -206,7 +205,7 @@ static bool copy_rows(
                 if (!backend) {
                     backend = ggml_backend_sched_get_backend(lctx.get_sched(), 0);
                 }
-                todo[backend].push_back({ { t, nullptr, nullptr, &r, data.data() }, { layer.n_head_kv, n_embd_head } });
+                todo[backend].push_back({ { t, nullptr, nullptr, &r, data.data() }, layer.n_head_kv });
             }
         }
     }

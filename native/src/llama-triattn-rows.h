@@ -6,6 +6,7 @@
 #include "llama-triattn-score.h"
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 // Some rows of one layer: for each KV head n cells, and the bytes of their K and V side by side.
@@ -20,6 +21,10 @@ struct llama_triattn_rows {
 // Bytes of a head's row
 size_t llama_triattn_row_size_k(const llama_triattn_layer & layer);
 size_t llama_triattn_row_size_v(const llama_triattn_layer & layer); // 0: no values
+
+// One stream of a cache tensor as raw 32-bit words, so that a row moves bit for bit whatever its type:
+// F32 [words of a row, n_cells, n_head_kv]
+ggml_tensor * llama_triattn_view_words(ggml_context * ctx, ggml_tensor * t, uint32_t n_head, uint32_t stream);
 
 // "", or why rows of these layers cannot leave and come back
 std::string llama_triattn_rows_why_not(const std::vector<llama_triattn_layer> & layers, bool v_trans);
