@@ -242,7 +242,7 @@ private:
     llama_triattn_wanting wanting_of(llama_seq_id seq_id, size_t i_layer, const std::vector<llama_pos> & qpos, size_t n_mean) const;
 
     void choose_recall(llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, recalled_tokens & res) const;
-    bool bring_back   (llama_seq_id seq_id, const std::vector<size_t> & i_layers, const std::vector<recalled_tokens> & of_set);
+    bool bring_back   (llama_seq_id seq_id, const std::vector<recalled_tokens> & of_set);
 
     // A sequence that is cut before T is made anew of rows of the store.
     bool can_rebuild(llama_seq_id seq_id, llama_pos p0) const;

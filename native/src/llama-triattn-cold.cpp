@@ -176,7 +176,7 @@ bool llama_triattn::store_rows(llama_seq_id seq_id) {
         return false;
     }
 
-    const auto put = [&](uint32_t i) {
+    for (size_t i = 0; i < layers.size(); ++i) {
         const auto & r = rows[i];
         for (const bool is_v : { false, true }) {
             const size_t size = is_v ? llama_triattn_row_size_v(layers[i]) : llama_triattn_row_size_k(layers[i]);
@@ -190,9 +190,6 @@ bool llama_triattn::store_rows(llama_seq_id seq_id) {
                 }
             }
         }
-    };
-    for (size_t i = 0; i < layers.size(); ++i) {
-        put(i);
     }
 
     counters.n_tokens_stored += cells.size();
@@ -320,12 +317,12 @@ void llama_triattn::choose_recall(
     }
 }
 
-bool llama_triattn::bring_back(llama_seq_id seq_id, const std::vector<size_t> & i_layers, const std::vector<recalled_tokens> & of_set) {
+bool llama_triattn::bring_back(llama_seq_id seq_id, const std::vector<recalled_tokens> & of_set) {
     const uint32_t strm = kv.seq_to_stream[seq_id];
 
     std::vector<llama_triattn_rows> rows(layers.size());
 
-    for (const auto i : i_layers) {
+    for (size_t i = 0; i < layers.size(); ++i) {
         const auto & layer = layers[i];
         auto & r = rows[i];
 
@@ -444,11 +441,7 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
         choose_recall(seq_id, set, sums.data() + (size_t) set*size, b, of_set[set]);
     }
 
-    std::vector<size_t> all(layers.size());
-    for (size_t i = 0; i < all.size(); ++i) {
-        all[i] = i;
-    }
-    if (!bring_back(seq_id, all, of_set)) {
+    if (!bring_back(seq_id, of_set)) {
         lose(strm);
         return fail("the device failed while rows came back; the sequences in it are lost and must be read again");
     }
@@ -619,12 +612,8 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
             of_set[set].emplace_back(tokens[set][i], target[i]);
         }
     }
-    std::vector<size_t> all(layers.size());
-    for (size_t i = 0; i < all.size(); ++i) {
-        all[i] = i;
-    }
     const auto n_recalled = counters.n_rows_recalled;
-    const bool ok = bring_back(seq_id, all, of_set);
+    const bool ok = bring_back(seq_id, of_set);
     counters.n_rows_recalled = n_recalled; // nobody asked for them
 
     std::vector<uint32_t> owned;
