@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
 import pytest
 from engine import random_stats
 from tiny_models import write_tiny
@@ -67,15 +68,20 @@ def model(tmp_path: Path) -> tuple[Path, Path]:
     return path, tmp_path / "stats.gguf"
 
 
-def _run(model: tuple[Path, Path], n_gpu_layers: int, ports: list[int]) -> dict[str, Any]:
+def _run(model: tuple[Path, Path], n_gpu_layers: int, ports: list[int], cold: str = "off") -> dict[str, Any]:
     script = Path(__file__).parent / "support" / "two_devices.py"
-    command = [sys.executable, str(script), *map(str, (*model, HOME / "lib", n_gpu_layers, *ports))]
+    command = [sys.executable, str(script), *map(str, (*model, HOME / "lib", cold, n_gpu_layers, *ports))]
     # the same operations on both sides
     same_way = os.environ | {"LLAMA_TRIATTN_AS_DEVICE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=same_way)
     assert done.returncode == 0, f"{done.returncode}: {done.stderr[-2000:]}"
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def _common(a: list[list[int]], b: list[list[int]]) -> list[float]:
+    """The share that each head has in both: sums in another order decide otherwise between tokens that score alike."""
+    return [len(set(x) & set(y)) / len(x) for x, y in zip(a, b, strict=True)]
 
 
 @pytest.mark.parametrize("n_gpu_layers", [99, 2], ids=["all layers away", "half of them here"])
@@ -87,6 +93,17 @@ def test_rounds_on_two_devices_are_those_of_one(
     assert here["n_rounds"] >= 8
     assert there["goes_on"]
     assert {name: there[name] for name in ("text", "n_rounds")} == {name: here[name] for name in ("text", "n_rounds")}
-    # sums in another order decide otherwise between tokens that score alike, which here repeat themselves
-    common = [len(set(a) & set(b)) / len(a) for a, b in zip(here["kept"], there["kept"], strict=True)]
-    assert min(common) > 0.95, common
+    assert min(_common(here["kept"], there["kept"])) > 0.95
+
+
+def test_the_cold_tier_of_two_devices_is_that_of_one(model: tuple[Path, Path], servers: list[int]) -> None:
+    """Up to the first token: what comes back decides what is said next, and tokens that score alike come in any order."""
+    here, there = _run(model, 0, [], "auto"), _run(model, 99, servers, "auto")
+    assert here["n_tokens_stored"] > 256
+    assert here["n_recalls"] >= 8
+    assert there["goes_on"]
+    assert {name: there[name] for name in ("n_rounds", "n_recalls", "n_tokens_stored")} == {
+        name: here[name] for name in ("n_rounds", "n_recalls", "n_tokens_stored")
+    }
+    assert min(_common(here["read"]["kept"], there["read"]["kept"])) > 0.95
+    np.testing.assert_allclose(there["read"]["logits"], here["read"]["logits"], rtol=0, atol=0.01)
