@@ -97,7 +97,7 @@ def test_rounds_on_two_devices_are_those_of_one(
 
 
 def test_the_cold_tier_of_two_devices_is_that_of_one(model: tuple[Path, Path], servers: list[int]) -> None:
-    """Up to the first token: what comes back decides what is said next, and tokens that score alike come in any order."""
+    """Up to the first token: what comes back decides what is said next, and of tokens that score alike any may come."""
     here, there = _run(model, 0, [], "auto"), _run(model, 99, servers, "auto")
     assert here["n_tokens_stored"] > 256
     assert here["n_recalls"] >= 8
