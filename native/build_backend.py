@@ -10,6 +10,7 @@ It does not know what the patches do.
 
     python native/build_backend.py unpatched [--out DIR]   build upstream's libllama; print a LLAMA_CPP_LIB_PATH for it
     python native/build_backend.py patched [--out DIR]     build ours, without the tools; print the same
+    python native/build_backend.py patched --sanitize --out DIR   with ASan and UBSan: scripts/sanitize.sh tests with it
     python native/build_backend.py tree                    lay down the patched tree; print where
 """
 
@@ -115,10 +116,10 @@ def _lay_unpatched(cache: Path) -> Path:
     return _lay_tree(cache, "unpatched", lambda pristine: {**apply_patches(mendings, pristine), **ours})
 
 
-def _build(tree: Path, triattn: bool) -> toolchain.Build:
+def _build(tree: Path, triattn: bool, *more: str) -> toolchain.Build:
     # told, not asked from git: the same sources give the same objects
     commit = f"LLAMA_BUILD_COMMIT={_pin().llama_cpp_commit[:9]}"
-    return toolchain.Build(tree, [f"TRIATTN={'ON' if triattn else 'OFF'}", "LLAMA_BUILD_NUMBER=0", commit])
+    return toolchain.Build(tree, [f"TRIATTN={'ON' if triattn else 'OFF'}", "LLAMA_BUILD_NUMBER=0", commit, *more])
 
 
 # ---- PEP 517
@@ -191,18 +192,23 @@ def build_sdist(sdist_directory: str, config_settings: Mapping[str, str] | None 
 
 
 @_one_line_errors
-def build_library(out: Path | None, *, patched: bool) -> Path:
-    """Build libllama alone, with eviction or as upstream has it, and return the folder that holds it."""
+def build_library(out: Path | None, *, patched: bool, sanitize: bool = False) -> Path:
+    """Build libllama alone, with eviction or as upstream has it, and return the folder that holds it.
+
+    With ``sanitize`` it runs only in a process that has the sanitizers' libraries loaded before all others.
+    """
     toolchain.check_tools()
     cache = upstream.cache_root()
     with upstream.locked(cache):
         tree = _lay_patched(cache) if patched else _lay_unpatched(cache)
-        build = _build(tree, triattn=patched)
-        if patched:
+        build = _build(tree, patched, *(["TRIATTN_SANITIZE=ON"] if sanitize else []))
+        if sanitize:
+            build.compile(["llama", "llama-triattn-cpu"])  # the self-test has no sanitizer, and would not start
+        elif patched:
             selfcheck.compile_and_check(build, ["llama"])
         else:
             build.compile(["llama"])
-        target = (out or tree.parent / "lib").absolute()
+        target = (out or tree.parent / ("lib-sanitized" if sanitize else "lib")).absolute()
         build.install("libllama", target)
     return target
 
@@ -221,12 +227,15 @@ def _main() -> None:
     for name, what in (("unpatched", "upstream's libllama"), ("patched", "ours, without the tools")):
         library = commands.add_parser(name, help=f"build {what}; print a LLAMA_CPP_LIB_PATH for it")
         library.add_argument("--out", type=Path, help="where to put the libraries (default: in the cache)")
+        if name == "patched":
+            library.add_argument("--sanitize", action="store_true", help="with ASan and UBSan; see scripts/sanitize.sh")
     commands.add_parser("tree", help="lay down the patched tree; print where")
     arguments = parser.parse_args()
     if arguments.command == "tree":
         print(lay_patched_tree())
     else:
-        print(build_library(arguments.out, patched=arguments.command == "patched"))
+        sanitize = getattr(arguments, "sanitize", False)
+        print(build_library(arguments.out, patched=arguments.command == "patched", sanitize=sanitize))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 
 // No exception crosses the C API: what was thrown becomes the last error and a status.
@@ -283,4 +284,136 @@ int32_t llama_triattn_get_rows_info(const struct llama_context * ctx, bool is_v,
     }
     triattn->get_rows_info(is_v, *type, *n_rot);
     return LLAMA_TRIATTN_OK;
+}
+
+//
+// what it reads
+//
+
+void llama_triattn::get_stats(llama_triattn_stats & stats) const {
+    stats = counters;
+
+    stats.n_cells = (uint64_t) kv.get_size()*kv.n_stream;
+    for (const auto & of_stream : kv.v_cells) {
+        stats.n_cells_used += of_stream.get_used();
+    }
+    stats.kv_bytes      = kv.size_k_bytes() + kv.size_v_bytes();
+    stats.kv_bytes_full = stats.kv_bytes/kv.get_size()*n_cells_full;
+    stats.n_layer       = layers.size();
+    if (store) {
+        stats.cold_bytes         = store->n_bytes();
+        stats.cold_bytes_max     = store->n_bytes_max();
+        stats.n_tokens_destroyed = store->n_destroyed();
+    }
+    stats.n_head_kv     = layers[0].n_head_kv;
+}
+
+uint64_t llama_triattn::buffer_size() const {
+    uint64_t res = 0;
+    for (const auto & [buft, size] : kv.memory_breakdown()) {
+        res += size;
+    }
+    return res;
+}
+
+std::vector<int32_t> llama_triattn::get_layers() const {
+    std::vector<int32_t> res;
+    for (const auto & layer : layers) {
+        res.push_back(layer.ils[0]);
+    }
+    return res;
+}
+
+int32_t llama_triattn::find_layer(int32_t il) const {
+    for (size_t i = 0; i < layers.size(); ++i) {
+        if (std::find(layers[i].ils.begin(), layers[i].ils.end(), il) != layers[i].ils.end()) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+bool llama_triattn::get_kept(
+        llama_seq_id seq_id, int32_t il, int32_t head_kv, std::vector<llama_pos> & res, std::vector<int32_t> & res_cells) const {
+    const int32_t i_layer = find_layer(il);
+    if (i_layer < 0 || head_kv < 0 || head_kv >= (int32_t) layers[i_layer].n_head_kv || seq_id < 0 || (size_t) seq_id >= kv.seq_to_stream.size()) {
+        return false;
+    }
+
+    const uint32_t strm = cells->stream(seq_id);
+    const uint32_t set  = set_of(i_layer, head_kv);
+
+    for (const auto i : cells->used(strm, seq_id)) {
+        res.push_back(cells->token(strm, i, set));
+        res_cells.push_back(i);
+    }
+    return true;
+}
+
+bool llama_triattn::get_scores(int32_t il, int32_t head, std::vector<float> & scores, std::vector<int32_t> & cells) const {
+    const int32_t i_layer = find_layer(il);
+    if (i_layer < 0 || last_cells.empty()) {
+        return false;
+    }
+
+    const auto & layer = layers[i_layer];
+    const auto & s     = last_scores[i_layer];
+
+    // query heads of layers that share a K lie together under each KV head
+    const uint32_t n_query = s.heads.size()/(s.n_head_kv*last_cells.size());
+    const uint32_t n_il    = n_query == 1 ? 1 : layer.ils.size();
+    const uint32_t n_gqa   = n_query/n_il;
+    if (head < 0 || head >= (int32_t) (n_gqa*s.n_head_kv)) {
+        return false;
+    }
+    const uint32_t j   = n_il == 1 ? 0 : std::find(layer.ils.begin(), layer.ils.end(), il) - layer.ils.begin();
+    const uint32_t row = ((head/n_gqa)*n_il + j)*n_gqa + head % n_gqa;
+
+    const auto first = s.heads.begin() + (size_t) row*last_cells.size();
+
+    scores.assign(first, first + last_cells.size());
+    cells = last_cells;
+    return true;
+}
+
+int32_t llama_triattn::get_rows(
+        llama_seq_id seq_id, int32_t il, int32_t head_kv, bool is_v, const int32_t * cells, int32_t n_cells, void * data) const {
+    const int32_t i_layer = find_layer(il);
+    if (i_layer < 0 || seq_id < 0 || (size_t) seq_id >= kv.seq_to_stream.size()) {
+        return LLAMA_TRIATTN_BAD_PARAM;
+    }
+
+    const auto & layer = layers[i_layer];
+    const auto * t     = is_v ? layer.v : layer.k;
+    if (!t || head_kv < 0 || head_kv >= (int32_t) layer.n_head_kv) {
+        return LLAMA_TRIATTN_BAD_PARAM;
+    }
+
+    const uint32_t n_embd_head = is_v ? layer.n_embd_head_v : layer.n_embd_head_k;
+    const size_t   row_size    = ggml_row_size(t->type, n_embd_head);
+    const size_t   offset      = kv.seq_to_stream[seq_id]*t->nb[2];
+
+    for (int32_t i = 0; data && i < n_cells; ++i) {
+        if (cells[i] < 0 || cells[i] >= (int32_t) kv.get_size()) {
+            return LLAMA_TRIATTN_BAD_PARAM;
+        }
+        auto * dst = (uint8_t *) data + i*row_size;
+        if (is_v && kv.v_trans) {
+            const size_t size_el = ggml_type_size(t->type);
+            for (uint32_t d = 0; d < n_embd_head; ++d) {
+                const size_t el = (size_t) (head_kv*n_embd_head + d)*kv.get_size() + cells[i];
+                ggml_backend_tensor_get(t, dst + d*size_el, offset + el*size_el, size_el);
+            }
+        } else {
+            ggml_backend_tensor_get(t, dst, offset + cells[i]*t->nb[1] + head_kv*row_size, row_size);
+        }
+    }
+    return (int32_t) row_size;
+}
+
+void llama_triattn::get_rows_info(bool is_v, int32_t & type, int32_t & n_rot) const {
+    const bool is_rotated = is_v ? kv.attn_rot_v : kv.attn_rot_k;
+
+    type  = is_v && kv.layers[0].v ? kv.type_v() : kv.type_k();
+    n_rot = !is_rotated ? 0 : is_v ? 64 : (int32_t) std::lround(std::sqrt((double) k_rotation().size()));
 }

@@ -1,15 +1,20 @@
 #pragma once
 
-// Eviction as the KV cache sees it: which cells a cache has, when a round is due, what a round does, and what an evicted
-// sequence can no longer do. One object per evicting llama_kv_cache; the hooks in upstream files call nothing else.
+// Eviction as the KV cache sees it. One object per evicting llama_kv_cache; the hooks in upstream files call nothing else. What it
+// does is told in files of one idea each:
+//
+//   -cache   the object, and what llama.cpp does to sequences     -memory  which cache evicts, and what memories of parts ask it
+//   -cells   which tokens the cells hold, and T                   -round   when a round is due, and what it does
+//   -state   saving and restoring                                 -cold    rows out, recall, going back
+//   -decode  when a recall comes                                  -api     the C API, and what it reads
 //
 // Two words are used with care here:
 //   cell   a row index of the K and V tensors of one stream
 //   token  a position of a sequence
 // Before the first round a cell holds one token in every head. Afterwards every head (every *set*, see
-// llama_triattn_mode) holds its own tokens in the cells of the sequence, and the position that llama_kv_cells has for such a
-// cell only says that the cell is used and lies before T. From T on, cells hold one token again.
+// llama_triattn_mode) holds its own tokens in the cells of the sequence: llama-triattn-cells.h.
 
+#include "llama-triattn-cells.h"
 #include "llama-triattn-model.h"
 #include "llama-triattn-move.h"
 #include "llama-triattn-queries.h"
@@ -162,10 +167,8 @@ private:
 
     std::unique_ptr<llama_triattn_scorer> scorer;
 
-    // the token in each cell for each set; valid where the cell is used
-    std::vector<std::vector<llama_pos>> pos; // [n_stream][n_cells*n_set], set index fastest
-
-    std::vector<llama_pos> whole; // [n_seq] T
+    std::vector<std::unique_ptr<llama_triattn_labels>> labels; // [n_stream] those of kv
+    std::unique_ptr<llama_triattn_cells> cells;
 
     llama_triattn_stats counters = {};
 
@@ -197,11 +200,6 @@ private:
     };
     std::vector<reading> readings; // [n_seq]
 
-    std::vector<std::vector<uint8_t>> recalled; // [n_stream][n_cells*n_set] the token is there because a query wanted it
-    std::vector<std::vector<float>>   ranks;    // [n_stream][n_cells*n_set] the policy's score at the last round; INFINITY: not ranked yet
-
-    void unmark(uint32_t strm, uint32_t cell); // another token lies there now
-
     bool is_in_parts = false;
 
     uint32_t n_ring     = 0; // queries that are recorded of a sequence
@@ -218,9 +216,9 @@ private:
         std::vector<uint8_t> queries;
     };
 
-    void write_cold(llama_io_write_i & io, llama_seq_id seq_id, const std::vector<uint32_t> & cells) const;
+    void write_cold(llama_io_write_i & io, llama_seq_id seq_id, const std::vector<uint32_t> & idxs) const;
     cold_state read_cold(llama_io_read_i & io, uint32_t n_cells) const;
-    void take_cold(llama_seq_id seq_id, const cold_state & state, const std::vector<uint32_t> & cells);
+    void take_cold(llama_seq_id seq_id, const cold_state & state, const std::vector<uint32_t> & idxs);
 
     void init_cold(const llama_cparams & cparams);
 
@@ -229,7 +227,7 @@ private:
     void give_up_store(llama_seq_id seq_id, const char * why);
     void note_worth(llama_seq_id seq_id);
 
-    using recalled_tokens = std::vector<std::pair<llama_pos, int32_t>>; // position and the cell that it comes to
+    using recalled_tokens = llama_triattn_cells::placed;
 
     struct recall_bounds {
         llama_pos p0, p1;   // tokens that may come back
@@ -248,8 +246,6 @@ private:
     bool can_rebuild(llama_seq_id seq_id, llama_pos p0) const;
     bool rebuild    (llama_seq_id seq_id, llama_pos p0);
 
-    std::vector<int32_t> cells_to_rebuild(llama_seq_id seq_id, uint32_t n) const;
-
     void forget(llama_seq_id seq_id); // nothing is left of it
 
     llama_pos period_of(llama_seq_id seq_id) const; // tokens from one recall to the next while text streams
@@ -261,34 +257,11 @@ private:
 
     uint32_t set_of(size_t i_layer, uint32_t head_kv) const;
 
-    llama_pos & pos_at(uint32_t strm, uint32_t cell, uint32_t set)       { return pos[strm][(size_t) cell*n_set + set]; }
-    llama_pos   pos_at(uint32_t strm, uint32_t cell, uint32_t set) const { return pos[strm][(size_t) cell*n_set + set]; }
-
     // holds so many tokens that a round must come, and enough that may go
     bool is_over(llama_seq_id seq_id, bool forced) const;
 
-    std::vector<llama_seq_id> seqs() const; // that hold cells
-
-    // The first cell in the order of positions that the window of the sequence protects: its last `window` cells. In that
-    // order, not by position: the hundreds of tokens of a picture may stand on one.
-    std::pair<llama_pos, uint32_t> window_first(llama_seq_id seq_id) const;
-
-    // T after tokens before the window have gone
-    llama_pos whole_from(llama_seq_id seq_id) const;
-
-    // Cells of the sequence that a round may empty, in ascending order. Those that it shares with others (seq_cp in a unified
-    // cache) are among them, if no window protects them: they go from all sequences at once.
-    std::vector<int32_t> candidates(llama_seq_id seq_id) const;
-
-    // Candidates that belong to the same sequences, as indices into `cand`, and how many of them go. A row moves only between
-    // cells of the same sequences, so that each set drops as many in each group as cells are freed there.
-    struct cell_group {
-        std::vector<uint32_t> cand; // ascending
-        uint32_t n_drop = 0;
-    };
-
-    std::vector<cell_group> make_groups(
-            uint32_t strm, const std::vector<int32_t> & cand, uint32_t n_drop, const std::vector<float> & scores) const;
+    // the cells' own check, if LLAMA_TRIATTN_CHECK asks for it: for tests
+    void check_cells() const;
 
     // brings sequences other than seq_id down to their budget until n_free cells of its stream could take its state
     void make_room(llama_seq_id seq_id, uint32_t n_free);

@@ -8,8 +8,6 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
-#include <limits>
-#include <map>
 #include <numeric>
 #include <string>
 
@@ -28,11 +26,6 @@ static const float DECAY_STREAM = 0.5f;
 // While text streams: neighbours of so many queries are one, and a weight below this is nobody's wish.
 static const size_t N_MEAN       = 4;
 static const float  LEAST_STREAM = -7.0f;
-
-// While text streams, a recall reads all stored keys once and multiplies them with some queries. It comes so often that this is
-// at most such a part of what decoding reads meanwhile.
-static const double PART_STREAM = 1.0/30;
-static const double LEAST_MODEL = 64e6; // bytes: a smaller model's decoding is not what it reads
 
 static uint64_t free_host_memory() {
     std::ifstream file("/proc/meminfo");
@@ -80,12 +73,6 @@ void llama_triattn::init_cold(const llama_cparams & cparams) {
     recaller = std::make_unique<llama_triattn_recaller>(kv.type_k(), cparams.n_threads);
 
     readings.resize(kv.seq_to_stream.size());
-    recalled.resize(pos.size());
-    ranks   .resize(pos.size());
-    for (size_t s = 0; s < pos.size(); ++s) {
-        recalled[s].resize(pos[s].size(), 0);
-        ranks   [s].resize(pos[s].size(), INFINITY);
-    }
 
     LLAMA_LOG_INFO("%s: cold tier of %.1f MiB at most, %zu bytes a token; queries %.1f MiB\n", __func__,
             store->n_bytes_max()/1048576.0, store->token_bytes(), queries->n_bytes()/1048576.0);
@@ -102,13 +89,6 @@ void llama_triattn::set_recall(float share, uint32_t block, uint32_t n_query, ui
         throw std::runtime_error(format("only the last %u queries are recorded", n_ring));
     }
     params = changed;
-}
-
-void llama_triattn::unmark(uint32_t strm, uint32_t cell) {
-    if (store) {
-        std::fill_n(recalled[strm].begin() + (size_t) cell*n_set, n_set, 0);
-        std::fill_n(ranks   [strm].begin() + (size_t) cell*n_set, n_set, INFINITY);
-    }
 }
 
 void llama_triattn::record(
@@ -132,28 +112,28 @@ void llama_triattn::give_up_store(llama_seq_id seq_id, const char * why) {
 }
 
 bool llama_triattn::store_rows(llama_seq_id seq_id) {
-    const uint32_t strm   = kv.seq_to_stream[seq_id];
-    const auto &   tokens = kv.v_cells[strm].seq_pos_get(seq_id);
+    const uint32_t strm   = cells->stream(seq_id);
+    const auto &   tokens = cells->of(seq_id);
 
     // what lies before T is not in one cell in all heads any more
-    const llama_pos first = store->skip_to(seq_id, std::max(store->size(seq_id), whole[seq_id]));
+    const llama_pos first = store->skip_to(seq_id, std::max(store->size(seq_id), cells->whole(seq_id)));
 
-    std::vector<int32_t> cells;
+    std::vector<int32_t> idxs;
     for (auto it = tokens.lower_bound({ first, 0 }); it != tokens.end(); ++it) {
-        if (it->first != first + (llama_pos) cells.size()) {
+        if (it->first != first + (llama_pos) idxs.size()) {
             give_up_store(seq_id, "positions that stand still or leap (pictures) have no place in the cold tier");
             break;
         }
-        cells.push_back(it->second);
+        idxs.push_back(it->second);
     }
-    if (cells.empty()) {
+    if (idxs.empty()) {
         return store->size(seq_id) == kv.seq_pos_max(seq_id) + 1;
     }
 
     const int64_t t_start_us = ggml_time_us();
 
     const uint64_t n_destroyed = store->n_destroyed();
-    if (!store->append(seq_id, cells.size(), params.window)) {
+    if (!store->append(seq_id, idxs.size(), params.window)) {
         give_up_store(seq_id, "the cold tier has no memory left");
         return false;
     }
@@ -165,9 +145,9 @@ bool llama_triattn::store_rows(llama_seq_id seq_id) {
 
     std::vector<llama_triattn_rows> rows(layers.size());
     for (size_t i = 0; i < layers.size(); ++i) {
-        rows[i].n = cells.size();
+        rows[i].n = idxs.size();
         for (uint32_t h = 0; h < layers[i].n_head_kv; ++h) {
-            rows[i].cells.insert(rows[i].cells.end(), cells.begin(), cells.end());
+            rows[i].cells.insert(rows[i].cells.end(), idxs.begin(), idxs.end());
         }
     }
     if (!llama_triattn_rows_read(*lctx, layers, strm, kv.v_trans, rows)) {
@@ -192,7 +172,7 @@ bool llama_triattn::store_rows(llama_seq_id seq_id) {
         }
     }
 
-    counters.n_tokens_stored += cells.size();
+    counters.n_tokens_stored += idxs.size();
     counters.t_store_us      += ggml_time_us() - t_start_us;
     return true;
 }
@@ -202,12 +182,12 @@ void llama_triattn::note_worth(llama_seq_id seq_id) {
     if (store->n_bytes() < store->n_bytes_max()/2) {
         return;
     }
-    const uint32_t strm = kv.seq_to_stream[seq_id];
+    const uint32_t strm = cells->stream(seq_id);
 
     std::vector<float> worth((store->size(seq_id) + llama_triattn_store::N_BLOCK - 1)/llama_triattn_store::N_BLOCK, 0.0f);
-    for (const auto & [p, cell] : kv.v_cells[strm].seq_pos_get(seq_id)) {
+    for (const auto & [p, cell] : cells->of(seq_id)) {
         for (uint32_t set = 0; set < n_set; ++set) {
-            const size_t b = pos_at(strm, cell, set)/llama_triattn_store::N_BLOCK;
+            const size_t b = cells->token(strm, cell, set)/llama_triattn_store::N_BLOCK;
             if (b < worth.size()) {
                 worth[b] += 1.0f;
             }
@@ -264,9 +244,9 @@ llama_triattn_wanting llama_triattn::wanting_of(llama_seq_id seq_id, size_t i_la
 }
 
 void llama_triattn::choose_recall(
-        llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, std::vector<std::pair<llama_pos, int32_t>> & res) const {
-    const uint32_t strm  = kv.seq_to_stream[seq_id];
-    const auto &   cells = kv.v_cells[strm];
+        llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, recalled_tokens & res) const {
+    const uint32_t strm   = cells->stream(seq_id);
+    const auto &   labels = cells->labels(strm);
 
     const auto wanted = llama_triattn_wanted(weights, b.p0, b.p1, b.n_max, b.n_block, b.least);
     if (wanted.empty()) {
@@ -284,17 +264,17 @@ void llama_triattn::choose_recall(
         int32_t cell;
     };
     std::vector<victim> victims;
-    for (const auto & [label, cell] : cells.seq_pos_get(seq_id)) {
-        const llama_pos p = pos_at(strm, cell, set);
+    for (const auto & [label, cell] : cells->of(seq_id)) {
+        const llama_pos p = cells->token(strm, cell, set);
         if (p < b.p0 || p >= b.p1) {
             continue;
         }
         is_hot[p] = 1;
-        if (is_wanted[p] || cells.seq_count(cell) > 1 || !store->has(seq_id, p)) {
+        if (is_wanted[p] || labels.n_seq(cell) > 1 || !store->has(seq_id, p)) {
             continue; // wanted, or not only its own, or it could not come back
         }
-        const bool was_recalled = recalled[strm][(size_t) cell*n_set + set];
-        victims.push_back({ !was_recalled, was_recalled ? weights[p] : ranks[strm][(size_t) cell*n_set + set], (int32_t) cell });
+        const bool was_recalled = cells->is_recalled(strm, cell, set);
+        victims.push_back({ !was_recalled, was_recalled ? weights[p] : cells->rank(strm, cell, set), (int32_t) cell });
     }
 
     std::vector<llama_pos> missing;
@@ -310,7 +290,7 @@ void llama_triattn::choose_recall(
     });
     for (size_t i = 0; i < n; ++i) {
         const int32_t cell = victims[i].cell;
-        if (b.must_earn && weights[missing[i]] <= weights[pos_at(strm, cell, set)]) {
+        if (b.must_earn && weights[missing[i]] <= weights[cells->token(strm, cell, set)]) {
             continue; // what lies there is wanted more
         }
         res.emplace_back(missing[i], cell);
@@ -318,7 +298,7 @@ void llama_triattn::choose_recall(
 }
 
 bool llama_triattn::bring_back(llama_seq_id seq_id, const std::vector<recalled_tokens> & of_set) {
-    const uint32_t strm = kv.seq_to_stream[seq_id];
+    const uint32_t strm = cells->stream(seq_id);
 
     std::vector<llama_triattn_rows> rows(layers.size());
 
@@ -346,8 +326,8 @@ bool llama_triattn::bring_back(llama_seq_id seq_id, const std::vector<recalled_t
             if (!tokens.empty()) {
                 filler = tokens[0];
             }
-            for (auto it = kv.v_cells[strm].seq_pos_get(seq_id).begin(); filler.first < 0 && it != kv.v_cells[strm].seq_pos_get(seq_id).end(); ++it) {
-                const llama_pos p = pos_at(strm, it->second, set_of(i, h));
+            for (auto it = cells->of(seq_id).begin(); filler.first < 0 && it != cells->of(seq_id).end(); ++it) {
+                const llama_pos p = cells->token(strm, it->second, set_of(i, h));
                 if (store->has(seq_id, p)) {
                     filler = { p, (int32_t) it->second };
                 }
@@ -370,7 +350,7 @@ bool llama_triattn::bring_back(llama_seq_id seq_id, const std::vector<recalled_t
 }
 
 int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ahead) {
-    if (!store || !lctx || whole[seq_id] == 0 || !kv.sc_info.empty() || seq_id >= (llama_seq_id) n_recorded) {
+    if (!store || !lctx || cells->whole(seq_id) == 0 || !kv.sc_info.empty() || seq_id >= (llama_seq_id) n_recorded) {
         return 0;
     }
     const int64_t t_start_us = ggml_time_us();
@@ -386,14 +366,14 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
     }
     store_rows(seq_id);
 
-    const uint32_t strm = kv.seq_to_stream[seq_id];
+    const uint32_t strm = cells->stream(seq_id);
     const size_t   size = store->size(seq_id);
 
     const bool is_per_layer = params.mode == LLAMA_TRIATTN_MODE_PER_LAYER_HEAD;
 
     recall_bounds b;
     b.p0        = params.n_keep;
-    b.p1        = std::min(whole[seq_id], (llama_pos) size); // from T on every head has every token
+    b.p1        = std::min(cells->whole(seq_id), (llama_pos) size); // from T on every head has every token
     b.n_max     = (uint32_t) std::lround(params.recall*params.budget);
     b.n_block   = is_prompt ? params.recall_block : 1;
     b.must_earn = !is_prompt;
@@ -446,24 +426,8 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
         return fail("the device failed while rows came back; the sequences in it are lost and must be read again");
     }
 
-    auto & cells = kv.v_cells[strm];
-    for (uint32_t set = 0; set < n_set; ++set) {
-        for (const auto & [p, cell] : of_set[set]) {
-            pos_at(strm, cell, set) = p;
-            recalled[strm][(size_t) cell*n_set + set] = 1;
-            ranks   [strm][(size_t) cell*n_set + set] = -INFINITY;
-        }
-    }
-    if (n_set == 1) {
-        // one set for all: cells keep the name of their token
-        for (const auto & [p, cell] : of_set[0]) {
-            cells.rm(cell);
-        }
-        for (const auto & [p, cell] : of_set[0]) {
-            cells.pos_set(cell, p);
-            cells.seq_add(cell, seq_id);
-        }
-    }
+    cells->bring_back(seq_id, of_set);
+    check_cells();
 
     counters.n_recalls   += 1;
     counters.t_recall_us += ggml_time_us() - t_start_us;
@@ -472,8 +436,8 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
 }
 
 void llama_triattn::lose(uint32_t strm) {
-    for (const auto s : seqs()) {
-        if (kv.seq_to_stream[s] == strm) {
+    for (const auto s : cells->seqs()) {
+        if (cells->stream(s) == strm) {
             kv.seq_rm(s, -1, -1);
         }
     }
@@ -483,7 +447,7 @@ void llama_triattn::lose(uint32_t strm) {
 // states
 //
 
-void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const std::vector<uint32_t> & cells) const {
+void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const std::vector<uint32_t> & idxs) const {
     const auto & reading = readings[seq_id];
     const uint64_t retained = store->retain(seq_id);
 
@@ -491,9 +455,9 @@ void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const
     io.write(&reading.at,       sizeof(reading.at));
     io.write(&reading.n_prompt, sizeof(reading.n_prompt));
     io.write(&n_ring,           sizeof(n_ring));
-    for (const auto i : cells) {
-        io.write(&ranks   [kv.seq_to_stream[seq_id]][(size_t) i*n_set], n_set*sizeof(float));
-        io.write(&recalled[kv.seq_to_stream[seq_id]][(size_t) i*n_set], n_set*sizeof(uint8_t));
+    for (const auto i : idxs) {
+        io.write(cells->ranks_of   (cells->stream(seq_id), i), n_set*sizeof(float));
+        io.write(cells->recalled_of(cells->stream(seq_id), i), n_set*sizeof(uint8_t));
     }
     const auto data = seq_id < (llama_seq_id) n_recorded ? queries->save(seq_id) : std::vector<uint8_t>();
     const uint64_t size = data.size();
@@ -524,12 +488,12 @@ llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_
     return res;
 }
 
-void llama_triattn::take_cold(llama_seq_id seq_id, const cold_state & state, const std::vector<uint32_t> & cells) {
+void llama_triattn::take_cold(llama_seq_id seq_id, const cold_state & state, const std::vector<uint32_t> & idxs) {
     store->resume(state.retained, seq_id);
     readings[seq_id] = state.reading;
-    for (size_t i = 0; i < cells.size() && !state.ranks.empty(); ++i) {
-        std::copy_n(&state.ranks   [i*n_set], n_set, &ranks   [kv.seq_to_stream[seq_id]][(size_t) cells[i]*n_set]);
-        std::copy_n(&state.recalled[i*n_set], n_set, &recalled[kv.seq_to_stream[seq_id]][(size_t) cells[i]*n_set]);
+    for (size_t i = 0; i < idxs.size() && !state.ranks.empty(); ++i) {
+        std::copy_n(&state.ranks   [i*n_set], n_set, cells->ranks_of   (cells->stream(seq_id), idxs[i]));
+        std::copy_n(&state.recalled[i*n_set], n_set, cells->recalled_of(cells->stream(seq_id), idxs[i]));
     }
     if (seq_id < (llama_seq_id) n_recorded) {
         queries->clear(seq_id);
@@ -543,243 +507,39 @@ void llama_triattn::take_cold(llama_seq_id seq_id, const cold_state & state, con
 // going back
 //
 
-// cells for a sequence that is cut at p0 < T: its own, and free ones
-std::vector<int32_t> llama_triattn::cells_to_rebuild(llama_seq_id seq_id, uint32_t n) const {
-    const auto & cells = kv.v_cells[kv.seq_to_stream[seq_id]];
-
-    std::vector<int32_t> res;
-    for (uint32_t i = 0; i < cells.size() && res.size() < n; ++i) {
-        if (cells.is_empty(i) || (cells.seq_has(i, seq_id) && cells.seq_count(i) == 1)) {
-            res.push_back(i);
-        }
-    }
-    return res;
-}
-
 bool llama_triattn::can_rebuild(llama_seq_id seq_id, llama_pos p0) const {
     if (!store || !lctx || p0 <= 0 || !store->is_whole(seq_id) || store->size(seq_id) < p0 || !kv.sc_info.empty()) {
         return false;
     }
     const uint32_t n = std::min<uint32_t>(p0, params.budget);
-    return cells_to_rebuild(seq_id, n).size() == n;
+    return cells->available(seq_id, n).size() == n;
 }
 
 bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
     ggml_backend_sched_synchronize(lctx->get_sched());
 
-    const uint32_t strm  = kv.seq_to_stream[seq_id];
-    auto &         cells = kv.v_cells[strm];
-
-    const uint32_t  n      = std::min<uint32_t>(p0, params.budget);
-    const llama_pos n_keep = std::min<llama_pos>(params.n_keep, p0);
-    const llama_pos window = std::max<llama_pos>(p0 - (llama_pos) params.window, n_keep); // its first position
-    const uint32_t  n_free = n - n_keep - (p0 - window);                                 // tokens of a head's choice
-
-    const auto target = cells_to_rebuild(seq_id, n);
-
-    // what a head holds of [n_keep, window) stays, the best first; the rest of its places goes to the last tokens before the window
-    std::vector<std::vector<llama_pos>> tokens(n_set); // ascending
-    for (uint32_t set = 0; set < n_set; ++set) {
-        std::vector<std::pair<float, llama_pos>> held;
-        for (const auto & [label, cell] : cells.seq_pos_get(seq_id)) {
-            const llama_pos p = pos_at(strm, cell, set);
-            if (p >= n_keep && p < window) {
-                held.emplace_back(ranks[strm][(size_t) cell*n_set + set], p);
-            }
-        }
-        std::sort(held.begin(), held.end(), [](const auto & x, const auto & y) { return x.first != y.first ? x.first > y.first : x.second > y.second; });
-
-        std::vector<uint8_t> is_taken(p0, 0);
-        uint32_t n_taken = 0;
-        for (size_t i = 0; i < held.size() && n_taken < n_free; ++i) {
-            n_taken += !is_taken[held[i].second];
-            is_taken[held[i].second] = 1;
-        }
-        for (llama_pos p = window - 1; p >= n_keep && n_taken < n_free; --p) {
-            n_taken += !is_taken[p];
-            is_taken[p] = 1;
-        }
-        for (llama_pos p = 0; p < p0; ++p) {
-            if (p < n_keep || p >= window || is_taken[p]) {
-                tokens[set].push_back(p);
-            }
-        }
-    }
+    // what a head holds of the text before the window stays, the best first; the rest of its places goes to the last tokens before it
+    const auto plan = cells->plan_cut(seq_id, p0, params.budget);
 
     std::vector<recalled_tokens> of_set(n_set);
     for (uint32_t set = 0; set < n_set; ++set) {
-        for (uint32_t i = 0; i < n; ++i) {
-            of_set[set].emplace_back(tokens[set][i], target[i]);
+        for (size_t i = 0; i < plan.cells.size(); ++i) {
+            of_set[set].emplace_back(plan.tokens[set][i], plan.cells[i]);
         }
     }
     const auto n_recalled = counters.n_rows_recalled;
     const bool ok = bring_back(seq_id, of_set);
     counters.n_rows_recalled = n_recalled; // nobody asked for them
 
-    std::vector<uint32_t> owned;
-    for (const auto & [label, cell] : cells.seq_pos_get(seq_id)) {
-        owned.push_back(cell);
-    }
-    for (const auto cell : owned) {
-        cells.seq_rm(cell, seq_id);
-    }
     if (!ok) {
-        whole[seq_id] = 0;
+        cells->drop(seq_id);
         store->clear(seq_id);
         LLAMA_LOG_ERROR("%s: the device failed while rows came back; sequence %d is lost and must be read again\n", __func__, seq_id);
         return false;
     }
+    cells->replace(seq_id, plan);
+    kv.v_heads[cells->stream(seq_id)] = 0;
 
-    for (uint32_t i = 0; i < n; ++i) {
-        // tokens ascend in every set, so that the first and the last ones, which are the same in all, lie in the same cells
-        cells.pos_set(target[i], tokens[0][i]);
-        cells.seq_add(target[i], seq_id);
-        for (uint32_t set = 0; set < n_set; ++set) {
-            pos_at(strm, target[i], set) = tokens[set][i];
-        }
-        unmark(strm, target[i]);
-    }
-    kv.v_heads[strm] = 0;
-
-    whole[seq_id] = (llama_pos) n < p0 ? window : 0;
     store->cut(seq_id, p0);
-    return true;
-}
-
-//
-// when a recall comes
-//
-
-llama_pos llama_triattn::period_of(llama_seq_id seq_id) const {
-    double read = 0.0; // bytes of keys, and as many again for every four query heads of each
-    for (const auto & layer : layers) {
-        read += layer.n_head_kv*llama_triattn_row_size_k(layer)*(1.0 + layer.ils.size()*layer.n_head/layer.n_head_kv/4.0);
-    }
-    read *= store->size(seq_id);
-
-    return std::max<llama_pos>(params.recall_period, (llama_pos) (read/(PART_STREAM*std::max<double>(kv.model.size(), LEAST_MODEL))));
-}
-
-bool llama_triattn::decode_in_parts(llama_context & lctx, const llama_batch_ext & batch, int & res) {
-    auto * triattn = of(&lctx);
-    if (!triattn || !triattn->store || triattn->params.recall == 0.0f || triattn->is_in_parts) {
-        return false;
-    }
-    triattn->is_in_parts = true;
-    const bool is_done = triattn->decode_parts(lctx, batch, res);
-    triattn->is_in_parts = false;
-    return is_done;
-}
-
-// A batch with some of the tokens of another, and where they stand in it.
-static llama_batch_ext part_of(const llama_batch_ext & batch, const std::vector<size_t> & idx) {
-    llama_batch_ext res = batch;
-    res.tokens.clear();
-    for (const auto i : idx) {
-        res.tokens.push_back(batch.tokens[i]);
-    }
-    return res;
-}
-
-bool llama_triattn::decode_parts(llama_context & lctx, const llama_batch_ext & batch, int & res) {
-    struct share {
-        uint32_t  n     = 0;
-        uint32_t  n_out = 0;
-        size_t    last  = 0; // index of its last token
-        llama_pos first = std::numeric_limits<llama_pos>::max();
-        bool      ends  = false; // a prompt: what comes out of its last token is the answer's first
-    };
-    std::map<llama_seq_id, share> shares;
-    bool is_plain = true;
-    for (size_t i = 0; i < batch.tokens.size(); ++i) {
-        const auto & token = batch.tokens[i];
-        is_plain = is_plain && token.seq_ids.size() == 1;
-        auto & s = shares[*token.seq_ids.begin()];
-        s.n     += 1;
-        s.n_out += token.output;
-        s.last   = i;
-        s.first  = std::min(s.first, token.pos[0]);
-    }
-    const auto & cparams = lctx.get_cparams();
-    for (const bool enabled : cparams.embeddings_layer_inp) {
-        is_plain = is_plain && !enabled; // who wants more than logits wants them of all tokens
-    }
-    is_plain = is_plain && !cparams.embeddings_nextn;
-
-    bool is_split = false;
-    for (auto & [s, share] : shares) {
-        auto & reading = readings[s];
-
-        const bool ends = share.n_out == 1 && batch.tokens[share.last].output && share.n + reading.n_prompt > 1;
-        // tokens that are gone by then
-        const bool will_miss = whole[s] > 0 || n_used(s) >= params.budget + params.window ||
-            kv.v_cells[kv.seq_to_stream[s]].get_used() + share.n > kv.get_size();
-
-        share.ends = ends && will_miss && is_plain;
-        is_split   = is_split || share.ends;
-    }
-
-    if (!is_split) {
-        for (const auto & [s, share] : shares) {
-            auto & reading = readings[s];
-            // at the same positions whoever reads them: a draft model's recalls are its target's then
-            const llama_pos period = period_of(s);
-            if (params.recall_period > 0 && share.n_out > 0 && share.first/period != reading.at/period) {
-                recall(s, false);
-                reading.at = share.first;
-            }
-            reading.n_prompt = share.n_out == 0 ? reading.n_prompt + share.n : 0;
-        }
-        return false;
-    }
-
-    std::vector<size_t> head, tail;
-    for (size_t i = 0; i < batch.tokens.size(); ++i) {
-        const auto & share = shares[*batch.tokens[i].seq_ids.begin()];
-        const bool is_tail = share.ends ? i == share.last : share.n_out > 0;
-        (is_tail ? tail : head).push_back(i);
-    }
-
-    res = head.empty() ? 0 : lctx.decode(part_of(batch, head));
-    if (res != 0) {
-        return true;
-    }
-    for (const auto & [s, share] : shares) {
-        auto & reading = readings[s];
-        if (share.ends) {
-            recall(s, true);
-            reading.at = batch.tokens[share.last].pos[0];
-        }
-        reading.n_prompt = share.n_out == 0 ? reading.n_prompt + share.n : 0;
-    }
-    res = lctx.decode(part_of(batch, tail));
-
-    // The last token is the one that asks. Its own queries are known now: it is read once more with what they want.
-    const bool can_cut = res == 0 && std::all_of(tail.begin(), tail.end(), [&](size_t i) {
-        return lctx.get_memory()->seq_rm(*batch.tokens[i].seq_ids.begin(), batch.tokens[i].pos[0], -1);
-    });
-    if (can_cut) {
-        for (const auto & [s, share] : shares) {
-            if (share.ends) {
-                recall(s, true, 1);
-            }
-        }
-        res = lctx.decode(part_of(batch, tail));
-    }
-    if (res == 1) {
-        // no room: the caller takes the whole batch for not there
-        for (const auto & [s, share] : shares) {
-            if (!lctx.get_memory()->seq_rm(s, share.first, -1)) {
-                res = -2;
-            }
-        }
-    }
-
-    // logits are asked for by the place of their token in the batch
-    const auto ids = lctx.output_ids;
-    std::fill(lctx.output_ids.begin(), lctx.output_ids.end(), -1);
-    for (size_t i = 0; i < tail.size(); ++i) {
-        lctx.output_ids[tail[i]] = ids[i];
-    }
     return true;
 }

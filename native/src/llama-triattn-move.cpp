@@ -1,5 +1,6 @@
 #include "llama-triattn-move.h"
 
+#include "llama-triattn-graph.h"
 #include "llama-triattn-rows.h"
 
 #include "llama-context.h"

@@ -3,7 +3,7 @@
 // The last queries of each sequence and layer, as attention saw them: after RoPE, and rotated where the cached keys are, so that a
 // product with a cached key is the attention logit. The graph of each batch writes them into a ring that lies where the layer does.
 
-#include "llama-triattn-score.h"
+#include "llama-triattn-layer.h"
 
 #include "ggml-cpp.h"
 

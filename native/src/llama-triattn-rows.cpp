@@ -1,5 +1,7 @@
 #include "llama-triattn-rows.h"
 
+#include "llama-triattn-graph.h"
+
 #include "llama-context.h"
 #include "llama-impl.h"
 

@@ -4,6 +4,8 @@
 // See docs/architecture.md for the equations; triattn_local/model/scoring.py is the reference.
 
 #include "llama-triattn.h"
+#include "llama-triattn-graph.h"
+#include "llama-triattn-layer.h"
 #include "llama-triattn-select.h"
 
 #include "llama-cparams.h"
@@ -15,20 +17,6 @@
 #include <vector>
 
 struct llama_model;
-struct llama_context;
-
-// One evicting layer of the cache, as scoring and moving see it.
-struct llama_triattn_layer {
-    std::vector<int32_t> ils; // model layers that read this K (more than one where layers reuse a cache)
-
-    ggml_tensor * k; // [n_embd_k_gqa, n_cells, n_stream]
-    ggml_tensor * v; // the same, or [n_cells, n_embd_v_gqa, n_stream] as memory if v_trans
-
-    uint32_t n_head;    // query heads of one model layer
-    uint32_t n_head_kv;
-    uint32_t n_embd_head_k;
-    uint32_t n_embd_head_v;
-};
 
 class llama_triattn_scorer {
 public:
@@ -88,25 +76,3 @@ private:
 
     ggml_tensor * build_value_lengths(ggml_context * ctx, ggml_tensor * v, ggml_tensor * ones) const;
 };
-
-// An empty graph on the context's scheduler, which forgets the context's own: rounds run as memory updates for that reason.
-// What the scheduler still computes is waited for.
-struct llama_triattn_graph {
-    ggml_context * ctx;
-    ggml_cgraph  * gf;
-};
-
-llama_triattn_graph llama_triattn_begin(llama_context & lctx);
-
-// Start to compute a round's graph; ggml_backend_sched_synchronize() waits for it. n_elements: of the largest tensors in it.
-// Small operations take one CPU thread: a round has hundreds, and the barrier after each costs more than a second thread gains.
-bool llama_triattn_compute(llama_context & lctx, ggml_cgraph * gf, int64_t n_elements, llama_triattn_stats & counters);
-
-// True if host code may read and write a tensor. LLAMA_TRIATTN_AS_DEVICE=1 takes a device's way on the host too, to test it there.
-bool llama_triattn_is_in_reach(const ggml_tensor * t);
-
-// The backend that computes where a tensor lies, nullptr if the scheduler has only one.
-ggml_backend_t llama_triattn_backend_of(llama_context & lctx, const ggml_tensor * where);
-
-// Pin the operations added to the graph since n_nodes_before to the backend that holds `where`, if it can run them.
-void llama_triattn_pin(llama_context & lctx, ggml_cgraph * gf, int n_nodes_before, const ggml_tensor * where);

@@ -1,5 +1,6 @@
 #include "llama-triattn-cache.h"
 
+#include "llama-context.h"
 #include "llama-impl.h"
 #include "llama-io.h"
 
@@ -38,7 +39,7 @@ static void require(bool ok, const char * why) {
     }
 }
 
-// the cells that llama_kv_cache::state_write takes, in its order
+// the cells of a sliding-window cache that llama_kv_cache::state_write takes, in its order
 static std::vector<uint32_t> written_cells(const llama_kv_cells & cells, llama_seq_id seq_id, uint32_t n_swa, llama_swa_type swa_type) {
     std::vector<uint32_t> res;
     for (uint32_t i = 0; i < cells.size(); ++i) {
@@ -51,6 +52,22 @@ static std::vector<uint32_t> written_cells(const llama_kv_cells & cells, llama_s
         res.push_back(i);
     }
     return res;
+}
+
+uint32_t llama_triattn::row_layout() const {
+    return (uint32_t) kv.attn_rot_k | (uint32_t) kv.attn_rot_v << 1 | (uint32_t) is_long_rope << 2;
+}
+
+void llama_triattn::make_room(llama_seq_id seq_id, uint32_t n_free) {
+    for (const auto s : cells->seqs()) {
+        if (cells->available(seq_id, n_free).size() == n_free) {
+            return;
+        }
+        if (lctx && s != seq_id && cells->stream(s) == cells->stream(seq_id) && n_used(s) > params.budget) {
+            lctx->synchronize();
+            request(*lctx, [&] { return evict(*lctx, s, params.budget, true); });
+        }
+    }
 }
 
 void llama_triattn::state_write(llama_io_write_i & io, llama_seq_id seq_id) const {
@@ -66,47 +83,24 @@ void llama_triattn::state_write(llama_io_write_i & io, llama_seq_id seq_id) cons
     write_value<uint32_t>(io, s1 - s0);
 
     for (uint32_t s = s0; s < s1; ++s) {
-        const auto & cells = kv.v_cells[s];
-
-        llama_kv_cache::cell_ranges_t ranges { s, {} };
-        const auto idxs = written_cells(cells, seq_id, kv.n_swa, kv.swa_type);
-        for (const auto i : idxs) {
-            if (ranges.data.empty() || ranges.data.back().second != i) {
-                ranges.data.emplace_back(i, i);
-            }
-            ranges.data.back().second = i + 1;
-        }
+        const auto idxs = cells->used(s, seq_id);
 
         write_value<uint32_t>(io, kv.v_heads[s]);
-        write_value<uint32_t>(io, idxs.size());
+        cells->save([&](const void * data, size_t size) { io.write(data, size); }, s, seq_id);
 
-        for (const auto i : idxs) {
-            std::vector<llama_seq_id> ids;
-            for (llama_seq_id id = 0; seq_id < 0 && id < LLAMA_MAX_SEQ; ++id) {
-                if (cells.seq_has(i, id)) {
-                    ids.push_back(id);
-                }
-            }
-            write_value<uint32_t>(io, i);
-            write_value<llama_pos>(io, cells.pos_get(i));
-            write_value(io, cells.ext_get(i));
-            write_value<uint32_t>(io, ids.size());
-            io.write(ids.data(), ids.size()*sizeof(llama_seq_id));
-            io.write(&pos[s][(size_t) i*n_set], n_set*sizeof(llama_pos));
-        }
-
-        // T: of the one sequence, or of all
-        if (seq_id >= 0) {
-            write_value<llama_pos>(io, whole[seq_id]);
-        } else {
-            io.write(whole.data(), whole.size()*sizeof(llama_pos));
-        }
         const uint32_t with_cold = store && seq_id >= 0;
         write_value<uint32_t>(io, with_cold);
         if (with_cold) {
             write_cold(io, seq_id, idxs);
         }
 
+        llama_kv_cache::cell_ranges_t ranges { s, {} };
+        for (const auto i : idxs) {
+            if (ranges.data.empty() || ranges.data.back().second != i) {
+                ranges.data.emplace_back(i, i);
+            }
+            ranges.data.back().second = i + 1;
+        }
         if (!idxs.empty()) {
             kv.state_write_data(io, ranges);
         }
@@ -143,43 +137,12 @@ void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id
     for (uint32_t s = 0; s < n_saved; ++s) {
         const uint32_t strm = seq_id < 0 ? s : kv.seq_to_stream[seq_id];
 
-        auto & cells = kv.v_cells[strm];
+        const uint32_t head  = read_value<uint32_t>(io);
+        const auto     saved = cells->load([&](void * data, size_t size) { io.read(data, size); }, strm, seq_id);
 
-        struct saved_cell {
-            uint32_t idx;
-            llama_pos pos;
-            llama_kv_cell_ext ext;
-            std::vector<llama_seq_id> ids;
-            std::vector<llama_pos>    tokens;
-        };
+        const uint32_t n_cells = saved.cells.size();
+        require(head <= kv.get_size(), "it is damaged");
 
-        const uint32_t head    = read_value<uint32_t>(io);
-        const uint32_t n_cells = read_value<uint32_t>(io);
-        require(n_cells <= cells.size(), "it holds more cells than the cache has");
-        require(head    <= cells.size(), "it is damaged");
-
-        std::vector<saved_cell> saved(n_cells);
-        for (uint32_t i = 0; i < n_cells; ++i) {
-            auto & c = saved[i];
-            c.idx = read_value<uint32_t>(io);
-            c.pos = read_value<llama_pos>(io);
-            c.ext = read_value<llama_kv_cell_ext>(io);
-            const uint32_t n_id = read_value<uint32_t>(io);
-            require(n_id <= LLAMA_MAX_SEQ && c.pos >= 0 && (i == 0 || saved[i - 1].idx < c.idx), "it is damaged");
-            c.ids.resize(n_id);
-            io.read(c.ids.data(), n_id*sizeof(llama_seq_id));
-            for (const auto id : c.ids) {
-                require(id >= 0 && (size_t) id < kv.seq_to_stream.size() && kv.seq_to_stream[id] == strm, "it names a sequence that this context has not");
-            }
-            if (seq_id >= 0) {
-                c.ids = { seq_id };
-            }
-            c.tokens.resize(n_set);
-            io.read(c.tokens.data(), n_set*sizeof(llama_pos));
-        }
-
-        std::vector<llama_pos> t(seq_id < 0 ? whole.size() : 1);
-        io.read(t.data(), t.size()*sizeof(llama_pos));
         cold_state cold;
         if (version > 2 && read_value<uint32_t>(io)) {
             cold = read_cold(io, n_cells);
@@ -187,52 +150,26 @@ void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id
 
         if (seq_id >= 0) {
             make_room(seq_id, n_cells);
-            require(n_free_without(seq_id) >= n_cells, "the cache has too few free cells; the sequence was left as it is");
+            require(cells->available(seq_id, n_cells).size() == n_cells, "the cache has too few free cells; the sequence was left as it is");
             kv.seq_rm(seq_id, -1, -1);
         }
-        const bool in_place = std::all_of(saved.begin(), saved.end(), [&](const saved_cell & c) {
-            return c.idx < cells.size() && cells.is_empty(c.idx);
-        });
-
         slot_info sinfo;
         sinfo.s0 = strm;
         sinfo.s1 = strm;
         sinfo.resize(1);
         sinfo.strm[0] = strm;
 
+        bool in_place = false;
         auto & idxs = sinfo.idxs[0];
-        for (uint32_t i = 0; in_place && i < n_cells; ++i) {
-            idxs.push_back(saved[i].idx);
-        }
-        for (uint32_t i = 0; !in_place && i < cells.size() && idxs.size() < n_cells; ++i) {
-            if (cells.is_empty(i)) {
-                idxs.push_back(i);
-            }
-        }
+        idxs = cells->restore(saved, strm, seq_id, in_place);
         require(idxs.size() == n_cells, "the cache has too few free cells");
 
-        for (uint32_t i = 0; i < n_cells; ++i) {
-            const auto & c = saved[i];
-            cells.pos_set(idxs[i], c.pos);
-            cells.ext_set(idxs[i], c.ext);
-            for (const auto id : c.ids) {
-                cells.seq_add(idxs[i], id);
-            }
-            std::copy(c.tokens.begin(), c.tokens.end(), &pos_at(strm, idxs[i], 0));
-            unmark(strm, idxs[i]);
-        }
-
-        if (seq_id < 0) {
-            whole = t;
-        } else {
-            whole[seq_id] = t[0];
-        }
-        for (const auto id : seqs()) {
-            if (store && (seq_id < 0 || id == seq_id) && kv.seq_to_stream[id] == strm) {
+        for (const auto id : cells->seqs()) {
+            if (store && (seq_id < 0 || id == seq_id) && cells->stream(id) == strm) {
                 take_cold(id, cold, idxs);
             }
         }
-        if (in_place && (seq_id < 0 || cells.get_used() == n_cells)) {
+        if (in_place && (seq_id < 0 || kv.v_cells[strm].get_used() == n_cells)) {
             kv.v_heads[strm] = head;
         }
 
