@@ -14,7 +14,7 @@ static int32_t end_of(int32_t p1) {
 llama_triattn_cells::llama_triattn_cells(
         std::vector<llama_triattn_labels *> streams_, std::vector<uint32_t> stream_of_, const settings & s) :
     streams(std::move(streams_)), stream_of(std::move(stream_of_)), with(s),
-    tokens(streams.size()), ranks(streams.size()), recalled(streams.size()), t(with.n_whole, 0), is_merged(with.n_whole, 0) {
+    tokens(streams.size()), ranks(streams.size()), recalled(streams.size()), t(with.n_whole, 0), is_mixed(with.n_whole, 0) {
     for (size_t i = 0; i < streams.size(); ++i) {
         const size_t n = (size_t) streams[i]->size()*with.n_set;
         tokens[i].resize(n, -1);
@@ -64,8 +64,8 @@ std::vector<int32_t> llama_triattn_cells::available(int32_t seq, uint32_t n) con
 }
 
 void llama_triattn_cells::forget(int32_t seq) {
-    t[seq]         = 0;
-    is_merged[seq] = 0;
+    t[seq]        = 0;
+    is_mixed[seq] = 0;
 }
 
 void llama_triattn_cells::unmark(uint32_t strm, uint32_t cell) {
@@ -116,11 +116,11 @@ void llama_triattn_cells::copy(int32_t src, int32_t dst, int32_t p0, int32_t) {
         tokens  [s1] = tokens  [s0];
         ranks   [s1] = ranks   [s0];
         recalled[s1] = recalled[s0];
-        t        [dst] = t        [src];
-        is_merged[dst] = is_merged[src];
+        t       [dst] = t       [src];
+        is_mixed[dst] = is_mixed[src];
         return;
     }
-    is_merged[dst] |= is_merged[src] || n_used(dst) > 0;
+    is_mixed[dst] |= is_mixed[src] || n_used(dst) > 0;
     if (p0 <= 0) {
         t[dst] = std::max(t[dst], t[src]);
     }
@@ -345,6 +345,19 @@ void llama_triattn_cells::replace(int32_t seq, const plan & p) {
     t[seq] = p.whole;
 }
 
+const char * llama_triattn_cells::why_wrong(int32_t label, int32_t whole, int32_t token) const {
+    if (label >= whole && token != label) {
+        return "a cell from T on holds another token";
+    }
+    if (label < whole && (token < 0 || token >= whole)) {
+        return "a cell before T holds a token that is not before T";
+    }
+    if (with.n_set == 1 && token != label) {
+        return "a cell is not named after its token";
+    }
+    return nullptr;
+}
+
 //
 // states
 //
@@ -440,7 +453,7 @@ llama_triattn_cells::saved llama_triattn_cells::load(const reader & read, uint32
         for (const auto s : c.seqs) {
             const int32_t whole = res.whole[seq < 0 ? s : 0];
             for (const auto token : c.tokens) {
-                require(c.pos >= whole ? token == c.pos : token >= 0 && token < whole, "it is damaged");
+                require(!why_wrong(c.pos, whole, token), "it is damaged");
             }
         }
     }
@@ -480,8 +493,8 @@ std::vector<uint32_t> llama_triattn_cells::restore(const saved & state, uint32_t
 
     for (int32_t s = 0; s < (int32_t) t.size(); ++s) {
         if (seq < 0 || s == seq) {
-            t[s]         = state.whole[seq < 0 ? s : 0];
-            is_merged[s] = 1; // a state does not say
+            t[s]        = state.whole[seq < 0 ? s : 0];
+            is_mixed[s] = 1; // a state does not say, nor with what settings it was made
         }
     }
     return res;
@@ -505,22 +518,16 @@ std::string llama_triattn_cells::check() const {
         for (const auto & [label, cell] : of(s)) {
             for (uint32_t set = 0; set < with.n_set; ++set) {
                 const int32_t p = token(strm, cell, set);
-                if (label >= t[s] && p != label) {
-                    return "a cell from T on holds another token" + at(s, cell);
+                if (const char * why = why_wrong(label, t[s], p)) {
+                    return why + at(s, cell);
                 }
-                if (label < t[s] && (p < 0 || p >= t[s])) {
-                    return "a cell before T holds a token that is not before T" + at(s, cell);
-                }
-                if (label < (int32_t) with.n_keep && p != label) {
+                if (label < (int32_t) with.n_keep && p != label && !is_mixed[s]) {
                     return "one of the first tokens, which stay, is gone" + at(s, cell);
-                }
-                if (with.n_set == 1 && p != label) {
-                    return "a cell is not named after its token" + at(s, cell);
                 }
                 if (with.is_marked && label >= t[s] && is_recalled(strm, cell, set)) {
                     return "a token from T on was recalled" + at(s, cell);
                 }
-                if (with.is_unique && !is_merged[s] && !seen[set].insert(p).second) {
+                if (with.is_unique && !is_mixed[s] && !seen[set].insert(p).second) {
                     return "a set holds a token twice" + at(s, cell);
                 }
             }

@@ -192,12 +192,15 @@ private:
     std::vector<std::vector<float>>   ranks;
     std::vector<std::vector<uint8_t>> recalled;
 
-    std::vector<int32_t> t;         // [n_whole]
-    std::vector<uint8_t> is_merged; // [n_whole] of two texts, which may have the same positions
+    std::vector<int32_t> t;        // [n_whole]
+    std::vector<uint8_t> is_mixed; // [n_whole] of two texts, which may have the same positions, or of a state
 
     void unmark(uint32_t strm, uint32_t cell); // other tokens lie there now
 
     void forget(int32_t seq);
+
+    // nullptr, or why a sequence with T at `whole` cannot have the token in a cell
+    const char * why_wrong(int32_t label, int32_t whole, int32_t token) const;
 
     // The first cell in the order of labels that the window protects. In that order, not by position: the hundreds of tokens of a
     // picture may stand on one.

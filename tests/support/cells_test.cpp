@@ -13,6 +13,7 @@
 #include "llama-triattn-choose.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -49,14 +50,16 @@ public:
     bool is_empty(uint32_t c) const override { return cells[c].pos < 0; }
 
     const ordered & of(int32_t seq) const override {
-        ordered now;
-        for (uint32_t c = 0; c < cells.size(); ++c) {
-            if (cells[c].seqs.count(seq)) {
-                now.insert({ cells[c].pos, c });
+        if (is_stale) {
+            for (auto & o : ordered_of) {
+                o.clear();
             }
-        }
-        if (ordered_of[seq] != now) {
-            ordered_of[seq] = std::move(now); // else whoever goes through it goes on
+            for (uint32_t c = 0; c < cells.size(); ++c) {
+                for (const int32_t s : cells[c].seqs) {
+                    ordered_of[s].insert({ cells[c].pos, c });
+                }
+            }
+            is_stale = false;
         }
         return ordered_of[seq];
     }
@@ -67,26 +70,33 @@ public:
 
     void set(uint32_t c, int32_t pos) override {
         require(is_empty(c) && pos >= 0, "a used cell was labelled");
-        cells[c].pos = pos;
+        change()[c].pos = pos;
     }
-    void join (uint32_t c, int32_t seq) override { require(used(c).seqs.empty() || !has(c, seq), "joined twice"); cells[c].seqs.insert(seq); }
+    void join (uint32_t c, int32_t seq) override { require(!used(c).seqs.count(seq), "joined twice"); change()[c].seqs.insert(seq); }
     void leave(uint32_t c, int32_t seq) override {
-        require(cells[c].seqs.erase(seq) == 1, "left what it was not in");
+        require(change()[c].seqs.erase(seq) == 1, "left what it was not in");
         if (cells[c].seqs.empty()) {
             cells[c] = {};
         }
     }
-    void clear(uint32_t c) override { used(c); cells[c] = {}; }
-    void copy (uint32_t dst, uint32_t src) override { used(dst); cells[dst] = used(src); }
+    void clear(uint32_t c) override { used(c); change()[c] = {}; }
+    void copy (uint32_t dst, uint32_t src) override { used(dst); change()[dst] = used(src); }
 
     size_t       extra_size()                         const override { return sizeof(int32_t); }
     const void * extra(uint32_t c)                    const override { return &used(c).extra; }
     void         set_extra(uint32_t c, const void * data)    override { memcpy(&cells[c].extra, data, sizeof(int32_t)); }
 
-    std::vector<cell> cells;
+    const std::vector<cell> & all() const { return cells; }
+    std::vector<cell> & change() {
+        is_stale = true;
+        return cells;
+    }
 
 private:
-    mutable std::vector<ordered> ordered_of;
+    std::vector<cell> cells;
+
+    mutable std::vector<ordered> ordered_of; // of cells, unless it is stale
+    mutable bool is_stale = false;
 
     const cell & used(uint32_t c) const {
         require(cells[c].pos >= 0, "an empty cell was taken for a used one");
@@ -96,9 +106,16 @@ private:
 
 // ---- the model
 
+struct note { // of a token in a set, if notes are made
+    float rank        = INFINITY;
+    bool  is_recalled = false;
+
+    bool operator==(const note & other) const { return rank == other.rank && is_recalled == other.is_recalled; }
+};
+
 struct plain_sequence {
     std::map<int32_t, int32_t> text; // position -> number of the token
-    std::vector<std::set<int32_t>> held; // [n_set] positions
+    std::vector<std::map<int32_t, note>> held; // [n_set] by position
     int32_t whole = 0; // T
 
     int32_t end() const { return text.empty() ? 0 : text.rbegin()->first + 1; }
@@ -137,6 +154,8 @@ public:
         }
     }
 
+    std::map<std::string, int32_t> done; // operations that did something
+
     const char * step() {
         const int32_t seq = below(c.n_seq);
         const int32_t dice = below(100);
@@ -167,15 +186,15 @@ public:
             require(cells->first(s) == (p.is_empty() ? -1 : p.whole > 0 ? std::min(p.whole, p.end() - 1) : p.text.begin()->first), "the first position" + of);
 
             for (uint32_t set = 0; set < c.n_set; ++set) {
-                std::set<int32_t> found;
+                std::map<int32_t, note> found;
                 for (const auto & [label, cell] : cells->of(s)) {
                     const int32_t token = cells->token(strm, cell, set);
                     const auto    it    = p.text.find(token);
                     require(it != p.text.end(), "a token that is not in the text" + of);
                     require(rows[strm][cell*c.n_set + set] == it->second, "the row of another token" + of);
-                    found.insert(token);
+                    found[token] = c.is_marked ? note{ cells->rank(strm, cell, set), cells->is_recalled(strm, cell, set) } : note();
                 }
-                require(found == p.held[set], "what a set holds" + of);
+                require(found == p.held[set], "what a set holds, or what is noted of it" + of);
                 for (const auto & [pos, number] : p.text) {
                     require(pos < p.whole || found.count(pos), "a token from T on is missing" + of);
                 }
@@ -200,7 +219,8 @@ private:
     plain_labels & labels_of(int32_t seq) { return *labels[cells->stream(seq)]; }
 
     int32_t n_free(uint32_t strm) const {
-        return std::count_if(labels[strm]->cells.begin(), labels[strm]->cells.end(), [](const auto & cell) { return cell.pos < 0; });
+        const auto & all = labels[strm]->all();
+        return std::count_if(all.begin(), all.end(), [](const auto & cell) { return cell.pos < 0; });
     }
 
     // a batch: tokens into empty cells from a place by chance on, as find_slot
@@ -212,7 +232,7 @@ private:
 
         // first without a trace, as llama_kv_cache::prepare does: the hook is called, and labels go back
         for (int32_t i = 0; i < n; ++i) {
-            while (of.cells[cell].pos >= 0) {
+            while (!of.is_empty(cell)) {
                 cell = (cell + 1) % c.n_cells;
             }
             if (below(2)) {
@@ -222,10 +242,10 @@ private:
             cells->add(strm, cell, pos);
             of.set(cell, pos);
             of.join(cell, seq);
-            of.cells[cell].extra = n_tokens;
+            of.set_extra(cell, &n_tokens);
             for (uint32_t set = 0; set < c.n_set; ++set) {
                 rows[strm][cell*c.n_set + set] = n_tokens;
-                plain[seq].held[set].insert(pos);
+                plain[seq].held[set][pos] = {};
             }
             plain[seq].text[pos] = n_tokens++;
         }
@@ -239,14 +259,14 @@ private:
         const uint32_t used   = plain[seq].held[0].size();
         const uint32_t n_drop = used > n ? std::min<uint32_t>(used - n, cand.size()) : 0;
         for (const int32_t cell : cand) {
-            for (const int32_t s : labels[strm]->cells[cell].seqs) {
+            for (const int32_t s : labels[strm]->all()[cell].seqs) {
                 int32_t n_later = 0;
                 for (const auto & other : cells->of(s)) {
-                    n_later += other > std::make_pair(labels[strm]->cells[cell].pos, (uint32_t) cell);
+                    n_later += other > std::make_pair(labels[strm]->all()[cell].pos, (uint32_t) cell);
                 }
                 require(n_later >= (int32_t) c.window, "a candidate in a window");
             }
-            require(labels[strm]->cells[cell].pos >= (int32_t) c.n_keep, "a candidate among the first tokens");
+            require(labels[strm]->all()[cell].pos >= (int32_t) c.n_keep, "a candidate among the first tokens");
         }
         if (n_drop == 0) {
             return;
@@ -256,6 +276,12 @@ private:
             s = below(1000);
         }
         cells->set_ranks(strm, cand, scores);
+        for (size_t i = 0; c.is_marked && i < scores.size(); ++i) {
+            const int32_t cell = cand[i % cand.size()], set = i/cand.size();
+            for (const int32_t s : labels[strm]->all()[cell].seqs) {
+                plain[s].held[set][cells->token(strm, cell, set)].rank = scores[i];
+            }
+        }
 
         const auto groups = cells->groups(strm, cand);
         const auto choice = llama_triattn_choose(cand, groups, n_drop, c.n_set, scores, 1);
@@ -273,14 +299,14 @@ private:
             }
             require(gone.size() == n_drop, "each set drops as many");
             for (const auto & [cell, token] : gone) {
-                for (const int32_t s : labels[strm]->cells[cell].seqs) {
+                for (const int32_t s : labels[strm]->all()[cell].seqs) {
                     require(plain[s].held[set].erase(token) == 1, "a set drops what it does not hold");
                     owners.insert(s);
                 }
             }
             auto before = rows[strm];
             for (size_t i = 0; i < choice.src[set].size(); ++i) {
-                require(labels[strm]->cells[choice.src[set][i]].seqs == labels[strm]->cells[choice.dst[set][i]].seqs, "a row moves between sequences");
+                require(labels[strm]->all()[choice.src[set][i]].seqs == labels[strm]->all()[choice.dst[set][i]].seqs, "a row moves between sequences");
                 rows[strm][choice.dst[set][i]*c.n_set + set] = before[choice.src[set][i]*c.n_set + set];
             }
         }
@@ -294,13 +320,14 @@ private:
         }
         cells->move(strm, choice.src, choice.dst);
         cells->free(strm, choice.freed);
+        ++done["round"];
     }
 
     // llama_kv_cache::seq_rm behind the hook
     void remove_labels(int32_t seq, int32_t p0, int32_t p1) {
         auto & of = labels_of(seq);
         for (uint32_t cell = 0; cell < c.n_cells; ++cell) {
-            if (of.cells[cell].pos >= p0 && of.cells[cell].pos < p1 && of.has(cell, seq)) {
+            if (of.all()[cell].pos >= p0 && of.all()[cell].pos < p1 && of.has(cell, seq)) {
                 of.leave(cell, seq);
             }
         }
@@ -323,6 +350,7 @@ private:
             return;
         }
         cells->cut(seq, p0, p1);
+        ++done["cut"];
         remove_labels(seq, p0, end);
         if (is_all) {
             forget(seq);
@@ -358,13 +386,14 @@ private:
             return; // two texts in one sequence are not what anybody wants
         }
         cells->copy(src, dst, p0, p1);
+        ++done["copy"];
         if (is_across) {
             auto & to = labels_of(dst);
-            to.cells.assign(c.n_cells, {});
+            to.change().assign(c.n_cells, {});
             for (uint32_t cell = 0; cell < c.n_cells; ++cell) {
                 if (labels_of(src).has(cell, src)) {
-                    to.cells[cell] = labels_of(src).cells[cell];
-                    to.cells[cell].seqs = { dst };
+                    to.change()[cell] = labels_of(src).all()[cell];
+                    to.change()[cell].seqs = { dst };
                 }
             }
             rows[cells->stream(dst)] = rows[cells->stream(src)];
@@ -372,7 +401,7 @@ private:
             return;
         }
         for (uint32_t cell = 0; cell < c.n_cells; ++cell) {
-            auto & to = labels_of(src).cells[cell];
+            const auto & to = labels_of(src).all()[cell];
             if (to.pos >= p0 && to.pos < end && to.seqs.count(src)) {
                 labels_of(dst).join(cell, dst);
             }
@@ -386,9 +415,9 @@ private:
             }
         }
         for (uint32_t set = 0; set < c.n_set; ++set) {
-            for (const int32_t pos : from.held[set]) {
+            for (const auto & [pos, what] : from.held[set]) {
                 if (plain[dst].text.count(pos)) {
-                    plain[dst].held[set].insert(pos);
+                    plain[dst].held[set][pos] = what;
                 }
             }
         }
@@ -401,6 +430,7 @@ private:
 
     void keep(int32_t seq) {
         cells->keep(seq);
+        ++done["keep"];
         for (int32_t s = 0; s < (int32_t) c.n_seq; ++s) {
             if (s != seq && cells->stream(s) == cells->stream(seq)) {
                 remove_labels(s, 0, INT32_MAX);
@@ -412,7 +442,7 @@ private:
     void clear() {
         cells->clear();
         for (uint32_t s = 0; s < c.n_stream; ++s) {
-            labels[s]->cells.assign(c.n_cells, {});
+            labels[s]->change().assign(c.n_cells, {});
         }
         for (int32_t s = 0; s < (int32_t) c.n_seq; ++s) {
             forget(s);
@@ -445,15 +475,13 @@ private:
             for (size_t i = 0; i < std::min({ missing.size(), victims.size(), (size_t) below(6) }); ++i) {
                 of_set[set].emplace_back(missing[i], victims[i]);
                 p.held[set].erase(cells->token(strm, victims[i], set));
-                p.held[set].insert(missing[i]);
+                p.held[set][missing[i]] = { -INFINITY, true };
                 rows[strm][victims[i]*c.n_set + set] = p.text[missing[i]];
             }
         }
         cells->bring_back(seq, of_set);
-        for (uint32_t set = 0; set < c.n_set; ++set) {
-            for (const auto & [token, cell] : of_set[set]) {
-                require(cells->is_recalled(strm, cell, set) && cells->rank(strm, cell, set) < 0.0f, "what was recalled is noted");
-            }
+        for (const auto & placed : of_set) {
+            done["recall"] += placed.size();
         }
     }
 
@@ -475,13 +503,17 @@ private:
             for (size_t i = 0; i < plan.cells.size(); ++i) {
                 rows[strm][plan.cells[i]*c.n_set + set] = p.text[plan.tokens[set][i]];
             }
-            const std::set<int32_t> now(plan.tokens[set].begin(), plan.tokens[set].end());
+            std::map<int32_t, note> now;
+            for (const int32_t pos : plan.tokens[set]) {
+                now[pos] = {};
+            }
             for (int32_t pos = 0; pos < p0; ++pos) {
                 require(now.count(pos) || (pos >= (int32_t) c.n_keep && pos < p0 - (int32_t) c.window), "the first tokens and the window");
             }
             p.held[set] = now;
         }
         cells->replace(seq, plan);
+        ++done["go back"];
         p.text.erase(p.text.lower_bound(p0), p.text.end());
         p.whole = (int32_t) plan.cells.size() < p0 ? std::max<int32_t>(p0 - (int32_t) c.window, std::min<int32_t>(c.n_keep, p0)) : 0;
     }
@@ -500,6 +532,15 @@ private:
             std::copy_n(data.begin() + at, size, (uint8_t *) dst);
             at += size;
         };
+    }
+
+    // they are saved with the rest of the cold tier
+    void without_notes(int32_t seq) {
+        for (auto & held : plain[seq].held) {
+            for (auto & [pos, what] : held) {
+                what = {};
+            }
+        }
     }
 
     // into another sequence, or the same, whatever that holds
@@ -528,12 +569,14 @@ private:
 
         bool in_place = false;
         const auto idxs = cells->restore(state, to, dst, in_place);
+        ++done["restore"];
         require(idxs.size() == from.size(), "room that was there is not");
         require(!in_place || idxs == from, "where it was");
         for (size_t i = 0; i < idxs.size(); ++i) {
             std::copy_n(&moved[i*c.n_set], c.n_set, &rows[to][idxs[i]*c.n_set]);
         }
         plain[dst] = text;
+        without_notes(dst);
         if (in_place) {
             require(saved(to, dst) == data, "a restored sequence is saved as it was");
         }
@@ -547,6 +590,9 @@ private:
         const auto before = plain;
         clear();
         plain = before;
+        for (int32_t s = 0; s < (int32_t) c.n_seq; ++s) {
+            without_notes(s);
+        }
         for (uint32_t s = 0; s < c.n_stream; ++s) {
             size_t at = 0;
             bool in_place = false;
@@ -558,7 +604,7 @@ private:
         }
     }
 
-    // some bytes changed or missing: refused, or a state that holds together; nothing changes before it is restored
+    // some bytes changed or missing: refused, or a state that holds together
     void damage(int32_t seq) {
         auto data = saved(cells->stream(seq), seq);
         for (int32_t i = 0; i < 1 + below(3); ++i) {
@@ -567,10 +613,19 @@ private:
         if (below(3) == 0) {
             data.resize(below(data.size() + 1));
         }
+        world other(c);
+        const uint32_t strm = cells->stream(seq);
         size_t at = 0;
         try {
-            cells->load(reader_of(data, at), cells->stream(seq), seq);
-        } catch (const std::runtime_error &) {
+            bool in_place = false;
+            other.cells->restore(other.cells->load(reader_of(data, at), strm, seq), strm, seq, in_place);
+            require(other.cells->check().empty(), "a damaged state was taken: " + other.cells->check());
+            ++done["take"];
+        } catch (const std::runtime_error & err) {
+            if (strncmp(err.what(), "a damaged", 9) == 0) {
+                throw;
+            }
+            ++done["refuse"];
         }
     }
 };
@@ -589,6 +644,7 @@ int main(int argc, char ** argv) {
     };
     uint32_t i = 0;
     const char * what = "nothing";
+    std::map<std::string, int32_t> done;
     try {
         rng.seed(seed);
         for (const auto & c : configurations) {
@@ -597,11 +653,18 @@ int main(int argc, char ** argv) {
                 what = w.step();
                 w.compare();
             }
+            for (const auto & [name, n_done] : w.done) {
+                done[name] += n_done;
+            }
         }
     } catch (const std::exception & err) {
         printf("seed %u, operation %u (%s): %s\n", seed, i, what, err.what());
         return 1;
     }
-    printf("%u operations\n", i);
+    printf("%u operations", i);
+    for (const auto & [name, n_done] : done) {
+        printf(", %s %d", name.c_str(), n_done);
+    }
+    printf("\n");
     return 0;
 }
