@@ -14,13 +14,13 @@ static int32_t end_of(int32_t p1) {
 llama_triattn_cells::llama_triattn_cells(
         std::vector<llama_triattn_labels *> streams_, std::vector<uint32_t> stream_of_, const settings & s) :
     streams(std::move(streams_)), stream_of(std::move(stream_of_)), with(s),
-    tokens(streams.size()), ranks(streams.size()), recalled(streams.size()), t(with.n_whole, 0), is_mixed(with.n_whole, 0) {
+    tokens(streams.size()), ranks(streams.size()), marks(streams.size()), t(with.n_whole, 0), is_mixed(with.n_whole, 0) {
     for (size_t i = 0; i < streams.size(); ++i) {
         const size_t n = (size_t) streams[i]->size()*with.n_set;
         tokens[i].resize(n, -1);
         if (with.is_marked) {
-            ranks   [i].resize(n, INFINITY);
-            recalled[i].resize(n, 0);
+            ranks[i].resize(n, INFINITY);
+            marks[i].resize(n, 0);
         }
     }
 }
@@ -70,8 +70,8 @@ void llama_triattn_cells::forget(int32_t seq) {
 
 void llama_triattn_cells::unmark(uint32_t strm, uint32_t cell) {
     if (with.is_marked) {
-        std::fill_n(ranks_of   (strm, cell), with.n_set, INFINITY);
-        std::fill_n(recalled_of(strm, cell), with.n_set, 0);
+        std::fill_n(ranks_of(strm, cell), with.n_set, INFINITY);
+        std::fill_n(marks_of(strm, cell), with.n_set, 0);
     }
 }
 
@@ -113,9 +113,9 @@ void llama_triattn_cells::copy(int32_t src, int32_t dst, int32_t p0, int32_t) {
     const auto s0 = stream_of[src];
     const auto s1 = stream_of[dst];
     if (s0 != s1) {
-        tokens  [s1] = tokens  [s0];
-        ranks   [s1] = ranks   [s0];
-        recalled[s1] = recalled[s0];
+        tokens[s1] = tokens[s0];
+        ranks [s1] = ranks [s0];
+        marks [s1] = marks [s0];
         t       [dst] = t       [src];
         is_mixed[dst] = is_mixed[src];
         return;
@@ -226,8 +226,8 @@ void llama_triattn_cells::move(
 
             tokens[strm][to] = tokens[strm][from];
             if (with.is_marked) {
-                ranks   [strm][to] = ranks   [strm][from];
-                recalled[strm][to] = recalled[strm][from];
+                ranks[strm][to] = ranks[strm][from];
+                marks[strm][to] = marks[strm][from];
             }
         }
     }
@@ -254,15 +254,15 @@ void llama_triattn_cells::free(uint32_t strm, const std::vector<int32_t> & cells
 // the cold tier
 //
 
-void llama_triattn_cells::bring_back(int32_t seq, const std::vector<placed> & of_set) {
+void llama_triattn_cells::bring_back(int32_t seq, const std::vector<placed> & of_set, uint8_t mark) {
     const uint32_t strm = stream_of[seq];
 
     for (uint32_t set = 0; set < with.n_set; ++set) {
         for (const auto & [token, cell] : of_set[set]) {
             tokens[strm][(size_t) cell*with.n_set + set] = token;
             if (with.is_marked) {
-                ranks_of   (strm, cell)[set] = -INFINITY;
-                recalled_of(strm, cell)[set] = 1;
+                ranks_of(strm, cell)[set] = -INFINITY;
+                marks_of(strm, cell)[set] = mark;
             }
         }
     }
@@ -524,7 +524,7 @@ std::string llama_triattn_cells::check() const {
                 if (label < (int32_t) with.n_keep && p != label && !is_mixed[s]) {
                     return "one of the first tokens, which stay, is gone" + at(s, cell);
                 }
-                if (with.is_marked && label >= t[s] && is_recalled(strm, cell, set)) {
+                if (with.is_marked && label >= t[s] && mark(strm, cell, set) != 0) {
                     return "a token from T on was recalled" + at(s, cell);
                 }
                 if (with.is_unique && !is_mixed[s] && !seen[set].insert(p).second) {

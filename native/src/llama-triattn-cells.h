@@ -59,7 +59,7 @@ public:
         uint32_t n_keep = 0;     // first tokens of a sequence, in all sets for ever
         uint32_t window = 0;     // last cells of a sequence, whole
         uint32_t n_whole = 0;    // sequences that a T is noted of: at least as many as there are
-        bool is_marked = false;  // ranks and what was recalled are noted
+        bool is_marked = false;  // ranks, and what came back, are noted
         bool is_unique = true;   // a sequence has a position once; pictures have it many times
     };
 
@@ -89,12 +89,12 @@ public:
 
     int32_t token(uint32_t strm, uint32_t cell, uint32_t set) const { return tokens[strm][(size_t) cell*with.n_set + set]; }
 
-    // of settings.is_marked: the policy's score at the last round (INFINITY: not ranked yet), and whether a query wanted it back
-    float rank       (uint32_t strm, uint32_t cell, uint32_t set) const { return ranks   [strm][(size_t) cell*with.n_set + set]; }
-    bool  is_recalled(uint32_t strm, uint32_t cell, uint32_t set) const { return recalled[strm][(size_t) cell*with.n_set + set]; }
+    // of settings.is_marked: the policy's score at the last round (INFINITY: not ranked yet), and 0 or the mark of what came back
+    float   rank(uint32_t strm, uint32_t cell, uint32_t set) const { return ranks[strm][(size_t) cell*with.n_set + set]; }
+    uint8_t mark(uint32_t strm, uint32_t cell, uint32_t set) const { return marks[strm][(size_t) cell*with.n_set + set]; }
 
-    float   * ranks_of   (uint32_t strm, uint32_t cell) { return &ranks   [strm][(size_t) cell*with.n_set]; } // [n_set]
-    uint8_t * recalled_of(uint32_t strm, uint32_t cell) { return &recalled[strm][(size_t) cell*with.n_set]; }
+    float   * ranks_of(uint32_t strm, uint32_t cell) { return &ranks[strm][(size_t) cell*with.n_set]; } // [n_set]
+    uint8_t * marks_of(uint32_t strm, uint32_t cell) { return &marks[strm][(size_t) cell*with.n_set]; }
 
     // Cells that no other sequence uses: those that a state of the sequence could be restored to; at most n of them.
     std::vector<int32_t> available(int32_t seq, uint32_t n) const;
@@ -135,7 +135,7 @@ public:
 
     using placed = std::vector<std::pair<int32_t, int32_t>>; // a token, and the cell that it comes to in place of another before T
 
-    void bring_back(int32_t seq, const std::vector<placed> & of_set);
+    void bring_back(int32_t seq, const std::vector<placed> & of_set, uint8_t mark = 1);
 
     // A sequence that is cut at p0, not 0, and made anew of tokens that are stored: in each set of at most n_max the first ones, the
     // window, the best of what the set has between them, and then the last before the window.
@@ -190,7 +190,7 @@ private:
     // valid where the cell is used; [n_stream][n_cells*n_set], set index fastest
     std::vector<std::vector<int32_t>> tokens;
     std::vector<std::vector<float>>   ranks;
-    std::vector<std::vector<uint8_t>> recalled;
+    std::vector<std::vector<uint8_t>> marks;
 
     std::vector<int32_t> t;        // [n_whole]
     std::vector<uint8_t> is_mixed; // [n_whole] of two texts, which may have the same positions, or of a state

@@ -107,10 +107,10 @@ private:
 // ---- the model
 
 struct note { // of a token in a set, if notes are made
-    float rank        = INFINITY;
-    bool  is_recalled = false;
+    float   rank = INFINITY;
+    uint8_t mark = 0; // of what came back
 
-    bool operator==(const note & other) const { return rank == other.rank && is_recalled == other.is_recalled; }
+    bool operator==(const note & other) const { return rank == other.rank && mark == other.mark; }
 };
 
 struct plain_sequence {
@@ -192,7 +192,7 @@ public:
                     const auto    it    = p.text.find(token);
                     require(it != p.text.end(), "a token that is not in the text" + of);
                     require(rows[strm][cell*c.n_set + set] == it->second, "the row of another token" + of);
-                    found[token] = c.is_marked ? note{ cells->rank(strm, cell, set), cells->is_recalled(strm, cell, set) } : note();
+                    found[token] = c.is_marked ? note{ cells->rank(strm, cell, set), cells->mark(strm, cell, set) } : note();
                 }
                 require(found == p.held[set], "what a set holds, or what is noted of it" + of);
                 for (const auto & [pos, number] : p.text) {
@@ -456,6 +456,7 @@ private:
         if (!c.is_marked || p.whole == 0) {
             return;
         }
+        const uint8_t mark = 1 + below(2);
         std::vector<llama_triattn_cells::placed> of_set(c.n_set);
         for (uint32_t set = 0; set < c.n_set; ++set) {
             std::vector<int32_t> missing, victims;
@@ -475,11 +476,11 @@ private:
             for (size_t i = 0; i < std::min({ missing.size(), victims.size(), (size_t) below(6) }); ++i) {
                 of_set[set].emplace_back(missing[i], victims[i]);
                 p.held[set].erase(cells->token(strm, victims[i], set));
-                p.held[set][missing[i]] = { -INFINITY, true };
+                p.held[set][missing[i]] = { -INFINITY, mark };
                 rows[strm][victims[i]*c.n_set + set] = p.text[missing[i]];
             }
         }
-        cells->bring_back(seq, of_set);
+        cells->bring_back(seq, of_set, mark);
         for (const auto & placed : of_set) {
             done["recall"] += placed.size();
         }
