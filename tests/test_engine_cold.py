@@ -256,6 +256,35 @@ def test_states_give_way_when_memory_is_wanted(tiny: tuple[Path, Path]) -> None:
         assert native.seq_pos_cut(engine.ctx) == native.seq_pos_whole(engine.ctx) > 0
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_rounds_choose_among_what_they_chose_before(mode: str, tiny: tuple[Path, Path]) -> None:
+    """With a ranking that knows positions only, what is recalled between rounds must not change what they keep."""
+
+    def rounds(cold: str) -> tuple[list[list[list[int]]], int]:
+        seen: list[list[list[int]]] = []
+
+        def rank(of: native.Round) -> None:
+            seen.append([sorted(row.tolist()) for row in of.pos])
+            of.scores[:] = (of.pos * 7919) % 1009
+
+        with open_engine(tiny, dataclasses.replace(COLD, cold=cold, mode=mode, recall_period=4)) as engine:
+            ranking = native.Ranking(engine.ctx, rank)
+            for token in text(800):  # one by one: a prompt's end is read in parts, and rounds would come elsewhere
+                engine.decode([token])
+            state = engine.state()
+            assert engine.set_state(state)
+            for i in range(100):
+                engine.decode([3 + i * 83 % 250])
+            ranking.check()
+            return seen, engine.stats().n_rows_recalled
+
+    with_cold, n_recalled = rounds("auto")
+    without, _ = rounds("off")
+    assert len(without) >= 15
+    assert n_recalled > 1000
+    assert with_cold == without
+
+
 def test_graphs_are_used_again_between_rounds(tiny: tuple[Path, Path]) -> None:
     built = []
     for config in (OFF, COLD):

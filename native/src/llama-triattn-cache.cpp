@@ -254,7 +254,9 @@ bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
         } else {
             store->clear(seq_id_dst); // what it had and what it got are two texts
         }
+        auto aside = is_new && p0 <= 0 ? readings[seq_id_src].aside : decltype(reading::aside)();
         readings[seq_id_dst] = {};
+        readings[seq_id_dst].aside = std::move(aside);
         if (seq_id_dst < (llama_seq_id) n_recorded) {
             queries->clear(seq_id_dst);
             if (is_new && p0 <= 0 && end > seq_pos_max(seq_id_src) && seq_id_src < (llama_seq_id) n_recorded) {

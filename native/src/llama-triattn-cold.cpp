@@ -29,6 +29,9 @@ static const float DECAY_STREAM = 0.5f;
 static const size_t N_MEAN       = 4;
 static const float  LEAST_STREAM = -7.0f;
 
+// While text streams, a recall is made for the queries since the last one, but no more than these or the period.
+static const uint32_t N_QUERY_STREAM = 16;
+
 static uint64_t free_host_memory() {
     std::ifstream file("/proc/meminfo");
     std::string key, unit;
@@ -246,7 +249,7 @@ llama_triattn_wanting llama_triattn::wanting_of(llama_seq_id seq_id, size_t i_la
 }
 
 void llama_triattn::choose_recall(
-        llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, recalled_tokens & res) const {
+        llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, recalled_tokens & res) {
     const uint32_t strm   = cells->stream(seq_id);
     const auto &   labels = cells->labels(strm);
 
@@ -272,10 +275,14 @@ void llama_triattn::choose_recall(
             continue;
         }
         is_hot[p] = 1;
+        auto & mark = cells->marks_of(strm, cell)[set];
+        if (is_wanted[p] && mark != CHOSEN) {
+            mark = RECALLED_NOW;
+        }
         if (is_wanted[p] || labels.n_seq(cell) > 1 || !store->has(seq_id, p)) {
             continue; // wanted, or not only its own, or it could not come back
         }
-        const bool was_recalled = cells->mark(strm, cell, set) != 0;
+        const bool was_recalled = mark != CHOSEN;
         victims.push_back({ !was_recalled, was_recalled ? weights[p] : cells->rank(strm, cell, set), (int32_t) cell });
     }
 
@@ -360,7 +367,9 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
     ggml_backend_sched_synchronize(lctx->get_sched());
 
     const llama_pos end     = kv.seq_pos_max(seq_id) + 1;
-    const uint32_t  n_query = is_prompt ? params.recall_queries : params.recall_period;
+    const uint32_t  n_since = std::max(end - readings[seq_id].at, 0);
+    const uint32_t  n_query = is_prompt ? params.recall_queries :
+        std::max(params.recall_period, std::min({ n_since, N_QUERY_STREAM, n_ring }));
     const llama_pos q_end   = end + (llama_pos) n_ahead;
     const auto      qpos    = queries->positions(seq_id, q_end - (llama_pos) n_query, q_end);
     if (qpos.empty() || n_query == 0) {
@@ -423,18 +432,117 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
         choose_recall(seq_id, set, sums.data() + (size_t) set*size, b, of_set[set]);
     }
 
-    if (!bring_back(seq_id, of_set)) {
-        lose(strm);
+    if (!replace(seq_id, of_set, RECALLED_NOW)) {
         return fail("the device failed while rows came back; the sequences in it are lost and must be read again");
     }
-
-    cells->bring_back(seq_id, of_set);
-    check_cells();
 
     counters.n_recalls   += 1;
     counters.t_recall_us += ggml_time_us() - t_start_us;
 
     return (int32_t) (counters.n_rows_recalled - n_before);
+}
+
+bool llama_triattn::replace(llama_seq_id seq_id, const std::vector<recalled_tokens> & of_set, uint8_t mark) {
+    const uint32_t strm = cells->stream(seq_id);
+
+    if (!bring_back(seq_id, of_set)) {
+        lose(strm);
+        return false;
+    }
+    auto & aside = readings[seq_id].aside;
+    aside.resize(n_set);
+    for (uint32_t set = 0; set < n_set && mark != CHOSEN; ++set) {
+        for (const auto & [p, cell] : of_set[set]) {
+            if (cells->mark(strm, cell, set) == CHOSEN) {
+                aside[set].push_back(cells->token(strm, cell, set));
+            }
+        }
+    }
+    cells->bring_back(seq_id, of_set, mark);
+    return true;
+}
+
+bool llama_triattn::put_back(llama_seq_id seq_id, std::vector<std::vector<llama_pos>> & wanted) {
+    auto & reading = readings[seq_id];
+    wanted.assign(n_set, {});
+    if (reading.aside.empty()) {
+        return true;
+    }
+    const uint32_t strm   = cells->stream(seq_id);
+    const auto &   labels = cells->labels(strm);
+
+    std::vector<recalled_tokens> of_set(n_set);
+    std::vector<int32_t> there; // cells of recalled tokens
+    for (uint32_t set = 0; set < n_set; ++set) {
+        auto & aside = reading.aside[set];
+        std::sort(aside.begin(), aside.end());
+
+        std::vector<uint8_t> is_there(aside.size(), 0);
+        there.clear();
+        for (const auto & [label, cell] : cells->of(seq_id)) {
+            auto & mark = cells->marks_of(strm, cell)[set];
+            if (mark == CHOSEN) {
+                continue;
+            }
+            const llama_pos p = cells->token(strm, cell, set);
+            if (mark == RECALLED_NOW) {
+                wanted[set].push_back(p);
+            }
+            mark = CHOSEN;
+            const auto it = std::lower_bound(aside.begin(), aside.end(), p);
+            if (it != aside.end() && *it == p) {
+                is_there[it - aside.begin()] = 1;
+            } else if (labels.n_seq(cell) == 1 && store->has(seq_id, p)) {
+                there.push_back(cell);
+            }
+        }
+        for (size_t i = 0; i < aside.size() && of_set[set].size() < there.size(); ++i) {
+            if (!is_there[i] && store->has(seq_id, aside[i])) {
+                of_set[set].emplace_back(aside[i], there[of_set[set].size()]);
+            }
+        }
+    }
+    reading.aside.clear();
+
+    const auto n_recalled = counters.n_rows_recalled;
+    const bool ok = replace(seq_id, of_set, CHOSEN);
+    counters.n_rows_recalled = n_recalled; // no query asked for them
+    return ok;
+}
+
+bool llama_triattn::call_again(llama_seq_id seq_id, const std::vector<std::vector<llama_pos>> & wanted) {
+    const uint32_t strm   = cells->stream(seq_id);
+    const auto &   labels = cells->labels(strm);
+
+    const llama_pos end = std::min(cells->whole(seq_id), store->size(seq_id));
+
+    std::vector<recalled_tokens> of_set(n_set);
+    std::vector<std::pair<float, int32_t>> victims; // rank, cell
+    std::vector<uint8_t> is_hot;
+    for (uint32_t set = 0; set < n_set; ++set) {
+        is_hot.assign(end, 0);
+        victims.clear();
+        for (const auto & [label, cell] : cells->of(seq_id)) {
+            const llama_pos p = cells->token(strm, cell, set);
+            if (p >= end) {
+                continue;
+            }
+            is_hot[p] = 1;
+            if (p >= (llama_pos) params.n_keep && labels.n_seq(cell) == 1 && store->has(seq_id, p)) {
+                victims.emplace_back(cells->rank(strm, cell, set), (int32_t) cell);
+            }
+        }
+        std::sort(victims.begin(), victims.end());
+        for (const auto p : wanted[set]) {
+            if (of_set[set].size() < victims.size() && p < end && !is_hot[p] && store->has(seq_id, p)) {
+                of_set[set].emplace_back(p, victims[of_set[set].size()].second);
+            }
+        }
+    }
+    const auto n_recalled = counters.n_rows_recalled;
+    const bool ok = replace(seq_id, of_set, RECALLED);
+    counters.n_rows_recalled = n_recalled;
+    return ok;
 }
 
 void llama_triattn::lose(uint32_t strm) {
@@ -478,6 +586,12 @@ void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const
     io.write(&reading.at,       sizeof(reading.at));
     io.write(&reading.n_prompt, sizeof(reading.n_prompt));
     io.write(&n_ring,           sizeof(n_ring));
+    const uint32_t n_aside = reading.aside.size();
+    io.write(&n_aside, sizeof(n_aside));
+    for (const auto & of_set : reading.aside) {
+        const auto * data = (const uint8_t *) of_set.data();
+        write_bytes(io, { data, data + of_set.size()*sizeof(of_set[0]) });
+    }
     for (const auto i : idxs) {
         io.write(cells->ranks_of   (cells->stream(seq_id), i), n_set*sizeof(float));
         io.write(cells->marks_of   (cells->stream(seq_id), i), n_set*sizeof(uint8_t));
@@ -495,6 +609,18 @@ llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_
     io.read(&res.reading.at,       sizeof(res.reading.at));
     io.read(&res.reading.n_prompt, sizeof(res.reading.n_prompt));
     io.read(&res.n_ring,           sizeof(res.n_ring));
+    uint32_t n_aside = 0;
+    if (version > 3) {
+        io.read(&n_aside, sizeof(n_aside));
+    }
+    if (n_aside > 0 && n_aside != n_set) {
+        throw std::runtime_error("the saved state cannot be restored: it is damaged");
+    }
+    for (uint32_t i = 0; i < n_aside; ++i) {
+        const auto data = read_bytes(io);
+        res.reading.aside.emplace_back(data.size()/sizeof(llama_pos));
+        std::copy_n(data.begin(), res.reading.aside.back().size()*sizeof(llama_pos), (uint8_t *) res.reading.aside.back().data());
+    }
     res.ranks   .resize((size_t) n_cells*n_set);
     res.recalled.resize((size_t) n_cells*n_set);
     for (uint32_t i = 0; i < n_cells; ++i) {
@@ -598,6 +724,7 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
     }
     cells->replace(seq_id, plan);
     kv.v_heads[cells->stream(seq_id)] = 0;
+    readings[seq_id].aside.clear();
 
     store->cut(seq_id, p0);
     return true;

@@ -12,13 +12,17 @@
 // While text streams, a recall reads all stored keys once and multiplies them with some queries. It comes so often that this is
 // at most such a part of what decoding reads meanwhile.
 static const double PART_STREAM = 1.0/30;
-static const double LEAST_MODEL = 64e6; // bytes: a smaller model's decoding is not what it reads
+static const double LEAST_MODEL = 64e6;   // bytes: a smaller model's decoding is not what it reads
+static const double DEVICE      = 1.0/10; // a device reads its memory so much faster than the host reads the store
 
 llama_pos llama_triattn::period_of(llama_seq_id seq_id) const {
     double read = 0.0; // bytes of keys, and as many again for every four query heads of each
+    bool is_host = true;
     for (const auto & layer : layers) {
         read += layer.n_head_kv*llama_triattn_row_size_k(layer)*(1.0 + layer.ils.size()*layer.n_head/layer.n_head_kv/4.0);
+        is_host = is_host && ggml_backend_buffer_is_host(layer.k->buffer);
     }
+    read *= is_host ? 1.0 : 1.0/DEVICE;
     read *= store->size(seq_id);
 
     return std::max<llama_pos>(params.recall_period, (llama_pos) (read/(PART_STREAM*std::max<double>(kv.model.size(), LEAST_MODEL))));

@@ -199,6 +199,11 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
         }
     }
 
+    std::vector<std::vector<llama_pos>> wanted; // what is recalled now
+    if (store && !put_back(seq_id, wanted)) {
+        return fail("the device failed while rows came back; the sequences in it are lost and must be read again");
+    }
+
     std::vector<float> scores;
     if (!rank_sets(lctx, seq_id, cand, scores)) {
         return LLAMA_TRIATTN_FAILED;
@@ -253,6 +258,10 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
 
     auto & head = kv.v_heads[strm];
     head = std::min(head, (uint32_t) *std::min_element(choice.freed.begin(), choice.freed.end()));
+
+    if (store && !call_again(seq_id, wanted)) {
+        return fail("the device failed while rows came back; the sequences in it are lost and must be read again");
+    }
 
     const int64_t t_end_us = ggml_time_us();
 
