@@ -408,7 +408,9 @@ void llama_triattn_cells::save(const writer & write, uint32_t strm, int32_t seq)
         write_value<int32_t> (write, labels.pos(i));
         write(labels.extra(i), labels.extra_size());
         write_value<uint32_t>(write, ids.size());
-        write(ids.data(), ids.size()*sizeof(int32_t));
+        if (!ids.empty()) {
+            write(ids.data(), ids.size()*sizeof(int32_t));
+        }
         write(&tokens[strm][(size_t) i*with.n_set], with.n_set*sizeof(int32_t));
     }
     if (seq >= 0) {
@@ -435,7 +437,9 @@ llama_triattn_cells::saved llama_triattn_cells::load(const reader & read, uint32
         const uint32_t n_id = read_value<uint32_t>(read);
         require(n_id <= t.size() && c.pos >= 0 && (i == 0 || res.cells[i - 1].idx < c.idx), "it is damaged");
         c.seqs.resize(n_id);
-        read(c.seqs.data(), n_id*sizeof(int32_t));
+        if (n_id > 0) {
+            read(c.seqs.data(), n_id*sizeof(int32_t));
+        }
         for (const auto s : c.seqs) {
             require(s >= 0 && s < (int32_t) n_seq() && stream_of[s] == strm, "it names a sequence that this context has not");
         }

@@ -560,7 +560,9 @@ void llama_triattn::lose(uint32_t strm) {
 static void write_bytes(llama_io_write_i & io, const std::vector<uint8_t> & data) {
     const uint64_t size = data.size();
     io.write(&size, sizeof(size));
-    io.write(data.data(), size);
+    if (size > 0) {
+        io.write(data.data(), size);
+    }
 }
 
 static std::vector<uint8_t> read_bytes(llama_io_read_i & io) {

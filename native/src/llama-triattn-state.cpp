@@ -197,7 +197,9 @@ void llama_triattn::write_layout(const llama_kv_cache & kv, llama_io_write_i & i
 
         write_value<uint32_t>(io, kv.v_heads[s]);
         write_value<uint32_t>(io, idxs.size());
-        io.write(idxs.data(), idxs.size()*sizeof(uint32_t));
+        if (!idxs.empty()) {
+            io.write(idxs.data(), idxs.size()*sizeof(uint32_t));
+        }
     }
 }
 
