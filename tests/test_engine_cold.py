@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +202,25 @@ def test_two_sequences_with_a_common_beginning(kv_unified: bool, tiny: tuple[Pat
             assert engine.rm(690, seq=1)
             for j, of_set in enumerate(kept(engine, 1)):
                 assert all(row == seen[j][p] for p, row in raw_rows(engine, of_set, j // 2, j % 2, 1).items())
+
+
+def test_sequences_that_share_cells_hold_no_token_twice(tiny: tuple[Path, Path]) -> None:
+    """A round of one takes the marks of recalled tokens away that the other's next round looks for."""
+    tokens = np.random.default_rng(1).integers(3, 250, 900).tolist()
+    small = dataclasses.replace(COLD, budget_tokens=128)
+    with open_engine(tiny, small, n_seq_max=2, n_batch=64, n_ubatch=64) as engine:
+        engine.feed(tokens[:500])
+        for token in tokens[500:540]:
+            engine.decode([token])
+        llama_cpp.llama_memory_seq_cp(engine.memory, 0, 1, -1, -1)
+        for token in tokens[540:600]:
+            engine.decode([token], 0)
+            engine.decode([token + 1], 1)
+        for i in range(600, 900, 64):
+            engine.decode(tokens[i : i + 64], 1)
+            for seq, il, head in itertools.product((0, 1), native.get_layers(engine.ctx), (0, 1)):
+                held = native.get_kept(engine.ctx, il, head, seq)[0].tolist()
+                assert len(set(held)) == len(held), f"sequence {seq}, layer {il}, head {head}"
 
 
 def test_a_state_brings_back_its_rows_while_the_context_lives(tiny: tuple[Path, Path]) -> None:

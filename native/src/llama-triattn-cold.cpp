@@ -481,18 +481,22 @@ bool llama_triattn::put_back(llama_seq_id seq_id, std::vector<std::vector<llama_
         there.clear();
         for (const auto & [label, cell] : cells->of(seq_id)) {
             auto & mark = cells->marks_of(strm, cell)[set];
+
+            // also where another sequence, which the cell is shared with, has taken the mark away
+            const llama_pos p  = cells->token(strm, cell, set);
+            const auto      it = std::lower_bound(aside.begin(), aside.end(), p);
+            const bool is_back = it != aside.end() && *it == p;
+            if (is_back) {
+                is_there[it - aside.begin()] = 1;
+            }
             if (mark == CHOSEN) {
                 continue;
             }
-            const llama_pos p = cells->token(strm, cell, set);
             if (mark == RECALLED_NOW) {
                 wanted[set].push_back(p);
             }
             mark = CHOSEN;
-            const auto it = std::lower_bound(aside.begin(), aside.end(), p);
-            if (it != aside.end() && *it == p) {
-                is_there[it - aside.begin()] = 1;
-            } else if (labels.n_seq(cell) == 1 && store->has(seq_id, p)) {
+            if (!is_back && labels.n_seq(cell) == 1 && store->has(seq_id, p)) {
                 there.push_back(cell);
             }
         }
