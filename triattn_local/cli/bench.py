@@ -14,30 +14,13 @@ from ..errors import UsageError
 from ..settings import Settings
 from ..support import console, formats
 from .app import app
-from .flags import (
-    CACHE,
-    GRID,
-    AsJson,
-    Batch,
-    CacheTypeK,
-    CacheTypeV,
-    Cold,
-    FlashAttn,
-    GpuLayers,
-    Keep,
-    Mode,
-    Policy,
-    Stats,
-    Threads,
-    Window,
-    flag,
-    switch,
-)
+from .flags import CACHE, COMPUTE, GRID, AsJson, Given, Verbose, with_settings
 
 
 @app.command()
+@with_settings(CACHE, COMPUTE, without=("ctx", "yield_cores"))
 def bench(
-    context: typer.Context,
+    *,
     names: Annotated[
         list[str] | None,
         typer.Argument(metavar="MODEL...", help="Paths, or names that `ls` shows.", show_default=False),
@@ -107,20 +90,8 @@ def bench(
             rich_help_panel=GRID,
         ),
     ] = None,
-    budget: Annotated[int | None, flag("budget", "TOKENS", CACHE)] = None,
-    window: Window = None,
-    cold: Cold = None,
-    keep: Keep = None,
-    mode: Mode = None,
-    policy: Policy = None,
-    stats: Stats = None,
-    cache_type_k: CacheTypeK = None,
-    cache_type_v: CacheTypeV = None,
-    flash_attn: FlashAttn = None,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    batch: Batch = None,
-    verbose: Annotated[bool, switch("--verbose", "llama.cpp's own log on stderr.", "-v")] = False,
+    given: Given,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Time TriAttention beside full attention by logical depth, in one process, in turns, and weigh their memory.
@@ -129,7 +100,7 @@ def bench(
     Tables go to stdout, and one JSON object as the last line. `--geometry` needs no download: speed and memory do not
     depend on what the weights say.
     """
-    settings = Settings.load(context.params)
+    settings = Settings.load(given)
     config, eviction = settings.runtime(verbose=verbose), settings.eviction()
     if eviction is None:
         raise UsageError("compares eviction with full attention", where="--budget", fix="give a number of tokens")

@@ -12,7 +12,7 @@ from ..settings import Settings
 from ..support import console
 from ..support.progress import Unit
 from .app import app
-from .flags import AsJson, GpuLayers, Model, Stats, Threads, switch
+from .flags import AsJson, Given, Model, switch, with_settings
 
 Output = Annotated[
     Path | None,
@@ -25,8 +25,9 @@ Force = Annotated[bool, switch("--force", "Replace the output if it is there.")]
 
 
 @app.command()
+@with_settings("threads", "gpu_layers")
 def convert(
-    context: typer.Context,
+    *,
     model: Model,
     output: Output = None,
     sidecar: Sidecar = False,
@@ -55,8 +56,7 @@ def convert(
     force: Force = False,
     dry_run: Annotated[bool, switch("--dry-run", "Say what would be done, and do nothing.")] = False,
     as_json: AsJson = False,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
+    given: Given,
 ) -> None:
     """Add the statistics that eviction needs to a model.
 
@@ -67,7 +67,7 @@ def convert(
 
     if tokens is not None and tokens < 1:
         raise UsageError(f"must be at least 1, not {tokens}", where="--tokens")
-    settings = Settings.load(context.params)
+    settings = Settings.load(given)
     path = store.resolve(model, settings.models)
     result = convert_file(
         path,
@@ -96,7 +96,6 @@ def convert(
 
 @app.command("import-stats")
 def import_stats(
-    context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Statistics as the method's authors write them (.pt).")],
     model: Model,
     output: Output = None,
@@ -117,7 +116,7 @@ def import_stats(
         raise UsageError(
             "is a model, and the statistics come first", where=str(file), fix="triattn-local import-stats FILE.pt MODEL"
         )
-    info = read_model_info(store.resolve(model, Settings.load(context.params).models))
+    info = read_model_info(store.resolve(model, Settings.load().models))
     stats = official.read_official(file, info)
     path = calibration.output_path(info, output, sidecar, force)
     calibration.write_output(info, path, stats, sidecar)
@@ -128,14 +127,15 @@ def import_stats(
 
 
 @app.command("export-stats")
+@with_settings("stats")
 def export_stats(
-    context: typer.Context,
+    *,
     model: Model,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="File to write. [default: MODEL.pt]", show_default=False),
     ] = None,
-    stats: Stats = None,
+    given: Given,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -145,7 +145,7 @@ def export_stats(
     from ..model.model_info import read_model_info
 
     official = calib_tools("official")
-    settings = Settings.load(context.params)
+    settings = Settings.load(given)
     info = read_model_info(store.resolve(model, settings.models))
     path = output or info.path.with_suffix(".pt")
     if path.exists() and not force:

@@ -12,27 +12,13 @@ from ..errors import UsageError
 from ..settings import Settings
 from ..support import console
 from .app import app
-from .flags import (
-    GRID,
-    AsJson,
-    Batch,
-    CacheTypeK,
-    CacheTypeV,
-    FlashAttn,
-    GpuLayers,
-    Keep,
-    Model,
-    Stats,
-    Temp,
-    Threads,
-    Window,
-    switch,
-)
+from .flags import CACHE, COMPUTE, GRID, AsJson, Given, Model, Verbose, switch, with_settings
 
 
 @app.command("eval")
+@with_settings("temp", CACHE, COMPUTE, without=("ctx", "budget", "mode", "policy", "cold", "yield_cores"))
 def evaluate(
-    context: typer.Context,
+    *,
     model: Model,
     tasks: Annotated[
         str,
@@ -93,7 +79,6 @@ def evaluate(
     samples: Annotated[
         int, typer.Option("--samples", metavar="K", help="Answers to each problem.", rich_help_panel=GRID, min=1)
     ] = 1,
-    temp: Temp = None,
     facts: Annotated[
         int | None,
         typer.Option(
@@ -128,16 +113,8 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    window: Window = None,
-    keep: Keep = None,
-    stats: Stats = None,
-    cache_type_k: CacheTypeK = None,
-    cache_type_v: CacheTypeV = None,
-    flash_attn: FlashAttn = None,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    batch: Batch = None,
-    verbose: Annotated[bool, switch("--verbose", "llama.cpp's own log on stderr.", "-v")] = False,
+    given: Given,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure what forgetting costs: quality beside full attention, by method and kept fraction.
@@ -147,7 +124,7 @@ def evaluate(
     """
     from .. import store
 
-    settings = Settings.load(context.params)
+    settings = Settings.load({**given, "seed": seed})
     if settings.origins["batch"] == "default":
         settings = settings.changed("default", batch=settings.window)
     path = store.resolve(model, settings.models)

@@ -13,7 +13,7 @@ from ..support import console, formats
 from ..support.atomic import check_writable, write_whole
 from .app import app
 from .convert import calib_tools
-from .flags import AsJson, CacheTypeK, CacheTypeV, GpuLayers, Model, Stats, Threads, switch
+from .flags import AsJson, Given, Model, switch, with_settings
 
 if TYPE_CHECKING:
     from ..inspection.describe import ModelReport
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@with_settings("stats", "cache_type_k", "cache_type_v", "threads", "gpu_layers")
 def inspect(
-    context: typer.Context,
+    *,
     model: Model,
-    stats: Stats = None,
-    cache_type_k: CacheTypeK = None,
-    cache_type_v: CacheTypeV = None,
+    given: Given,
     measure: Annotated[
         bool, switch("--measure", "Run held-out text through the model, and see whether its statistics hold.")
     ] = False,
@@ -52,8 +51,6 @@ def inspect(
         typer.Option("--png", metavar="FOLDER", help="Write the pictures.", show_default=False),
     ] = None,
     as_json: AsJson = False,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
 ) -> None:
     """Show what a model is, what a token of context costs, whose statistics it has, and whether they hold.
 
@@ -66,7 +63,7 @@ def inspect(
     from ..model.metadata import usable_stats
     from ..model.model_info import read_model_info
 
-    settings = Settings.load(context.params)
+    settings = Settings.load(given)
     path = store.resolve(model, settings.models)
     report = inspect_model(
         path, sidecar=settings.stats, cache_type_k=settings.cache_type_k, cache_type_v=settings.cache_type_v

@@ -6,29 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
+from ..config import FITTING_TYPE
 from ..settings import Settings
 from ..support import console, formats
 from .app import app
-from .flags import (
-    CACHE,
-    FITTING_TYPE,
-    MACHINE,
-    AsJson,
-    Batch,
-    Cold,
-    FlashAttn,
-    Keep,
-    NoEvict,
-    PlannedBudget,
-    PlannedCtx,
-    PlannedLayers,
-    Window,
-)
+from .flags import CACHE, MACHINE, AsJson, Given, NoEvict, with_settings
 
 
 @app.command()
+@with_settings("ctx", "budget", "window", "cold", "keep", "flash_attn", "gpu_layers", "batch", planned=True)
 def plan(
-    context: typer.Context,
+    *,
     model: Annotated[
         str,
         typer.Argument(
@@ -58,11 +46,7 @@ def plan(
             rich_help_panel=MACHINE,
         ),
     ] = None,
-    ctx: PlannedCtx = None,
-    budget: PlannedBudget = None,
-    window: Window = None,
-    cold: Cold = None,
-    keep: Keep = None,
+    given: Given,
     no_evict: NoEvict = False,
     cache_type: Annotated[
         str | None,
@@ -83,9 +67,6 @@ def plan(
             rich_help_panel=CACHE,
         ),
     ] = 1,
-    flash_attn: FlashAttn = None,
-    gpu_layers: PlannedLayers = None,
-    batch: Batch = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell whether a model fits, and with what context, budget, cache and layers on the cards.
@@ -95,7 +76,7 @@ def plan(
     """
     from .. import planning
 
-    settings = Settings.load({**context.params, "cache_type_k": cache_type, "cache_type_v": cache_type})
+    settings = Settings.load({**given, "cache_type_k": cache_type, "cache_type_v": cache_type})
     request = planning.request_of(
         settings, evict=not no_evict, n_parallel=parallel, checkpoint_bytes=settings.snapshot_memory << 20
     )
