@@ -7,12 +7,10 @@ import sys
 from collections.abc import Mapping
 from typing import Annotated
 
-import typer
-
 from ..errors import ModelNotFoundError, StatsError, UsageError
 from ..settings import Settings
 from .app import app
-from .flags import ANSWER, CACHE, COMPUTE, LOOKS, Given, NoEvict, switch, with_settings
+from .flags import ANSWER, CACHE, COMPUTE, LOOKS, Given, NoEvict, argument, option, switch, with_settings
 
 CHAT_SETTINGS: Mapping[str, object] = {"temp": 0.7}
 
@@ -22,16 +20,10 @@ CHAT_SETTINGS: Mapping[str, object] = {"temp": 0.7}
 def chat(
     *,
     model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL", help="A path, or a name that `ls` shows; else the one used last.", show_default=False
-        ),
+        str | None, argument("MODEL", "A path, or a name that `ls` shows; else the one used last.")
     ] = None,
     go_on: Annotated[bool, switch("--continue", "Go on with the session used last.", "-c")] = False,
-    resume: Annotated[
-        str | None,
-        typer.Option("--resume", metavar="ID", help="Go on with this session; F2 lists them.", show_default=False),
-    ] = None,
+    resume: Annotated[str | None, option("--resume", "ID", "Go on with this session; F2 lists them.")] = None,
     given: Given,
     no_evict: NoEvict = False,
 ) -> None:

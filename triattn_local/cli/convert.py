@@ -5,20 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ..errors import UsageError
 from ..settings import Settings
 from ..support import console
 from ..support.progress import Unit
 from .app import app
-from .flags import AsJson, Given, Model, switch, with_settings
+from .flags import AsJson, Given, Model, argument, option, switch, with_settings
 
 Output = Annotated[
     Path | None,
-    typer.Option(
-        "--output", "-o", metavar="FILE", help="File to write. [default: MODEL.triattn.gguf]", show_default=False
-    ),
+    option("--output", "FILE", "File to write. [default: MODEL.triattn.gguf]", "-o"),
 ]
 Sidecar = Annotated[bool, switch("--sidecar", "Write the statistics only, into a small GGUF beside the model.")]
 Force = Annotated[bool, switch("--force", "Replace the output if it is there.")]
@@ -31,25 +27,18 @@ def convert(
     model: Model,
     output: Output = None,
     sidecar: Sidecar = False,
-    tokens: Annotated[
-        int | None,
-        typer.Option("--tokens", metavar="N", help="Calibration tokens. [default: 8192]", show_default=False),
-    ] = None,
+    tokens: Annotated[int | None, option("--tokens", "N", "Calibration tokens. [default: 8192]")] = None,
     corpus: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--corpus",
-            metavar="FILE",
-            help="Calibration text, may be given several times. [default: the bundled one]",
-            show_default=False,
-        ),
+        option("--corpus", "FILE", "Calibration text, may be given several times. [default: the bundled one]"),
     ] = None,
     engine: Annotated[
         str,
-        typer.Option(
+        option(
             "--engine",
-            metavar="ENGINE",
-            help="`runtime` (llama.cpp, the whole model in memory), `torch` (one layer at a time), or `auto`.",
+            "ENGINE",
+            "`runtime` (llama.cpp, the whole model in memory), `torch` (one layer at a time), or `auto`.",
+            show_default=True,
         ),
     ] = "auto",
     resume: Annotated[bool, switch("--resume", "Go on where an interrupted conversion stopped.")] = False,
@@ -96,7 +85,7 @@ def convert(
 
 @app.command("import-stats")
 def import_stats(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Statistics as the method's authors write them (.pt).")],
+    file: Annotated[Path, argument("FILE", "Statistics as the method's authors write them (.pt).", show_default=True)],
     model: Model,
     output: Output = None,
     sidecar: Sidecar = False,
@@ -131,10 +120,7 @@ def import_stats(
 def export_stats(
     *,
     model: Model,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="File to write. [default: MODEL.pt]", show_default=False),
-    ] = None,
+    output: Annotated[Path | None, option("--output", "FILE", "File to write. [default: MODEL.pt]", "-o")] = None,
     given: Given,
     force: Force = False,
     as_json: AsJson = False,

@@ -103,13 +103,17 @@ def text_argument(text: str, where: str) -> str:
         raise UsageError("is not UTF-8 text", where=where) from None
 
 
-def option(name: str, metavar: str, text: str, *names: str, **more: Any) -> Any:
-    """A flag of one command, whose default, if it has one to tell, stands in its text."""
-    return typer.Option(name, *names, metavar=metavar, help=text, show_default=False, **more)
+def option(
+    name: str, metavar: str, text: str, *names: str, panel: str | None = None, show_default: bool = False, **more: Any
+) -> Any:
+    """A flag of one command."""
+    return typer.Option(
+        name, *names, metavar=metavar, help=text, show_default=show_default, rich_help_panel=panel, **more
+    )
 
 
-def argument(metavar: str, text: str) -> Any:
-    return typer.Argument(metavar=metavar, help=text, show_default=False)
+def argument(metavar: str, text: str, *, show_default: bool = False) -> Any:
+    return typer.Argument(metavar=metavar, help=text, show_default=show_default)
 
 
 AsJson = Annotated[bool, switch("--json", "One JSON value on stdout instead of text.")]

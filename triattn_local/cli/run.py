@@ -8,15 +8,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..errors import UsageError
 from ..settings import Settings
 from ..support import console
 from ..support.paths import decode, is_file
 from .app import EXIT_INTERRUPTED, app
 from .convert import convert_file
-from .flags import ANSWER, CACHE, COMPUTE, Given, NoEvict, Verbose, switch, text_argument, with_settings
+from .flags import (
+    ANSWER,
+    CACHE,
+    COMPUTE,
+    Given,
+    NoEvict,
+    Verbose,
+    argument,
+    option,
+    switch,
+    text_argument,
+    with_settings,
+)
 
 DEMO_SETTINGS: Mapping[str, object] = {
     # small enough that an answer of some hundred tokens goes past the cache
@@ -34,19 +44,11 @@ DEMO_SETTINGS: Mapping[str, object] = {
 @with_settings(ANSWER, CACHE, COMPUTE, planned=True)
 def run(
     *,
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", help="A path, a name that `ls` shows, or `demo`.", show_default=False),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="The prompt; else stdin is read.", show_default=False)
-    ] = None,
+    model: Annotated[str | None, argument("MODEL", "A path, a name that `ls` shows, or `demo`.")] = None,
+    prompt: Annotated[str | None, argument("PROMPT", "The prompt; else stdin is read.")] = None,
     demo: Annotated[bool, switch("--demo", "Fetch and convert a small real model, once, and use it.")] = False,
     file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file", "-f", metavar="FILE", help="Text that goes before the prompt; - is stdin.", show_default=False
-        ),
+        Path | None, option("--file", "FILE", "Text that goes before the prompt; - is stdin.", "-f")
     ] = None,
     raw: Annotated[bool, switch("--raw", "Continue the text itself: no chat template.")] = False,
     as_json: Annotated[bool, switch("--json", "The report on stdout, as its last line.")] = False,

@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..settings import Settings
 from ..support import console
 from .app import EXIT_INTERRUPTED, app
-from .flags import CACHE, COMPUTE, SERVER, AsJson, Given, Model, NoEvict, switch, with_settings
+from .flags import CACHE, COMPUTE, SERVER, AsJson, Given, Model, NoEvict, argument, option, switch, with_settings
 
 
 @app.command(context_settings={"allow_extra_args": True})
@@ -72,23 +72,13 @@ def serve(
 @with_settings("api_key")
 def openclaw_config(
     *,
-    url: Annotated[
-        str, typer.Argument(metavar="URL", help="The base URL of a running server.", show_default=False)
-    ] = "http://127.0.0.1:8080/v1",
+    url: Annotated[str, argument("URL", "The base URL of a running server.")] = "http://127.0.0.1:8080/v1",
     given: Given,
     provider: Annotated[
-        str, typer.Option("--provider", metavar="NAME", help="What OpenClaw is to call it.")
+        str, option("--provider", "NAME", "What OpenClaw is to call it.", show_default=True)
     ] = "triattn",
-    launch: Annotated[
-        str | None,
-        typer.Option(
-            "--launch", metavar="MODEL", help="Let OpenClaw start the server with this model.", show_default=False
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write it there, whole or not at all.", show_default=False),
-    ] = None,
+    launch: Annotated[str | None, option("--launch", "MODEL", "Let OpenClaw start the server with this model.")] = None,
+    output: Annotated[Path | None, option("--output", "FILE", "Write it there, whole or not at all.", "-o")] = None,
     force: Annotated[bool, switch("--force", "Write over a file that is there.")] = False,
 ) -> None:
     """Print the part of openclaw.json that makes a running server a provider of OpenClaw.
