@@ -96,7 +96,7 @@ class EvictionConfig:
     recall_queries: int = setting(
         24, WHOLE, "Last queries of a prompt that its end is compared with.", low=0, high=1024
     )
-    recall_period: int = setting(16, WHOLE, "Tokens between recalls while text streams; 0: none.", low=0, high=1024)
+    recall_period: int = setting(2, WHOLE, "Tokens between recalls while text streams; 0: none.", low=0, high=1024)
 
     def __post_init__(self) -> None:
         check(self)
