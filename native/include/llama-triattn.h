@@ -176,6 +176,11 @@ extern "C" {
     // Of a context without eviction: OFF, with n_cells and kv_bytes_other filled in.
     LLAMA_API int32_t llama_triattn_get_stats(const struct llama_context * ctx, struct llama_triattn_stats * stats);
 
+    // Compute buffers: names of up to n_max buffer types (CPU, CUDA0, CUDA_Host), which live as long as the library, and
+    // their bytes, as they would be if the model was loaded without allocation. Returns how many there are.
+    LLAMA_API int32_t llama_triattn_get_compute(
+            const struct llama_context * ctx, const char ** names, uint64_t * bytes, int32_t n_max);
+
     // T: the first position from which every token is present in every head; 0 while nothing was evicted or eviction is off.
     // A sequence can be rewound to T and later, not to before.
     LLAMA_API llama_pos llama_triattn_seq_pos_whole(const struct llama_context * ctx, llama_seq_id seq_id);

@@ -131,6 +131,26 @@ int32_t llama_triattn_get_stats(const struct llama_context * ctx, struct llama_t
     });
 }
 
+int32_t llama_triattn_get_compute(const struct llama_context * ctx, const char ** names, uint64_t * bytes, int32_t n_max) {
+    if (!ctx) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "ctx is NULL");
+    }
+    return guarded(LLAMA_TRIATTN_FAILED, [&] {
+        int32_t n = 0;
+        for (const auto & [buft, size] : ctx->memory_breakdown()) {
+            if (size.compute == 0) {
+                continue;
+            }
+            if (names && bytes && n < n_max) {
+                names[n] = ggml_backend_buft_name(buft);
+                bytes[n] = size.compute;
+            }
+            n++;
+        }
+        return n;
+    });
+}
+
 llama_pos llama_triattn_seq_pos_whole(const struct llama_context * ctx, llama_seq_id seq_id) {
     const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
     return triattn && seq_id >= 0 && seq_id < LLAMA_MAX_SEQ ? triattn->seq_pos_whole(seq_id) : 0;

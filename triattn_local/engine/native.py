@@ -152,6 +152,10 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "llama_triattn_get_params": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(Params)]),
     "llama_triattn_get_stats": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(_Stats)]),
     "llama_triattn_seq_pos_whole": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "llama_triattn_get_compute": (
+        ctypes.c_int32,
+        [ctypes.c_void_p, ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_uint64), ctypes.c_int32],
+    ),
     "llama_triattn_seq_pos_cut": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
     "llama_triattn_evict": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32]),
     "llama_triattn_score": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
@@ -272,6 +276,16 @@ def get_stats(ctx: int) -> tuple[EngineStats, bool]:
 def seq_pos_whole(ctx: int, seq_id: int = 0) -> int:
     """T: the first position from which every token is present in every head."""
     return int(library().llama_triattn_seq_pos_whole(ctx, seq_id))
+
+
+# int32_t llama_triattn_get_compute(
+#     const struct llama_context * ctx, const char ** names, uint64_t * bytes, int32_t n_max);
+def get_compute(ctx: int) -> dict[str, int]:
+    """Bytes of the compute buffers, by the name of their memory (CPU, CUDA0, CUDA_Host)."""
+    n = _check(library().llama_triattn_get_compute(ctx, None, None, 0))
+    names, sizes = (ctypes.c_char_p * n)(), (ctypes.c_uint64 * n)()
+    _check(library().llama_triattn_get_compute(ctx, names, sizes, n))
+    return {(name or b"").decode(): size for name, size in zip(names, sizes, strict=True)}
 
 
 # llama_pos llama_triattn_seq_pos_cut(const struct llama_context * ctx, llama_seq_id seq_id);

@@ -1,9 +1,8 @@
 """What a model and its contexts take, by llama.cpp's own accounting: it is asked, nothing is allocated.
 
 llama.cpp loads a model and makes a context "without allocation": it reads the header, plans every buffer, and can tell
-their sizes. KV bytes come from the library's statistics, to the byte; compute buffers from the lines in which it
-reports them, to a hundredth of a MiB; weights are added up from the header. So a file whose tensor data is a hole will
-do, and a model of 20 GB is accounted for in a second.
+their sizes. KV bytes and compute buffers come from the library, to the byte; weights are added up from the header. So a
+file whose tensor data is a hole will do, and a model of 20 GB is accounted for in a second.
 
 Knows nothing of what fits: ``placement`` and ``planner`` do.
 """
@@ -21,6 +20,7 @@ from pathlib import Path
 import llama_cpp
 
 from ..config import EvictionConfig, RuntimeConfig
+from ..engine import native
 from ..engine.context_options import ContextOptions
 from ..engine.contexts import Context, Model
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
@@ -31,7 +31,6 @@ from ..support.closing import Closing
 HOST = "host"
 """memory that is no card's"""
 
-_COMPUTE = re.compile(r"(\S+) compute buffer size = +([\d.]+) MiB")
 _LAYER = re.compile(rb"blk\.(\d+)\.")
 _INPUT = (b"token_embd", b"token_types", b"position_embd", b"per_layer_token_embd")
 
@@ -133,14 +132,12 @@ class MemoryProbe(Closing):
             except TriattnError as error:
                 raise DoesNotFitError(error.what, where=f"a context of {shape.n_ctx} tokens") from error
         with context:
-            stats = context.stats()
+            stats, buffers = context.stats(), native.get_compute(context.handle)
         compute: dict[str, int] = {}
-        for buffer, mebibytes in _COMPUTE.findall("".join(lines)):
+        for buffer, n_bytes in buffers.items():
             # the CPU's buffer may lie in memory that a card can read fast: CUDA_Host
             device = HOST if buffer == "CPU" or buffer.endswith("_Host") else buffer
-            compute[device] = compute.get(device, 0) + round(float(mebibytes) * 2**20)
-        if not compute:
-            raise TriattnError("llama.cpp told no compute buffers", where="llama_init_from_model", fix="this is a bug")
+            compute[device] = compute.get(device, 0) + n_bytes
         return ContextBytes(stats.n_cells, stats.kv_bytes + stats.kv_bytes_other, compute)
 
     def close(self) -> None:
