@@ -14,19 +14,22 @@ from typing import Any, Literal
 from .errors import UsageError
 
 Mode = Literal["shared", "per-head", "per-layer-head"]
-Policy = Literal["triattention", "streaming", "knorm", "random"]
+Policy = Literal["triattention", "streaming", "knorm", "random", "snapkv", "h2o", "tova", "rkv"]
 Terms = Literal["both", "trig", "norm"]
 Offsets = Literal["geometric", "linear"]
 Aggregate = Literal["mean", "max"]
 Cold = Literal["off", "auto"] | int
 
 MODES: tuple[Mode, ...] = ("shared", "per-head", "per-layer-head")
-POLICIES: tuple[Policy, ...] = ("triattention", "streaming", "knorm", "random")
+POLICIES: tuple[Policy, ...] = ("triattention", "streaming", "knorm", "random", "snapkv", "h2o", "tova", "rkv")
 TERMS: tuple[Terms, ...] = ("both", "trig", "norm")
 OFFSETS: tuple[Offsets, ...] = ("geometric", "linear")
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "max")
 CACHE_TYPES: tuple[str, ...] = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
+
+MAX_PIN = 0.9
+"""largest part of the budget that may be pinned"""
 
 _INT32 = 2**31 - 1
 """what llama.cpp's fields hold: ctypes would cut off the rest without a word"""
@@ -125,11 +128,22 @@ class EvictionConfig:
     """last queries of a prompt that its end is compared with"""
     recall_period: int = 16
     """tokens between recalls while text streams; 0: none"""
+    pin: float = 0.0
+    """part of the budget that a prompt may take to be pinned whole; where it takes more, its system prompt and tools
+    are, while they fit; 0: nothing is pinned"""
+    weight_q: float = 0.0
+    """weight of what the last `recall_queries` queries attend to (z-score of the logarithm of the mean weight) beside
+    the centres' score"""
 
     def __post_init__(self) -> None:
         if self.cold not in ("off", "auto"):
             _whole(self, {"cold": "--cold"}, low=1, high=2**42)
         _real(self, {"recall": "recall"})
+        _real(self, {"pin": "pin", "weight_q": "weight_q"})
+        if not 0 <= self.pin <= MAX_PIN:
+            raise UsageError(f"must be from 0 to {MAX_PIN}, not {self.pin}", where="pin")
+        if not 0.0 <= self.weight_q <= 100.0:
+            raise UsageError(f"weight_q must be from 0 to 100, not {self.weight_q}", where="weight_q")
         if not 0 <= self.recall <= 0.9:
             raise UsageError(f"must be from 0 to 0.9, not {self.recall}", where="recall")
         _whole(self, {"recall_block": "recall_block"}, low=1, high=1024)
@@ -189,6 +203,8 @@ def kv_overrides(eviction: EvictionConfig | None) -> dict[str, bool | int | floa
         "triattention.recall_block": eviction.recall_block,
         "triattention.recall_queries": eviction.recall_queries,
         "triattention.recall_period": eviction.recall_period,
+        "triattention.pin": float(eviction.pin),
+        "triattention.weight_q": float(eviction.weight_q),
     }
 
 
