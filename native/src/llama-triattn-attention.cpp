@@ -282,8 +282,11 @@ std::vector<float> llama_triattn_attention::score_head(
         return res;
     }
 
-    const auto   order = order_of(tokens);
-    const size_t n_before = std::find_if(order.begin(), order.end(), [&](uint32_t i) { return tokens[i] >= qpos[0]; }) - order.begin();
+    const auto order = order_of(tokens);
+
+    // h2o has no queries where a round follows another at once
+    const llama_pos first    = qpos.empty() ? 0 : qpos[0];
+    const size_t    n_before = std::find_if(order.begin(), order.end(), [&](uint32_t i) { return tokens[i] >= first; }) - order.begin();
 
     if (params.policy == LLAMA_TRIATTN_POLICY_SNAPKV) {
         add_mean(head_kv*n_heads, (head_kv + 1)*n_heads);
