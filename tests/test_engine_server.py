@@ -113,3 +113,33 @@ def test_n_ctx_is_the_logical_context(server: Server) -> None:
         server.chat(too_long)
     assert error.value.code == 400
     assert "exceeds the available context size" in error.value.read().decode()
+
+
+def test_a_prompt_that_fits_is_pinned_and_else_its_system_part(
+    smollm2_triattn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--keep auto: half of the budget of 192 tokens."""
+    monkeypatch.setenv("TRIATTN_KEEP", "auto")
+    server = Server(smollm2_triattn, tmp_path / "server.log", "-np", "1")
+    try:
+
+        def n_pinned() -> int:
+            return int(server.get("/slots")[0]["triattention"]["n_pinned"])
+
+        system = {"role": "system", "content": "You tell stories of the sea, and never end them."}
+        reply = server.chat([system, {"role": "user", "content": "Tell one."}], 300)
+        n_prompt = reply["usage"]["prompt_tokens"]
+        assert n_prompt <= BUDGET // 2
+        assert server.get("/slots")[0]["triattention"]["n_rounds"] > 0
+        assert n_pinned() == n_prompt
+
+        long = server.chat([system, {"role": "user", "content": prose(900)}], 8)
+        assert long["usage"]["prompt_tokens"] > BUDGET
+        assert 10 < n_pinned() < n_prompt
+
+        server.chat([{"role": "system", "content": prose(700)}, {"role": "user", "content": prose(300)}], 8)
+        assert n_pinned() == 0
+        with urllib.request.urlopen(server.url + "/metrics", timeout=10) as answer:
+            assert "llamacpp:triattn_pinned 0\n" in answer.read().decode()
+    finally:
+        server.close()

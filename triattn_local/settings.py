@@ -128,6 +128,15 @@ def _budget(value: object) -> int | None:
         raise ValueError(f"{error}, off") from None
 
 
+def _keep(value: object) -> int | str:
+    if isinstance(value, str) and value.strip().lower() == AUTO:
+        return AUTO
+    try:
+        return _integer(value)
+    except ValueError as error:
+        raise ValueError(f"{error} or {AUTO}") from None
+
+
 def _cold(value: object) -> Cold:
     """``off``, ``auto``, or bytes with or without a unit."""
     word = value.strip() if isinstance(value, str) else value
@@ -231,7 +240,13 @@ class Settings:
         "--window",
         "New tokens between two rounds; as many recent ones are safe.",
     )
-    keep: int = _setting(EvictionConfig.n_keep, _integer, "--keep", "First tokens that are never evicted.")
+    keep: int | str = _setting(
+        EvictionConfig.n_keep,
+        _keep,
+        "--keep",
+        "First tokens that are never evicted, or auto: the prompt while it fits a part of the budget.",
+    )
+    pin: float = _setting(0.5, _number, None, "Part of the budget that a prompt may take with keep = auto.")
     mode: str = _setting(EvictionConfig.mode, _word, "--mode", f"Who keeps its own set of tokens: {_one_of(MODES)}.")
     policy: str = _setting(EvictionConfig.policy, _word, "--policy", f"How tokens are ranked: {_one_of(POLICIES)}.")
     aggregate: str = _setting(
@@ -244,6 +259,9 @@ class Settings:
 
     weight_v: float = _setting(
         EvictionConfig.weight_v, _number, None, "How much the length of a token's value counts; 0 as in the paper."
+    )
+    weight_q: float = _setting(
+        EvictionConfig.weight_q, _number, None, "How much what the last queries attend to counts beside the centres."
     )
 
     cold: Cold = _setting(
@@ -445,6 +463,11 @@ class Settings:
         """Whether somebody left this setting to the plan, in so many words."""
         return self.origins.get(name) == AUTO
 
+    @property
+    def n_keep(self) -> int:
+        """First tokens that are never evicted, whether the prompt is pinned or not."""
+        return EvictionConfig.n_keep if isinstance(self.keep, str) else self.keep
+
     def eviction(self) -> EvictionConfig | None:
         """How the cache forgets, None for full attention. Raises UsageError that names where a bad value came from."""
         budget = self.budget
@@ -454,7 +477,9 @@ class Settings:
             lambda: EvictionConfig(
                 budget_tokens=budget,
                 window=self.window,
-                n_keep=self.keep,
+                n_keep=self.n_keep,
+                pin=self.pin if self.keep == AUTO else 0.0,
+                weight_q=self.weight_q,
                 mode=self.mode,  # type: ignore[arg-type]  # checked there
                 policy=self.policy,  # type: ignore[arg-type]
                 aggregate=self.aggregate,  # type: ignore[arg-type]
@@ -551,6 +576,8 @@ _BEHIND: dict[str, tuple[str, ...]] = {
     "--offset-max": ("offset_max",),
     "offset_max": ("offset_max",),
     "weight_v": ("weight_v",),
+    "weight_q": ("weight_q",),
+    "pin": ("pin",),
     "--cold": ("cold",),
     **{name: (name,) for name in ("recall", "recall_block", "recall_queries", "recall_period")},
     "n_ctx": ("ctx",),

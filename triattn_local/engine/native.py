@@ -371,8 +371,8 @@ def unpin(ctx: int, first: int = -1, end: int = -1, seq_id: int = 0) -> None:
     _check(library().llama_triattn_unpin(ctx, seq_id, first, end))
 
 
-# int32_t llama_triattn_get_pins(const struct llama_context * ctx, llama_seq_id seq_id, llama_pos * p0s, llama_pos * p1s,
-#     int32_t n_max);
+# int32_t llama_triattn_get_pins(
+#     const struct llama_context * ctx, llama_seq_id seq_id, llama_pos * p0s, llama_pos * p1s, int32_t n_max);
 def get_pins(ctx: int, seq_id: int = 0) -> list[tuple[int, int]]:
     """What is pinned of a sequence: ranges [first, end), rising, those to come included."""
     n = _check(library().llama_triattn_get_pins(ctx, seq_id, None, None, 0))

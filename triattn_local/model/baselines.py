@@ -94,7 +94,7 @@ def rkv(queries: Floats, q_pos: Ints, keys: Floats, k_pos: Ints, *, soft_cap: fl
 
 
 def last_attention(weights: Float64s, k_pos: Ints) -> Float64s:
-    """log of the mean of a_q(i) over the queries and a KV head's query heads: what ``weight_q`` weighs, as a z-score."""
+    """log of the mean of a_q(i) over queries and query heads of a KV head: what ``weight_q`` weighs, as a z-score."""
     return np.log(np.maximum(_of_groups(weights.mean(axis=1), len(k_pos)), 1e-10))
 
 
