@@ -53,8 +53,8 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=10) as answer:
             return json.load(answer)
 
-    def chat(self, messages: list[dict[str, str]], n: int = 24) -> dict[str, Any]:
-        body = json.dumps({"messages": messages, "max_tokens": n, "temperature": 0}).encode()
+    def chat(self, messages: list[dict[str, str]], n: int = 24, **more: object) -> dict[str, Any]:
+        body = json.dumps({"messages": messages, "max_tokens": n, "temperature": 0, **more}).encode()
         request = urllib.request.Request(self.url + "/v1/chat/completions", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=300) as answer:
             reply = json.load(answer)
@@ -120,14 +120,14 @@ def test_a_prompt_that_fits_is_pinned_and_else_its_system_part(
 ) -> None:
     """--keep auto: half of the budget of 192 tokens."""
     monkeypatch.setenv("TRIATTN_KEEP", "auto")
-    server = Server(smollm2_triattn, tmp_path / "server.log", "-np", "1")
+    server = Server(smollm2_triattn, tmp_path / "server.log", "-np", "1", "--metrics")
     try:
 
         def n_pinned() -> int:
             return int(server.get("/slots")[0]["triattention"]["n_pinned"])
 
         system = {"role": "system", "content": "You tell stories of the sea, and never end them."}
-        reply = server.chat([system, {"role": "user", "content": "Tell one."}], 300)
+        reply = server.chat([system, {"role": "user", "content": "Tell one."}], 240, ignore_eos=True)
         n_prompt = reply["usage"]["prompt_tokens"]
         assert n_prompt <= BUDGET // 2
         assert server.get("/slots")[0]["triattention"]["n_rounds"] > 0
