@@ -1,5 +1,6 @@
 #include "llama-triattn-attention.h"
 
+#include "llama-triattn-bytes.h"
 #include "llama-triattn-cache.h"
 
 #include "llama-context.h"
@@ -590,37 +591,18 @@ llama_triattn_attention::sequence llama_triattn::sequence_of(llama_seq_id seq_id
     return res;
 }
 
-static void write_bytes(llama_io_write_i & io, const std::vector<uint8_t> & data) {
-    const uint64_t size = data.size();
-    io.write(&size, sizeof(size));
-    io.write(data.data(), size);
-}
-
-static std::vector<uint8_t> read_bytes(llama_io_read_i & io) {
-    std::vector<uint8_t> res;
-    uint64_t size = 0;
-    io.read(&size, sizeof(size));
-    while (size > 0) {
-        const size_t n = std::min<uint64_t>(size, 1 << 20); // no more memory than there are bytes, whatever a damaged state says
-        res.resize(res.size() + n);
-        io.read(res.data() + res.size() - n, n);
-        size -= n;
-    }
-    return res;
-}
-
 // With a cold tier the queries are in its part.
 void llama_triattn::write_attention(llama_io_write_i & io, llama_seq_id seq_id) const {
     const bool is_one = seq_id >= 0 && seq_id < (llama_seq_id) n_recorded;
 
-    write_bytes(io, is_one && queries && !store ? queries->save(seq_id) : std::vector<uint8_t>());
-    write_bytes(io, is_one && attention         ? attention->save(seq_id) : std::vector<uint8_t>());
+    llama_triattn_write_bytes(io, is_one && queries && !store ? queries->save(seq_id) : std::vector<uint8_t>());
+    llama_triattn_write_bytes(io, is_one && attention         ? attention->save(seq_id) : std::vector<uint8_t>());
 }
 
 llama_triattn::attention_state llama_triattn::read_attention(llama_io_read_i & io) const {
     attention_state res;
-    res.queries = read_bytes(io);
-    res.sums    = read_bytes(io);
+    res.queries = llama_triattn_read_bytes(io);
+    res.sums    = llama_triattn_read_bytes(io);
     return res;
 }
 

@@ -24,6 +24,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -138,6 +139,10 @@ public:
     // Throws std::runtime_error for what cannot be taken.
     void set_recall(float share, uint32_t block, uint32_t queries, uint32_t period);
 
+    // Bytes written; throws std::runtime_error.
+    int64_t save_cold(llama_seq_id seq_id, const std::string & path);
+    void    open_cold(const std::string & path) { cold_file(path, false); }
+
     void set_ranking(llama_triattn_ranking fn, void * user_data) { ranking = fn; ranking_data = user_data; }
 
     const llama_triattn_params & get_params() const { return params; }
@@ -227,6 +232,7 @@ private:
     // of a saved sequence, all but its rows
     struct cold_state {
         uint64_t retained = 0; // by the store, while the context lives
+        std::vector<uint8_t> where; // in a file, empty: in none
         struct reading reading;
         uint32_t n_ring = 0;
 
@@ -236,8 +242,15 @@ private:
     };
 
     void write_cold(llama_io_write_i & io, llama_seq_id seq_id, const std::vector<uint32_t> & cells) const;
-    cold_state read_cold(llama_io_read_i & io, uint32_t n_cells) const;
+    cold_state read_cold(llama_io_read_i & io, uint32_t n_cells, uint32_t version) const;
     void take_cold(llama_seq_id seq_id, const cold_state & state, const std::vector<uint32_t> & cells);
+
+    // Files that rows were saved to or may be restored from. Those that no row lies in are closed when another is opened.
+    std::map<std::string, std::shared_ptr<llama_triattn_slab_file>> cold_files;
+
+    std::shared_ptr<llama_triattn_slab_file> cold_file(const std::string & path, bool make);
+
+    std::string cold_layout() const; // what rows in a file must agree in
 
     void init_cold(const llama_cparams & cparams);
 

@@ -1,4 +1,7 @@
+#include "llama-triattn-bytes.h"
 #include "llama-triattn-cache.h"
+
+#include "llama-triattn-slabs.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -486,8 +489,10 @@ void llama_triattn::lose(uint32_t strm) {
 void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const std::vector<uint32_t> & cells) const {
     const auto & reading = readings[seq_id];
     const uint64_t retained = store->retain(seq_id);
+    const auto     where    = store->where(seq_id);
 
     io.write(&retained,         sizeof(retained));
+    llama_triattn_write_bytes(io, where);
     io.write(&reading.at,       sizeof(reading.at));
     io.write(&reading.n_prompt, sizeof(reading.n_prompt));
     io.write(&n_ring,           sizeof(n_ring));
@@ -496,14 +501,15 @@ void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const
         io.write(&recalled[kv.seq_to_stream[seq_id]][(size_t) i*n_set], n_set*sizeof(uint8_t));
     }
     const auto data = seq_id < (llama_seq_id) n_recorded ? queries->save(seq_id) : std::vector<uint8_t>();
-    const uint64_t size = data.size();
-    io.write(&size, sizeof(size));
-    io.write(data.data(), size);
+    llama_triattn_write_bytes(io, data);
 }
 
-llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_t n_cells) const {
+llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_t n_cells, uint32_t version) const {
     cold_state res;
     io.read(&res.retained,         sizeof(res.retained));
+    if (version > 3) {
+        res.where = llama_triattn_read_bytes(io);
+    }
     io.read(&res.reading.at,       sizeof(res.reading.at));
     io.read(&res.reading.n_prompt, sizeof(res.reading.n_prompt));
     io.read(&res.n_ring,           sizeof(res.n_ring));
@@ -513,19 +519,20 @@ llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_
         io.read(&res.ranks   [(size_t) i*n_set], n_set*sizeof(float));
         io.read(&res.recalled[(size_t) i*n_set], n_set*sizeof(uint8_t));
     }
-    uint64_t size = 0;
-    io.read(&size, sizeof(size));
-    while (size > 0) {
-        const size_t n = std::min<uint64_t>(size, 1 << 20); // no more memory than there are bytes, whatever a damaged state says
-        res.queries.resize(res.queries.size() + n);
-        io.read(res.queries.data() + res.queries.size() - n, n);
-        size -= n;
-    }
+    res.queries = llama_triattn_read_bytes(io);
     return res;
 }
 
 void llama_triattn::take_cold(llama_seq_id seq_id, const cold_state & state, const std::vector<uint32_t> & cells) {
-    store->resume(state.retained, seq_id);
+    if (!store->resume(state.retained, seq_id) && !state.where.empty()) {
+        const auto it = std::find_if(cold_files.begin(), cold_files.end(), [&](const auto & file) {
+            return file.second->id() == llama_triattn_store::file_of(state.where);
+        });
+        if (it == cold_files.end() || !store->load(seq_id, it->second, state.where)) {
+            LLAMA_LOG_WARN("%s: sequence %d: rows that were evicted before it was saved are not here: %s\n", __func__, seq_id,
+                    it == cold_files.end() ? "the file that holds them is not open" : "the file has lost them, or there is no memory");
+        }
+    }
     readings[seq_id] = state.reading;
     for (size_t i = 0; i < cells.size() && !state.ranks.empty(); ++i) {
         std::copy_n(&state.ranks   [i*n_set], n_set, &ranks   [kv.seq_to_stream[seq_id]][(size_t) cells[i]*n_set]);
@@ -537,6 +544,40 @@ void llama_triattn::take_cold(llama_seq_id seq_id, const cold_state & state, con
             queries->restore(seq_id, state.queries);
         }
     }
+}
+
+std::string llama_triattn::cold_layout() const {
+    std::string res = kv.model.triattn->get_fingerprint() + format(" %u %u", store->n_slab(), row_layout());
+    for (const auto & layer : layers) {
+        res += format(" %d:%u:%s:%zu:%s:%zu", layer.ils[0], layer.n_head_kv,
+                ggml_type_name(layer.k->type), llama_triattn_row_size_k(layer),
+                layer.v ? ggml_type_name(layer.v->type) : "", llama_triattn_row_size_v(layer));
+    }
+    return res;
+}
+
+std::shared_ptr<llama_triattn_slab_file> llama_triattn::cold_file(const std::string & path, bool make) {
+    if (!store) {
+        throw std::runtime_error("the cold tier is off");
+    }
+    const auto it = cold_files.find(path);
+    if (it != cold_files.end() && it->second->is_at(path)) {
+        return it->second;
+    }
+    for (auto other = cold_files.begin(); other != cold_files.end();) {
+        other = other->second.use_count() == 1 || other == it ? cold_files.erase(other) : std::next(other);
+    }
+    return cold_files[path] = std::make_shared<llama_triattn_slab_file>(
+            path, cold_layout(), store->slab_size(), store->n_slab()/llama_triattn_store::N_BLOCK, make);
+}
+
+int64_t llama_triattn::save_cold(llama_seq_id seq_id, const std::string & path) {
+    const auto file = cold_file(path, true);
+    const int64_t res = store->save(seq_id, file);
+    if (res < 0) {
+        throw std::runtime_error(path + ": the rows of the cold tier cannot be written; the disk may be full");
+    }
+    return res;
 }
 
 //
