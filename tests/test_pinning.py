@@ -162,9 +162,7 @@ def test_the_parts_of_a_conversation(runtime: Runtime) -> None:
     whole = runtime.apply_chat_template(messages)
     prompt = runtime.tokenize(whole, parse_special=True)
     parts = runtime.chat_parts(prompt, messages)
-    assert words(runtime, prompt[: parts.n_system]).endswith(
-        "Be brief.<|im_end|>\n<|im_start|>user\n"
-    )
+    assert words(runtime, prompt[: parts.n_system]).endswith("Be brief.<|im_end|>\n<|im_start|>user\n")
     assert parts.question is not None
     assert words(runtime, prompt[parts.question :]).startswith("Since when?")
     assert runtime.chat_parts(prompt, messages[:1]) == PromptParts()
