@@ -96,6 +96,7 @@ class FakeRuntime:
         stop: Sequence[str] | None = None,
         cancel: Cancel | None = None,
         interject: Callable[[], Sequence[int]] | None = None,
+        parts: Callable[[], object] | None = None,
     ) -> Iterator[Event]:
         self.max_tokens, self.sampling, self.stop, self.interject = max_tokens, sampling, stop, interject
         n_prompt = len(prompt or ())

@@ -132,6 +132,7 @@ class ScriptedRuntime:
         stop: Sequence[str] | None = None,
         cancel: Cancel | None = None,
         interject: Callable[[], Sequence[int]] | None = None,
+        parts: Callable[[], object] | None = None,
     ) -> Iterator[Event]:
         try:
             yield from self._generate(list(prompt or self.tokens), max_tokens, sampling, stop, cancel, interject)
