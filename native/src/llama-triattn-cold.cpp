@@ -608,7 +608,7 @@ void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const
     io.write(&n_aside, sizeof(n_aside));
     for (const auto & of_set : reading.aside) {
         const auto * data = (const uint8_t *) of_set.data();
-        write_bytes(io, { data, data + of_set.size()*sizeof(of_set[0]) });
+        llama_triattn_write_bytes(io, { data, data + of_set.size()*sizeof(of_set[0]) });
     }
     for (const auto i : cells) {
         io.write(&ranks   [kv.seq_to_stream[seq_id]][(size_t) i*n_set], n_set*sizeof(float));
@@ -635,7 +635,7 @@ llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_
         throw std::runtime_error("the saved state cannot be restored: it is damaged");
     }
     for (uint32_t i = 0; i < n_aside; ++i) {
-        const auto data = read_bytes(io);
+        const auto data = llama_triattn_read_bytes(io);
         res.reading.aside.emplace_back(data.size()/sizeof(llama_pos));
         memcpy(res.reading.aside.back().data(), data.data(), res.reading.aside.back().size()*sizeof(llama_pos));
     }
