@@ -12,10 +12,23 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .errors import UsageError
-from .support.setting import BYTES, INT32, NUMBER, TRUTH, WHOLE, WHOLE_OR_OFF, WORD, check, lines, one_of, setting
+from .support.setting import (
+    BYTES,
+    INT32,
+    NUMBER,
+    TRUTH,
+    WHOLE,
+    WHOLE_OR_AUTO,
+    WHOLE_OR_OFF,
+    WORD,
+    check,
+    lines,
+    one_of,
+    setting,
+)
 
 Mode = Literal["shared", "per-head", "per-layer-head"]
-Policy = Literal["triattention", "streaming", "knorm", "random"]
+Policy = Literal["triattention", "streaming", "knorm", "random", "snapkv", "h2o", "tova", "rkv"]
 Terms = Literal["both", "trig", "norm"]
 Offsets = Literal["geometric", "linear"]
 Aggregate = Literal["mean", "max"]
@@ -61,7 +74,15 @@ class EvictionConfig:
     window: int = setting(
         128, WHOLE, "New tokens between two rounds; as many recent ones are safe.", CACHE, "TOKENS", low=1
     )
-    n_keep: int = setting(4, WHOLE, "First tokens that are never evicted.", CACHE, "TOKENS", name="keep", low=0)
+    n_keep: int = setting(
+        4,
+        WHOLE_OR_AUTO,
+        "First tokens that are never evicted, or auto: the prompt while it fits a part of the budget.",
+        CACHE,
+        "TOKENS",
+        name="keep",
+        low=0,
+    )
     mode: Mode = setting(
         "per-layer-head", WORD, f"Who keeps its own set of tokens: {one_of(MODES)}.", CACHE, "MODE", choices=MODES
     )
@@ -97,6 +118,12 @@ class EvictionConfig:
         24, WHOLE, "Last queries of a prompt that its end is compared with.", low=0, high=1024
     )
     recall_period: int = setting(2, WHOLE, "Tokens between recalls while text streams; 0: none.", low=0, high=1024)
+    # part of the budget that a prompt may take to be pinned whole, else its system prompt and tools are; 0: nothing is
+    pin: float = setting(0.0, NUMBER, low=0, high=0.9)
+    # beside the centres, the z-score of the log of what the last recall_queries queries attend to
+    weight_q: float = setting(
+        0.0, NUMBER, "How much what the last queries attend to counts beside the centres.", low=0, high=100
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -23,7 +23,7 @@ import platformdirs
 from .config import ANSWER, CACHE, EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
 from .errors import UsageError
 from .support.paths import decode, expanded
-from .support.setting import KEYS, PATH, TEXT, TEXTS, WHOLE, WORD, Setting, lines, setting
+from .support.setting import KEYS, NUMBER, PATH, TEXT, TEXTS, WHOLE, WORD, Setting, lines, setting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -118,6 +118,8 @@ class ProgramConfig:
     stop: tuple[str, ...] = setting(
         (), TEXTS, "Text that ends the answer, and is not part of it; may be given several times.", ANSWER, "TEXT"
     )
+
+    pin: float = setting(0.5, NUMBER, "Part of the budget that a prompt may take with keep = auto.")
 
     sessions: Path = setting(_WhenUsed(default_sessions_dir), PATH, "Folder of the chat's sessions and snapshots.")
     snapshot_memory: int = setting(1024, WHOLE, "MiB of memory for snapshots of the chat's cache.")
@@ -261,7 +263,15 @@ class Settings(ProgramConfig):
 
     def eviction(self) -> EvictionConfig | None:
         """How the cache forgets, None for full attention. Raises UsageError that names where a bad value came from."""
-        return None if self.budget is None else self._made(EvictionConfig)
+        if self.budget is None:
+            return None
+        is_auto = self.keep == AUTO
+        return self._made(EvictionConfig, n_keep=self.n_keep, pin=self.pin if is_auto else 0.0)
+
+    @property
+    def n_keep(self) -> int:
+        """First tokens that are never evicted, whether the prompt is pinned or not."""
+        return EvictionConfig.n_keep if self.keep == AUTO else self.keep
 
     def runtime(self, *, verbose: bool = False) -> RuntimeConfig:
         """The context to run in. Raises UsageError that names where a bad value came from."""

@@ -88,6 +88,7 @@ class FakeRuntime(ScriptedRuntime):
         cancel: Cancel | None = None,
         ignore_eos: bool = False,
         interject: Callable[[], Sequence[int]] | None = None,
+        parts: Callable[[], object] | None = None,
     ) -> Iterator[Event]:
         self.asked |= {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "interject": interject}
         n_prompt = len(prompt or ())

@@ -147,6 +147,7 @@ class ScriptedRuntime:
         cancel: Cancel | None = None,
         ignore_eos: bool = False,
         interject: Callable[[], Sequence[int]] | None = None,
+        parts: Callable[[], object] | None = None,
     ) -> Iterator[Event]:
         del ignore_eos
         try:

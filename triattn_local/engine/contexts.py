@@ -29,6 +29,7 @@ from ..support.threads import Threads
 from . import native
 from .context_options import ContextOptions
 from .devices import Device
+from .pinning import PromptParts, pinned_ranges
 from .trial import check_survives
 from .vocabulary import Vocabulary
 
@@ -241,7 +242,7 @@ class Context(Closing):
         if stops is not None:
             self._stops = llama_cpp.ggml_abort_callback(lambda _: stops())
             params.abort_callback = self._stops
-        self.model, self.options = model, options
+        self.model, self.options, self.eviction = model, options, eviction
         self.handle: Any = llama_cpp.llama_init_from_model(model.handle, params)
         if not self.handle:
             n_seq, n_ctx = options.n_seq_max, options.n_ctx
@@ -272,6 +273,26 @@ class Context(Closing):
     @property
     def n_past(self) -> int:
         return len(self.tokens)
+
+    def pin(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Pin these tokens [first, end) of the first sequence, those to come included, and no others.
+
+        Of what heads have evicted already nothing can be pinned. Raises UsageError where the budget has no room.
+        """
+        for first, end in native.get_pins(self.handle):
+            for wanted, behind in sorted(ranges):
+                if first < wanted:
+                    native.unpin(self.handle, first, min(wanted, end))
+                first = max(first, behind)
+            if first < end:
+                native.unpin(self.handle, first, end)
+        for first, end in ranges:
+            native.pin(self.handle, first, end)
+
+    def pin_prompt(self, n_tokens: int, parts: Callable[[], PromptParts] | None = None) -> None:
+        """Pin what the settings ask for of a prompt that makes the first sequence n_tokens long, see ``pinning``."""
+        if self.eviction is not None and self.eviction.pin > 0:
+            self.pin(pinned_ranges(n_tokens, self.eviction, parts))
 
     def rank_with(self, rank: Callable[[native.Round], None]) -> None:
         """Let a function of one's own rewrite the scores of every round from now on."""
@@ -365,6 +386,7 @@ class Context(Closing):
 
     def prefill(self, tokens: Sequence[int], progress: Callable[[int], None] = lambda n: None) -> NDArray[np.float32]:
         """Read a prompt in batches; logits of its last token, float32 [n_vocab]."""
+        self.pin_prompt(self.n_past + len(tokens))
         last: NDArray[np.float32] = np.empty(0, np.float32)
         for i in range(0, len(tokens), self.n_batch):
             batch = tokens[i : i + self.n_batch]

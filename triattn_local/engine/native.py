@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..config import EvictionConfig
 from ..errors import BackendMissingError, StateError, StatsError, TriattnError, UsageError, from_system
-from ..support.setting import BYTES, NUMBER, TRUTH, WHOLE, WHOLE_OR_OFF, WORD, Kind, Setting, lines
+from ..support.setting import BYTES, NUMBER, TRUTH, WHOLE, WHOLE_OR_AUTO, WHOLE_OR_OFF, WORD, Kind, Setting, lines
 from ..support.stop import Stop
 
 OK, OFF, BAD_PARAM, NO_STATS, BAD_STATS, UNSUPPORTED, FAILED = 0, -1, -2, -3, -4, -5, -6
@@ -32,6 +32,7 @@ _COLD: dict[object, int] = {"off": 0, "auto": 2**32 - 1}
 _C_TYPES: dict[Kind, type[Any]] = {
     WHOLE: ctypes.c_uint32,
     WHOLE_OR_OFF: ctypes.c_uint32,
+    WHOLE_OR_AUTO: ctypes.c_uint32,
     BYTES: ctypes.c_uint32,
     NUMBER: ctypes.c_float,
     WORD: ctypes.c_int32,
@@ -105,6 +106,8 @@ class EngineStats:
     """K rows that came back, summed over layers and heads"""
     t_store_us: int = 0
     t_recall_us: int = 0
+    n_pinned: int = 0
+    """cells that hold pinned tokens now"""
 
 
 class _Stats(ctypes.Structure):
@@ -157,6 +160,16 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
         [ctypes.c_void_p, ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_uint64), ctypes.c_int32],
     ),
     "llama_triattn_seq_pos_cut": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "llama_triattn_pin": (ctypes.c_int32, [ctypes.c_void_p] + [ctypes.c_int32] * 3),
+    "llama_triattn_unpin": (ctypes.c_int32, [ctypes.c_void_p] + [ctypes.c_int32] * 3),
+    "llama_triattn_get_pins": (
+        ctypes.c_int32,
+        [ctypes.c_void_p, ctypes.c_int32] + [ctypes.c_void_p] * 2 + [ctypes.c_int32],
+    ),
+    "llama_triattn_get_queries": (
+        ctypes.c_int32,
+        [ctypes.c_void_p] + [ctypes.c_int32] * 2 + [ctypes.c_void_p] * 2 + [ctypes.c_int32],
+    ),
     "llama_triattn_evict": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32]),
     "llama_triattn_score": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
     "llama_triattn_set_recall": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_float] + [ctypes.c_uint32] * 3),
@@ -298,6 +311,47 @@ def seq_pos_cut(ctx: int, seq_id: int = 0) -> int:
 def evict(ctx: int, seq_id: int = 0, n_tokens: int = 0) -> int:
     """Round now, down to n_tokens (0: the budget). Returns the number of tokens evicted."""
     return _check(library().llama_triattn_evict(ctx, seq_id, n_tokens))
+
+
+# int32_t llama_triattn_pin(struct llama_context * ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+def pin(ctx: int, first: int, end: int, seq_id: int = 0) -> int:
+    """Tokens [first, end) of a sequence are not evicted from now on, those included that are still to come.
+
+    Returns how many of them are pinned: what was evicted from some head cannot be. Raises UsageError where the budget
+    has no room for them.
+    """
+    return _check(library().llama_triattn_pin(ctx, seq_id, first, end))
+
+
+# int32_t llama_triattn_unpin(struct llama_context * ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+def unpin(ctx: int, first: int = -1, end: int = -1, seq_id: int = 0) -> None:
+    """Take pins off [first, end); -1: from the beginning, to the end."""
+    _check(library().llama_triattn_unpin(ctx, seq_id, first, end))
+
+
+# int32_t llama_triattn_get_pins(
+#     const struct llama_context * ctx, llama_seq_id seq_id, llama_pos * p0s, llama_pos * p1s, int32_t n_max);
+def get_pins(ctx: int, seq_id: int = 0) -> list[tuple[int, int]]:
+    """What is pinned of a sequence: ranges [first, end), rising, those to come included."""
+    n = _check(library().llama_triattn_get_pins(ctx, seq_id, None, None, 0))
+    ranges = np.empty((2, n), np.int32)
+    _check(library().llama_triattn_get_pins(ctx, seq_id, _pointer(ranges[0]), _pointer(ranges[1]), n))
+    return [(int(first), int(end)) for first, end in ranges.T]
+
+
+# int32_t llama_triattn_get_queries(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, llama_pos * pos,
+#     float * rows, int32_t n_max);
+def get_queries(ctx: int, il: int, n_head: int, head_dim: int, seq_id: int = 0) -> tuple[Any, NDArray[np.float32]]:
+    """Queries that are recorded: positions, int32 [n], and rows, float32 [n, n_head, head_dim].
+
+    As attention saw them, times its scale, and rotated where the cached keys are (``get_rows_info``). Raises UsageError
+    where none are recorded.
+    """
+    n = _check(library().llama_triattn_get_queries(ctx, seq_id, il, None, None, 0))
+    pos = np.empty(n, np.int32)
+    rows = np.empty((n, n_head, head_dim), np.float32)
+    _check(library().llama_triattn_get_queries(ctx, seq_id, il, _pointer(pos), _pointer(rows), n))
+    return pos, rows
 
 
 # int32_t llama_triattn_score(struct llama_context * ctx, llama_seq_id seq_id);

@@ -132,6 +132,15 @@ def _read_whole_or_off(value: object) -> int | None:
         raise ValueError(f"{error}, off") from None
 
 
+def _read_whole_or_auto(value: object) -> int | str:
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    try:
+        return _read_whole(value)
+    except ValueError as error:
+        raise ValueError(f"{error} or auto") from None
+
+
 def _read_bytes(value: object) -> int | str:
     """``off``, ``auto``, or bytes with or without a unit."""
     word = value.strip() if isinstance(value, str) else value
@@ -260,6 +269,7 @@ def _word(value: Any, line: Setting) -> Any:
 
 WHOLE = Kind(int, _read_whole, _whole)
 WHOLE_OR_OFF = Kind(int, _read_whole_or_off, _whole)
+WHOLE_OR_AUTO = Kind(str, _read_whole_or_auto, _whole)
 BYTES = Kind(str, _read_bytes, _bytes)
 NUMBER = Kind(float, _read_number, _number)
 TRUTH = Kind(bool, _read_truth, _truth)
