@@ -365,6 +365,8 @@ class Settings:
     """setting -> "--budget", "environment TRIATTN_BUDGET", "budget in <config.toml>", "auto" or "default" """
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """name -> settings of answers, of the config file"""
+    mcp: tuple[Mapping[str, Any], str] = field(default_factory=lambda: ({}, ""))
+    """tables of the config file that name servers of tools, and the file's name; ``tools.servers`` reads them"""
 
     @classmethod
     def load(
@@ -399,6 +401,7 @@ class Settings:
 
         known = fields()
         presets = _presets(table.pop(PRESETS, {}), path)
+        mcp: Any = table.pop(MCP, {})
         _check_keys(table, known, str(path))
         named = flags.get("preset") or environ.get(f"{ENV_PREFIX}PRESET", "").strip() or table.get("preset")
         preset = _preset(named, presets, path) if named else {}
@@ -430,7 +433,7 @@ class Settings:
             except ValueError as error:
                 wanted = f"{error} or {AUTO}" if planned else str(error)
                 raise UsageError(f"{raw!r} is not {wanted}", where=origins[name]) from None
-        return cls(**values, origins=origins, presets=presets)
+        return cls(**values, origins=origins, presets=presets, mcp=(mcp, str(path)))
 
     def changed(self, origin: str, **values: Any) -> Settings:
         """The same with other values, and where these came from."""
@@ -539,8 +542,8 @@ SAMPLING = {
 }
 """field of SamplingConfig -> its setting"""
 
-PRESETS = "presets"
-"""table of the config file"""
+PRESETS, MCP = "presets", "mcp"
+"""tables of the config file"""
 
 ANSWERS = ("system", "think", "effort", "think_budget", "max_tokens", *SAMPLING.values(), "stop")
 """settings of answers: what a preset may have"""
@@ -562,7 +565,7 @@ _BEHIND: dict[str, tuple[str, ...]] = {
 
 def fields() -> dict[str, dataclasses.Field[Any]]:
     """Setting -> its field, with ``flag`` and ``help`` in its metadata."""
-    return {entry.name: entry for entry in dataclasses.fields(Settings) if entry.name not in ("origins", PRESETS)}
+    return {entry.name: entry for entry in dataclasses.fields(Settings) if entry.name not in ("origins", PRESETS, MCP)}
 
 
 for _name, _entry in fields().items():

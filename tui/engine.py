@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from textual.message import Message as TextualMessage
 
@@ -24,7 +25,7 @@ from triattn_local.engine import runtime as runtime_module
 from triattn_local.engine.runtime import Prefill
 from triattn_local.errors import TriattnError, from_system
 from triattn_local.sessions import Message, SessionStore, SnapshotCache, State
-from triattn_local.sessions.conversation import Answered, Conversation, Piece, Ready, Settled, TooLongError
+from triattn_local.sessions.conversation import Answered, Called, Conversation, Piece, Ready, Settled, TooLongError
 from triattn_local.settings import Settings
 from triattn_local.store import demo_sampling
 from triattn_local.support.stop import Stop
@@ -53,6 +54,8 @@ class Turn:
     max_tokens: int | None
     thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
     stop: Sequence[str] = ()
+    tools: Callable[[Stop], Sequence[Mapping[str, Any]]] = lambda stop: ()
+    """what may be called, as OpenAI's protocol has it; may wait until that is known, or until it is stopped"""
 
 
 class Engine:
@@ -153,7 +156,9 @@ class Engine:
         self._numbers.hold(turn.session, conversation.rt.stats())
         start_s = time.perf_counter()
         state: State = "complete"
+        calls: list[dict[str, object]] = []
         try:
+            conversation.tools = turn.tools(stop)
             for event in conversation.respond(
                 turn.session,
                 turn.system,
@@ -177,9 +182,15 @@ class Engine:
                         self._store.append(turn.answer, event.kind, event.text)
                     self.pieces.append((event.kind, event.text, event.n_tokens))
                     self._read_cache(False, turn.session, turn.path)
+                elif isinstance(event, Called):
+                    # nine letters and digits, as some templates want, and no two the same in a conversation
+                    id_ = f"c{turn.answer % 1_000_000:06d}{len(calls) % 100:02d}"
+                    calls.append({"id": id_, "name": event.call.name, "arguments": dict(event.call.arguments)})
                 elif isinstance(event, Answered):
                     state = _STATES[event.reason]
                     report = self._report(event, time.perf_counter() - start_s, ready)
+                    if calls and state == "complete":
+                        report["calls"] = calls
                     answer = self._finish(turn, state, report)
                     self._read_cache(True, turn.session, [*turn.path, answer])
                     self._post(events.TurnEnded(answer))
@@ -191,6 +202,8 @@ class Engine:
             return
         if state == "stopped" and not (answer.content or answer.thinking):
             return  # stopped in the prompt: reading on is what was not wanted
+        if answer.calls:
+            return  # it goes on with what the tools say
         for event in conversation.settle(turn.session, turn.system, [*turn.path, answer], cancel=settling):
             if isinstance(event, Settled):
                 self._read_cache(True, turn.session, [*turn.path, answer])

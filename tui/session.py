@@ -50,10 +50,14 @@ class OpenSession:
         return [message for message in self.path if not message.left_out]
 
     def turn_of(self, message: Message) -> list[Message]:
-        """A message of the user on the branch that is read, and the answer to it; or the other way round."""
+        """A message of the user on the branch that is read, and all up to the next one: given any of them."""
         path = self.path
-        question = message.id if message.role == "user" else message.parent
-        return [m for m in path if question in (m.id, m.parent if m.role == "assistant" else None)]
+        at = next((i for i, m in enumerate(path) if m.id == message.id), None)
+        if at is None:
+            return []
+        begin = next((i for i in range(at, -1, -1) if path[i].role == "user"), 0)
+        end = next((i for i in range(begin + 1, len(path)) if path[i].role == "user"), len(path))
+        return path[begin:end]
 
     def leave_out(self, messages: Iterable[Message], out: bool = True) -> None:
         """Keep the model from reading messages, or let it read them again."""
@@ -86,6 +90,13 @@ class OpenSession:
         answer = self._store.add(message.session, message.id, "assistant", state="streaming")
         self.reload()
         return answer
+
+    def result_of(self, answer: Message, call: Mapping[str, Any], text: str, **report: Any) -> Message:
+        """What came of a call that an answer makes, below the last message of the branch that is read."""
+        told = {"call": call["id"], "name": call["name"], "arguments": call["arguments"], **report}
+        result = self._store.add(answer.session, self.path[-1].id, "tool", text, report=told)
+        self.reload()
+        return result
 
     def switch(self, message: Message, step: int) -> bool:
         """Go to a neighbouring alternative of a message; False at the last one."""

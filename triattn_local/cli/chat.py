@@ -65,6 +65,16 @@ def chat(
         typer.Option("--resume", metavar="ID", help="Go on with this session; F2 lists them.", show_default=False),
     ] = None,
     system: System = None,
+    mcp: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mcp",
+            metavar="SERVER",
+            help="Tools that the model may call, of an MCP server: its command line, or its address. May be given "
+            "several times; config.toml has more under [mcp.NAME].",
+            show_default=False,
+        ),
+    ] = None,
     theme: Annotated[str | None, flag("theme", "NAME", "Looks")] = None,
     ctx: PlannedCtx = None,
     budget: PlannedBudget = None,
@@ -117,7 +127,7 @@ def chat(
     from ..tui.app import Start
     from ..tui.run import run_chat
 
-    run_chat(settings, Start(path, resume, go_on, settings.system or "", evict=not no_evict))
+    run_chat(settings, Start(path, resume, go_on, settings.system or "", evict=not no_evict, mcp=tuple(mcp or ())))
 
 
 def _chat_defaults() -> Mapping[str, object]:

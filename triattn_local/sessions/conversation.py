@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..answers.thinking import TextKind, ThinkingLimit, TokenSplitter, marks_of
+from ..answers.tool_calls import MARKS, ToolCall, ToolCallSplitter
 from ..config import SamplingConfig, ThinkingConfig
 from ..engine.runtime import Cancel, Done, Prefill, Runtime, Token, n_shared
 from ..errors import StateError, UsageError
-from .model import Message
+from .model import Message, turns_of
 from .snapshot_cache import SnapshotCache
 
 WORTH_A_FILE = 512
@@ -56,6 +57,13 @@ class Piece:
     text: str
     n_tokens: int
     """tokens of this kind so far"""
+
+
+@dataclass(frozen=True)
+class Called:
+    """The answer wants a tool to be called; of the text it is no part."""
+
+    call: ToolCall
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class Span:
     """byte of the content at which each of its tokens ends: int64 [n_tokens], rising"""
 
 
-Event = Ready | Prefill | Piece | Answered | Settled
+Event = Ready | Prefill | Piece | Called | Answered | Settled
 
 
 class TooLongError(UsageError):
@@ -164,17 +172,20 @@ class Conversation:
         self.marks = marks_of(rt.vocabulary.chat_template)
         self.thinking = ThinkingConfig()
         """how the session at hand has the model think: its template may say so at the beginning of every prompt"""
+        self.tools: Sequence[Mapping[str, Any]] = ()
+        """what it may call, as OpenAI's protocol has them: they too stand at the beginning of every prompt"""
         self._pieces_of: dict[int, bytes] = {}
 
     # ------------------------------------------------------------------ text
 
     def prompt_text(self, system: str, path: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation in the model's template, without any thinking."""
-        turns: list[dict[str, Any]] = [{"role": m.role, "content": m.prompt} for m in path]
+        turns = turns_of(path)
 
         def render(turns: Sequence[Mapping[str, Any]]) -> str:
+            tools: Any = {"tools": self.tools} if self.tools else {}
             return self.rt.apply_chat_template(
-                turns, thinking=self.thinking, add_generation_prompt=add_generation_prompt
+                turns, thinking=self.thinking, add_generation_prompt=add_generation_prompt, **tools
             )
 
         if not system:
@@ -216,7 +227,9 @@ class Conversation:
     def lasting(self, system: str, path: Sequence[Message]) -> list[int]:
         """Tokens that every continuation of the conversation begins with, whatever is said next."""
         nothing = Message(id=-1, session="", parent=None, role="user", content="")
-        if path and path[-1].role == "user":
+        if path and path[-1].role != "assistant":
+            if path[-1].role == "tool":  # what follows a call is its result
+                nothing = path[-1]
             path = path[:-1]
         one, other = (
             self.prompt(system, [*path, dataclasses.replace(nothing, content=content)]) for content in ("0", "Z")
@@ -240,8 +253,8 @@ class Conversation:
 
         Yields
         ------
-        Ready, Prefill after every batch, Piece after every token, Answered. With `cancel` set, Answered comes after
-        the batch or token at hand.
+        Ready, Prefill after every batch, Piece after every token, Called where tools are offered and one is called,
+        Answered. With `cancel` set, Answered comes after the batch or token at hand.
 
         Raises
         ------
@@ -259,7 +272,9 @@ class Conversation:
         earlier = self.lasting(system, path) if len(path) > 1 else []
         yield self._go_back(session, path, tokens, earlier)
 
-        splitter = TokenSplitter(self.marks, text, self.rt.token_bytes)
+        known = [mark for pair in MARKS for mark in pair] if self.tools else []
+        splitter = TokenSplitter(self.marks, text, self.rt.token_bytes, known)
+        calls = ToolCallSplitter() if self.tools else None
         counts = splitter.n_tokens
         most = self.thinking.limit
         limit = None if most is None else ThinkingLimit(splitter, most, self.rt.tokenize)
@@ -280,9 +295,11 @@ class Conversation:
                 parts = splitter.push_token(event.id, event.text)
                 if kind == "thinking" and splitter.kind == "content":
                     thinking_s = time.perf_counter() - first_s
-                yield from self._pieces(parts, splitter.kind, counts)
+                yield from self._pieces(parts, splitter.kind, counts, calls)
             elif isinstance(event, Done):
-                yield from self._pieces(splitter.flush(), splitter.kind, counts)
+                yield from self._pieces(splitter.flush(), splitter.kind, counts, calls)
+                for part in calls.flush() if calls is not None else ():
+                    yield Called(part) if isinstance(part, ToolCall) else Piece("content", part, counts["content"])
                 if splitter.kind == "thinking":
                     thinking_s = time.perf_counter() - first_s
                 yield Answered(
@@ -298,10 +315,18 @@ class Conversation:
                 )
 
     def _pieces(
-        self, parts: Sequence[tuple[TextKind, str]], now: TextKind, counts: dict[TextKind, int]
-    ) -> Iterator[Piece]:
+        self,
+        parts: Sequence[tuple[TextKind, str]],
+        now: TextKind,
+        counts: dict[TextKind, int],
+        calls: ToolCallSplitter | None,
+    ) -> Iterator[Piece | Called]:
         for kind, text in parts or [(now, "")]:
-            yield Piece(kind, text, counts[kind])
+            if calls is None or kind == "thinking":
+                yield Piece(kind, text, counts[kind])
+                continue
+            for part in calls.push(text) or [""]:
+                yield Called(part) if isinstance(part, ToolCall) else Piece(kind, part, counts[kind])
 
     def settle(
         self, session: str, system: str, path: Sequence[Message], *, cancel: Cancel | None = None

@@ -6,11 +6,13 @@ read. Knows nothing of databases and models.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["user", "assistant"]
+Role = Literal["user", "assistant", "tool"]
+"""tool: what came of a call that the assistant made"""
 State = Literal["streaming", "complete", "stopped", "length", "context", "interrupted", "failed"]
 """of an answer: coming, whole, stopped by the user, at the token limit, at the end of the context, cut off by a crash,
 ended by an error"""
@@ -45,7 +47,8 @@ class Message:
     attachments: tuple[Attachment, ...] = ()
     state: State = "complete"
     report: Mapping[str, Any] = field(default_factory=dict)
-    """of an answer: tokens, seconds, tokens/s, model; of any message: whether it is left out"""
+    """of an answer: tokens, seconds, tokens/s, calls of tools; of a result: which call it belongs to; of any message:
+    whether it is left out"""
     created: float = 0.0
     """seconds since 1970"""
 
@@ -55,9 +58,42 @@ class Message:
         return bool(self.report.get("left_out"))
 
     @property
+    def calls(self) -> Sequence[Mapping[str, Any]]:
+        """The tools that an answer calls: `id`, `name` and `arguments` of each."""
+        return self.report.get("calls", ())
+
+    @property
     def prompt(self) -> str:
         """What the model is given for it."""
         return "\n\n".join([*(file.as_prompt() for file in self.attachments), self.content])
+
+    def as_turn(self) -> dict[str, Any]:
+        """As OpenAI's protocol has it, without thinking."""
+        turn: dict[str, Any] = {"role": self.role, "content": self.prompt}
+        if self.calls:
+            turn["tool_calls"] = [
+                {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
+                for call in self.calls
+            ]
+        if self.role == "tool":
+            turn["tool_call_id"], turn["name"] = self.report.get("call", ""), self.report.get("name", "")
+        return turn
+
+
+def turns_of(path: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as templates take them: a call that was never made, since the program ended before, has a result too."""
+    turns: list[dict[str, Any]] = []
+    for i, message in enumerate(path):
+        turns.append(message.as_turn())
+        following = itertools.takewhile(lambda other: other.role == "tool", path[i + 1 :])
+        made = {other.report.get("call") for other in following}
+        for call in message.calls:
+            if call["id"] not in made:
+                turns.append({"role": "tool", "content": NOT_CALLED, "tool_call_id": call["id"], "name": call["name"]})
+    return turns
+
+
+NOT_CALLED = "It was not called."
 
 
 @dataclass(frozen=True)
