@@ -25,9 +25,7 @@ class Toolbox:
         Tokens of a text; None without a model.
     """
 
-    def __init__(
-        self, host: ToolHost, permissions: Permissions, count_tokens: Callable[[str], int | None]
-    ) -> None:
+    def __init__(self, host: ToolHost, permissions: Permissions, count_tokens: Callable[[str], int | None]) -> None:
         self.host, self.permissions = host, permissions
         self._count_tokens = count_tokens
 
@@ -48,10 +46,8 @@ class Toolbox:
         if n_tokens is None or n_tokens <= most:
             return text
         n_chars = len(text) * most // n_tokens
-        return (
-            f"{text[:n_chars]}\n[cut: the result has {len(text):,} characters, about {n_tokens:,} tokens; these are the "
-            f"first {n_chars:,} characters]"
-        )
+        size = f"{len(text):,} characters, {n_tokens:,} tokens"
+        return f"{text[:n_chars]}\n[cut: the result has {size}; these are the first {n_chars:,} characters]"
 
 
 def spelled(name: str, arguments: Mapping[str, Any], width: int = 60) -> str:

@@ -1,7 +1,7 @@
 """A server of tools for the tests, made with the official SDK: good ones, and each kind of bad one.
 
-    python tool_server.py            over stdio
-    python tool_server.py PORT       over streamable HTTP
+python tool_server.py            over stdio
+python tool_server.py PORT       over streamable HTTP
 """
 
 from __future__ import annotations

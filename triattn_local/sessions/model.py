@@ -60,7 +60,8 @@ class Message:
     @property
     def calls(self) -> Sequence[Mapping[str, Any]]:
         """The tools that an answer calls: `id`, `name` and `arguments` of each."""
-        return self.report.get("calls", ())
+        calls: Sequence[Mapping[str, Any]] = self.report.get("calls", ())
+        return calls
 
     @property
     def prompt(self) -> str:
@@ -72,7 +73,11 @@ class Message:
         turn: dict[str, Any] = {"role": self.role, "content": self.prompt}
         if self.calls:
             turn["tool_calls"] = [
-                {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}}
+                {
+                    "id": call["id"],
+                    "type": "function",
+                    "function": {"name": call["name"], "arguments": call["arguments"]},
+                }
                 for call in self.calls
             ]
         if self.role == "tool":

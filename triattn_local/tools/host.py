@@ -110,7 +110,7 @@ class ToolHost:
         return [ServerState(keeper.server, keeper.state, keeper.problem) for keeper in self._keepers]
 
     def tools(self) -> list[Tool]:
-        """What the servers that have started offer; names are those that OpenAI's protocol takes, and no two the same."""
+        """What the servers that have started offer, by names that OpenAI's protocol takes, no two the same."""
         own = [tool.own_name for keeper in self._keepers for tool in keeper.tools]
         tools: dict[str, Tool] = {}
         for keeper in self._keepers:
@@ -144,10 +144,8 @@ class ToolHost:
         async def end() -> None:
             await asyncio.wait_for(asyncio.gather(*(keeper.end() for keeper in self._keepers)), _CLOSE_S)
 
-        try:
+        with contextlib.suppress(Exception):  # what does not end now ends with this process, which has its pipes
             asyncio.run_coroutine_threadsafe(end(), self._loop).result(_CLOSE_S + 1)
-        except Exception:  # what does not end now ends with this process, which has its pipes
-            pass
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(1)
         self._loop = None
@@ -285,7 +283,9 @@ async def _connected(server: Server, complaints: IO[str]) -> AsyncIterator[Any]:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     async with contextlib.AsyncExitStack() as stack:
         if server.url is not None:
-            http = httpx2.AsyncClient(headers=dict(server.headers), timeout=httpx2.Timeout(30, read=server.timeout_s + 30))
+            http = httpx2.AsyncClient(
+                headers=dict(server.headers), timeout=httpx2.Timeout(30, read=server.timeout_s + 30)
+            )
             await stack.enter_async_context(http)
             transport = streamable_http_client(server.url, http_client=http)
         else:
@@ -328,11 +328,13 @@ def _words(error: BaseException) -> str:
 def _text_of(result: Any) -> str:
     parts = []
     for block in result.content or ():
-        resource = getattr(block, "resource", None)
+        resource: Any = getattr(block, "resource", None)
         if block.type == "text":
             parts.append(block.text)
         elif block.type in ("image", "audio"):
-            parts.append(f"[{block.type}, {block.mime_type}, {len(block.data) * 3 // 4:,} bytes: not shown to the model]")
+            parts.append(
+                f"[{block.type}, {block.mime_type}, {len(block.data) * 3 // 4:,} bytes: not shown to the model]"
+            )
         elif getattr(resource, "text", None) is not None:
             parts.append(f"{resource.uri}:\n{resource.text}")
         else:
@@ -345,4 +347,5 @@ def _text_of(result: Any) -> str:
 def _cut(text: str) -> str:
     if len(text) <= MOST_CHARS:
         return text
-    return f"{text[:MOST_CHARS]}\n[cut: the result has {len(text):,} characters, of which these are the first {MOST_CHARS:,}]"
+    note = f"[cut: the result has {len(text):,} characters, of which these are the first {MOST_CHARS:,}]"
+    return f"{text[:MOST_CHARS]}\n{note}"

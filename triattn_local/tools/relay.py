@@ -1,4 +1,4 @@
-"""Stands between the SDK and a server that is a program, in a process of its own, and hands on what it says line by line.
+"""Stands between the SDK and a server that is a program, in a process of its own: hands on what it says, line by line.
 
 The SDK keeps a line until it is whole, however long it grows, and reads lines as fast as they come. A server that runs
 wild would take the chat's memory and its thread; here it is ended, with a word about why on stderr.
@@ -44,7 +44,11 @@ def main(command: list[str]) -> int:
             line = b""  # what is printed for people, and no message
         if n_lines > MOST_LINES or (len(line) == MOST_BYTES and not line.endswith(b"\n")):
             child.kill()
-            what = f"more than {MOST_LINES:,} lines in {WITHIN_S:.0f} s" if n_lines > MOST_LINES else "a line that does not end"
+            what = (
+                f"more than {MOST_LINES:,} lines in {WITHIN_S:.0f} s"
+                if n_lines > MOST_LINES
+                else "a line that does not end"
+            )
             _say(f"it was ended, for it sent {what}")
             return 1
         while line:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ TIMEOUT_S = 60.0
 """that a call may take"""
 _KEYS = ("command", "args", "env", "cwd", "url", "headers", "timeout")
 _URL = re.compile(r"https?://[^\s/]+", re.IGNORECASE)
+_STARTERS = ("npx", "uvx", "node", "python", "python3", Path(sys.executable).name)
 _COMMON = re.compile(r"(?:mcp-server-|server-|mcp-)")
 
 
@@ -76,8 +78,10 @@ def _of_word(word: str) -> Server:
     except ValueError as error:
         raise UsageError(f"{word!r} is no command line: {error}", where="--mcp") from None
     if not parts:
-        raise UsageError("names no server", where="--mcp", fix="give a command line, or an address that begins with http")
-    telling = [part for part in parts if not part.startswith("-") and part not in ("npx", "uvx", "node", "python", "python3")]
+        raise UsageError(
+            "names no server", where="--mcp", fix="give a command line, or an address that begins with http"
+        )
+    telling = [part for part in parts if not part.startswith("-") and Path(part).name not in _STARTERS]
     return Server(_name(Path((telling or parts)[0]).stem), tuple(_home(part) for part in parts))
 
 
@@ -105,7 +109,10 @@ def _server(name: str, table: Mapping[str, Any], where: str) -> Server:
     else:
         first = table["command"]
         words = [first] if isinstance(first, str) else first
-        command = tuple(_home(word) for word in [*_words(words, f"command in {where}"), *_words(table.get("args", []), f"args in {where}")])
+        command = tuple(
+            _home(word)
+            for word in [*_words(words, f"command in {where}"), *_words(table.get("args", []), f"args in {where}")]
+        )
         if not command or not command[0]:
             raise UsageError("is empty", where=f"command in {where}")
     timeout = table.get("timeout", TIMEOUT_S)

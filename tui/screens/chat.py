@@ -342,7 +342,9 @@ class ChatScreen(Screen[None]):
             question = self.session.path[-1]
             if question.role == "tool":
                 question = self.session.turn_of(question)[0]
-            self._leave_out(self.session.turn_of(question))  # until it is asked again: or each message after it would be too long, too
+            self._leave_out(
+                self.session.turn_of(question)
+            )  # until it is asked again: or each message after it would be too long, too
             room = room_for_answer(event.error.n_ctx)
             if event.oldest and event.n_after + room <= event.error.n_ctx:
                 self.app.push_screen(FullScreen(event), lambda way: self._go_on(way, event, question))
@@ -420,7 +422,9 @@ class ChatScreen(Screen[None]):
         if stop.is_set() or last.role != "tool":
             return
         if n >= MOST_IN_A_ROW:
-            await self.transcript.say(Notice(f"The model called tools {n} times in a row.", fix="a message lets it go on"))
+            await self.transcript.say(
+                Notice(f"The model called tools {n} times in a row.", fix="a message lets it go on")
+            )
             return
         await self._ask(last)
 
@@ -431,7 +435,9 @@ class ChatScreen(Screen[None]):
             result = Result(f"There is no tool {name!r}.", True)
         else:
             word = await self._allowed(tool, arguments, stop)
-            result = Result("It was not called: the user stopped." if word == "stopped" else "The user does not allow it.", True)
+            result = Result(
+                "It was not called: the user stopped." if word == "stopped" else "The user does not allow it.", True
+            )
             if not word:
                 result, word = await self._wait_for(tool, arguments, stop)
         stats = self.status.stats
