@@ -294,6 +294,8 @@ class ChatApp(App[None]):
                 yield SystemCommand(f"Preset: {name}", about, functools.partial(self.use_preset, name))
             yield SystemCommand("Attach a file", "A text file that goes with the message", chat.action_attach)
             yield SystemCommand("Answer anew", "One more answer to the last message", chat.action_again)
+            about = "The model writes what it reads from then on in the place of all turns but the last"
+            yield SystemCommand("Summarise the conversation", about, chat.action_summarise)
             yield SystemCommand("Memory panel", "Show or hide it", chat.action_memory)
             yield SystemCommand("Memory map", "What each layer keeps of the conversation", self.action_map)
             yield SystemCommand("Dim what is forgotten", "Text that no head holds any more", chat.action_dim)

@@ -93,6 +93,12 @@ class Engine:
         self._settling = Stop()
         self._submit(self._answer, turn, self._stop, self._settling)
 
+    def summarise(self, turn: Turn) -> None:
+        """Of the messages of a turn, which asks nothing: ``Reading``, ``Summarised``."""
+        self._settling.set()
+        self._stop = Stop()
+        self._submit(self._summarise, turn, self._stop)
+
     def stop(self) -> None:
         """End the answer that is coming, in its prompt too."""
         self._stop.set()
@@ -208,6 +214,27 @@ class Engine:
             if isinstance(event, Settled):
                 self._read_cache(True, turn.session, [*turn.path, answer])
                 self._post(events.TurnSettled(turn.answer, event))
+
+    def _summarise(self, turn: Turn, stop: Stop) -> None:
+        conversation, parts, whole = self._conversation, list[str](), False
+        try:
+            if conversation is None:
+                raise TriattnError("no model is loaded", fix="choose one with F3")
+            conversation.thinking, conversation.tools = turn.thinking, turn.tools(stop)
+            for event in conversation.summarise(
+                turn.session, turn.system, turn.path, sampling=turn.sampling, cancel=stop
+            ):
+                if isinstance(event, Prefill):
+                    self._post(events.Reading(event.n_done, event.n_total, 0.0))
+                elif isinstance(event, Piece) and event.kind == "content":
+                    parts.append(event.text)
+                elif isinstance(event, Answered):
+                    whole = event.reason != "cancelled"
+        except BaseException as error:
+            self._post(events.Summarised(turn.path, None, _found(error)))
+            return
+        text = "".join(parts).strip()
+        self._post(events.Summarised(turn.path, text if whole and text else None))
 
     def _fail(self, turn: Turn, error: TriattnError) -> None:
         answer = self._finish(turn, "failed", {"error": str(error)})

@@ -13,7 +13,7 @@ from typing import Any
 from triattn_local.config import SamplingConfig, ThinkingConfig
 from triattn_local.errors import UsageError
 from triattn_local.sessions import Attachment, Message, Session, SessionStore
-from triattn_local.sessions.model import newest_leaf, path_to, siblings
+from triattn_local.sessions.model import newest_leaf, path_to, read_of, siblings, summarised
 
 _TITLE_LENGTH = 60
 THINKING_OPTIONS = {"think": "enabled", "effort": "effort", "think_budget": "budget_tokens"}
@@ -47,7 +47,7 @@ class OpenSession:
     @property
     def read(self) -> list[Message]:
         """Of the branch, what the model reads."""
-        return [message for message in self.path if not message.left_out]
+        return read_of(self.path)
 
     def turn_of(self, message: Message) -> list[Message]:
         """A message of the user on the branch that is read, and all up to the next one: given any of them."""
@@ -60,8 +60,20 @@ class OpenSession:
         return path[begin:end]
 
     def leave_out(self, messages: Iterable[Message], out: bool = True) -> None:
-        """Keep the model from reading messages, or let it read them again."""
-        self._store.leave_out([message.id for message in messages], out)
+        """Keep the model from reading messages, or let it read them again: all those that have one summary together."""
+        ids = [message.id for message in messages if message.id > 0]
+        if not out:
+            for block in summarised(self.path):
+                of = [message.id for message in block]
+                ids += [id_ for id_ in of if id_ not in ids] if set(of) & set(ids) else []
+        self._store.leave_out(ids, out)
+        self.reload()
+
+    def summarise(self, read: Sequence[Message], text: str) -> None:
+        """Have a summary in the place of what the model reads up to the last of these messages."""
+        path = self.path
+        last = next(i for i, message in enumerate(path) if message.id == abs(read[-1].id))
+        self._store.summarise([message.id for message in path[: last + 1]], text)
         self.reload()
 
     def withdraw(self, answer: Message) -> None:

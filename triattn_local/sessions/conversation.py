@@ -25,7 +25,7 @@ from ..answers.tool_calls import MARKS, ToolCall, ToolCallSplitter
 from ..config import SamplingConfig, ThinkingConfig
 from ..engine.runtime import Cancel, Done, Prefill, Runtime, Token, n_shared
 from ..errors import StateError, UsageError
-from .model import Message, turns_of
+from .model import SUMMARY, Message, turns_of
 from .snapshot_cache import SnapshotCache
 
 WORTH_A_FILE = 512
@@ -248,8 +248,9 @@ class Conversation:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         cancel: Cancel | None = None,
+        keep: bool = True,
     ) -> Iterator[Event]:
-        """Answer the last message of a branch.
+        """Answer the last message of a branch; without `keep` no snapshot of it is taken.
 
         Yields
         ------
@@ -286,7 +287,7 @@ class Conversation:
             if isinstance(event, Prefill):
                 yield event
                 first_s = time.perf_counter()
-                if event.n_done == event.n_total and self.rt.forgets:
+                if event.n_done == event.n_total and self.rt.forgets and keep:
                     to_disk = event.n_total - WORTH_A_FILE >= 0
                     snapshot_bytes = self._take(session, path[-1].id, in_memory=True, on_disk=to_disk)
                     first_s = time.perf_counter()
@@ -327,6 +328,39 @@ class Conversation:
                 continue
             for part in calls.push(text) or [""]:
                 yield Called(part) if isinstance(part, ToolCall) else Piece(kind, part, counts[kind])
+
+    def summarise(
+        self,
+        session: str,
+        system: str,
+        path: Sequence[Message],
+        *,
+        sampling: SamplingConfig,
+        cancel: Cancel | None = None,
+    ) -> Iterator[Event]:
+        """A summary of a branch by the model itself, in an eighth of the context at most.
+
+        What is too long to be read is left out from its beginning.
+
+        Yields
+        ------
+        As ``respond``.
+        """
+        n_ctx = self.rt.stats().n_ctx
+        most = max(64, n_ctx // 8)
+        ask = Message(id=0, session=session, parent=None, role="user", content=SUMMARY)
+        starts = [i for i, message in enumerate(path) if message.role == "user"]
+        whole, self.thinking = self.thinking, dataclasses.replace(self.thinking, enabled=False)
+        try:
+            first = next(
+                (i for i in starts if len(self.prompt(system, [*path[i:], ask])) + most <= n_ctx),
+                starts[-1] if starts else 0,
+            )
+            yield from self.respond(
+                session, system, [*path[first:], ask], sampling=sampling, max_tokens=most, cancel=cancel, keep=False
+            )
+        finally:
+            self.thinking = whole
 
     def settle(
         self, session: str, system: str, path: Sequence[Message], *, cancel: Cancel | None = None

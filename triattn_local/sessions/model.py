@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Role = Literal["user", "assistant", "tool"]
@@ -56,6 +56,12 @@ class Message:
     def left_out(self) -> bool:
         """Whether it is kept and shown, and the model does not read it."""
         return bool(self.report.get("left_out"))
+
+    @property
+    def summary(self) -> tuple[str, int] | None:
+        """What the model reads in the place of so many messages, of which this is the last; None: of none."""
+        told = self.report.get("summary")
+        return (str(told["text"]), int(told["n"])) if told and self.left_out else None
 
     @property
     def calls(self) -> Sequence[Mapping[str, Any]]:
@@ -151,6 +157,36 @@ def path_to(messages: Iterable[Message], leaf: int | None) -> list[Message]:
         path.append(message)
         leaf = message.parent
     return path[::-1]
+
+
+SUMMARY = (
+    "Summarise our conversation so far for somebody who has nothing but your summary and goes on with it: what was "
+    "asked and answered, names, numbers, decisions, and what is still open. Write the summary alone."
+)
+"""what the model is asked for, and what stands before a summary in what it reads later"""
+
+
+def read_of(path: Iterable[Message]) -> list[Message]:
+    """Of a branch, what the model reads: nothing of what is left out, and a summary where there is one of that."""
+    read: list[Message] = []
+    for message in path:
+        if not message.left_out:
+            read.append(message)
+        elif message.summary is not None:
+            plain = replace(
+                message, id=-message.id, role="user", content=SUMMARY, thinking="", attachments=(), report={}
+            )
+            read += [plain, replace(plain, role="assistant", content=message.summary[0])]
+    return read
+
+
+def summarised(path: Sequence[Message]) -> list[list[Message]]:
+    """The messages of a branch that have a summary in their place, summary by summary."""
+    return [
+        list(path[max(0, i + 1 - message.summary[1]) : i + 1])
+        for i, message in enumerate(path)
+        if message.summary is not None
+    ]
 
 
 def siblings(messages: Iterable[Message], message: Message) -> list[Message]:

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TextIO
 
 from ..errors import TriattnError
 from .servers import Server
@@ -160,7 +160,7 @@ class _Keeper:
         self.problem = ""
         self.tools: list[Tool] = []
         self._client: Any = None
-        self._complaints: IO[str] | None = None
+        self._complaints: TextIO | None = None
         self._task: asyncio.Task[None] | None = None
         self._leave = asyncio.Event()
         self._known = asyncio.Event()
@@ -271,7 +271,7 @@ class _Keeper:
 
 
 @contextlib.asynccontextmanager
-async def _connected(server: Server, complaints: IO[str]) -> AsyncIterator[Any]:
+async def _connected(server: Server, complaints: TextIO) -> AsyncIterator[Any]:
     """The SDK's client of a server that has answered; the server is ended behind it."""
     try:
         import httpx2
@@ -299,7 +299,7 @@ async def _connected(server: Server, complaints: IO[str]) -> AsyncIterator[Any]:
                 cwd=server.cwd,
                 encoding_error_handler="replace",
             )
-            transport = stdio_client(parameters, errlog=complaints)  # type: ignore[arg-type]
+            transport = stdio_client(parameters, errlog=complaints)
         yield await stack.enter_async_context(Client(transport, cache=None))
 
 

@@ -14,13 +14,13 @@ from textual.widgets.option_list import Option
 
 from triattn_local.tools.host import Tool
 
-from ..widgets.tool import harmless
+from ..widgets.messages import harmless
 from .dialog import Dialog
 
 Way = Literal["once", "always", "not", "never"]
 
 
-class AllowScreen(Dialog[Way]):
+class AllowScreen(Dialog[Way | None]):
     """Shows all that would be sent; Esc stops the turn."""
 
     DEFAULT_CSS = """

@@ -31,10 +31,10 @@ from ..session import OpenSession
 from ..toolbox import MOST_IN_A_ROW, spelled
 from ..widgets.code_block import CodeBlock
 from ..widgets.memory_panel import MemoryPanel
-from ..widgets.messages import AnswerMessage, MessageWidget, Notice
+from ..widgets.messages import AnswerMessage, MessageWidget, Notice, harmless
 from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine
-from ..widgets.tool import ToolMessage, harmless
+from ..widgets.tool import ToolMessage
 from ..widgets.transcript import Earlier, Transcript
 from .allow import AllowScreen
 from .full import FullScreen, Way
@@ -124,6 +124,9 @@ class ChatScreen(Screen[None]):
         self._calls: Stop | None = None
         """set to leave the calls that are on their way"""
         self._call: Future[Result] | None = None
+        self._summing = False
+        self._after_summary: Message | None = None
+        """the question that waits for the summary"""
 
     def compose(self) -> ComposeResult:
         yield self._title
@@ -153,7 +156,7 @@ class ChatScreen(Screen[None]):
     @property
     def busy(self) -> bool:
         """Whether an answer is coming, or what it waits for."""
-        return self._answer is not None or self._calls is not None
+        return self._answer is not None or self._calls is not None or self._summing
 
     async def show_session(self) -> None:
         """The session has changed: show its branch from scratch."""
@@ -364,7 +367,10 @@ class ChatScreen(Screen[None]):
 
     async def _go_on(self, way: Way | None, event: events.TooLong, question: Message) -> None:
         with self.app.telling():
-            if way == "oldest":
+            if way == "summary":
+                self._after_summary = question
+                self._summarise(event.oldest)
+            elif way == "oldest":
                 self._leave_out(event.oldest)
                 await self._ask(self.session.path[-1])
             elif way == "raise":
@@ -376,10 +382,52 @@ class ChatScreen(Screen[None]):
                 Notice("This message was not sent.", fix="Ctrl+R asks it again; ↑ edits it; or go on with another one")
             )
 
+    def _summarise(self, messages: Sequence[Message]) -> None:
+        """Have the model write what it is to read in the place of these messages, the first ones that it reads."""
+        session = self.session.session
+        assert session is not None
+        self._summing = True
+        self._say_state("summarising")
+        sampling = self.session.sampling(self.app.sampling, 0)
+        thinking, functions = self.session.thinking(self.app.thinking), self.app.toolbox.functions
+        self.app.engine.summarise(
+            Turn(session.id, self.session.system, messages, 0, sampling, None, thinking, (), functions)
+        )
+        self.refresh_title()
+
+    @on(events.Summarised)
+    async def _summarised(self, event: events.Summarised) -> None:
+        self._summing, question = False, self._after_summary
+        self._after_summary = None
+        self._say_state("ready")
+        self.refresh_title()
+        with self.app.telling():
+            if event.text is None:
+                error = event.error or TriattnError("there is no summary: it was stopped, or empty")
+                await self.transcript.say(Notice.of(error, "Ctrl+R asks the last message again"))
+                return
+            self.session.summarise(event.messages, event.text)
+            if question is not None:
+                self.session.leave_out(self.session.turn_of(question), False)
+            await self.transcript.show(self.session.path, self.session.siblings)
+            if question is not None:
+                await self._ask(self.session.path[-1])
+
+    def action_summarise(self) -> None:
+        """All that the model reads but the last turn."""
+        if self._refuse_while_busy():
+            return
+        starts = [i for i, message in enumerate(self.session.read) if message.role == "user"]
+        if len(starts) < 2 or self.app.model is None:
+            self.notify("There is one turn at most: nothing to summarise.")
+            return
+        with self.app.telling():
+            self._summarise(self.session.read[: starts[-1]])
+
     def _leave_out(self, messages: Sequence[Message], out: bool = True) -> None:
         """Keep the model from reading messages, or let it read them again; and show that."""
         self.session.leave_out(messages, out)
-        for message in messages:
+        for message in self.session.path:
             widget = self.transcript.find(message.id)
             if widget is not None:
                 widget.change(self.app.store.message(message.id))

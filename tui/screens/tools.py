@@ -13,7 +13,7 @@ from textual.widgets.option_list import Option
 
 from triattn_local.tools.permissions import Word
 
-from ..widgets.tool import harmless
+from ..widgets.messages import harmless
 from .dialog import Dialog
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 from textual.app import ComposeResult
 from textual.reactive import reactive
@@ -14,15 +13,9 @@ from triattn_local.sessions.conversation import Retained
 from triattn_local.support import formats
 
 from ..toolbox import spelled
-from .messages import LEFT_OUT, MessageWidget
+from .messages import LEFT_OUT, MessageWidget, harmless
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SHOWN_CHARS = 20_000
-
-
-def harmless(text: str) -> str:
-    """Without what a terminal would obey."""
-    return _CONTROL.sub("�", text.replace("\r\n", "\n"))
 
 
 class ToolMessage(MessageWidget):
