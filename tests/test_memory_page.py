@@ -95,8 +95,8 @@ def page() -> Iterator[Any]:
 
 
 def shot(page: Any, name: str) -> None:
-    """For people: into the folder TRIATTN_SHOTS, if there is one."""
-    folder = os.environ.get("TRIATTN_SHOTS")
+    """For people: into the folder PAGE_SHOTS, if there is one."""
+    folder = os.environ.get("PAGE_SHOTS")
     if folder:
         page.screenshot(path=str(Path(folder) / name))
 
