@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -322,4 +323,22 @@ def test_twelve_turns_beyond_6000_tokens_on_a_real_model(smollm2_triattn: Path, 
         later.ask("And what else?", sampling=sampling, max_tokens=8)
         assert (later.ready.origin, later.ready.n_again) == ("disk", 0)
         assert later.n_read < 30
+
+        # an early question anew: what was evicted before and since lies in the session's file
+        later.path = later.path[:5]
+        later.answer(sampling=sampling, max_tokens=8)
+        assert (later.ready.origin, later.ready.n_again) == ("cache", 0)
+        assert later.n_read == 1
+        later.snapshots.close()
+
+    # a file of rows that was cut off: an older snapshot is used, of which all is there, and it is said
+    [rows] = tmp_path.glob("*/*.rows")
+    os.truncate(rows, rows.stat().st_size // 2)
+    with Runtime.load(smollm2_triattn, config, EvictionConfig(budget_tokens=512)) as rt:
+        later = Talk(rt, tmp_path)
+        later.path, later.n_messages = talk.path, talk.n_messages
+        later.ask("And what else?", sampling=sampling, max_tokens=8)
+        assert later.ready.n_again > 0
+        assert later.ready.why is not None
+        assert "has not all rows" in later.ready.why
         later.snapshots.close()

@@ -10,68 +10,22 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 import pytest
-from engine import Engine, environment, random_stats
-from tiny_models import write_tiny
+from cold_tier import COLD, assert_rows_are, first_rows, kept, open_engine, raw_rows, text, tiny_model
+from engine import environment
 
-from triattn_local.config import MODES, EvictionConfig
+from triattn_local.config import MODES
 from triattn_local.engine import native
 from triattn_local.engine.context_options import ContextOptions
 from triattn_local.errors import UsageError
 from triattn_local.model.model_info import read_model_info
 from triattn_local.planning.cold import cold_plan
 
-COLD = EvictionConfig(budget_tokens=256, window=32, n_keep=4, cold="auto")
 OFF = dataclasses.replace(COLD, cold="off")
-
-
-def text(n: int, shift: int = 0) -> list[int]:
-    return [3 + (i * i * 31 + i * 97 + shift) % 250 for i in range(n)]
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> tuple[Path, Path]:
-    model = write_tiny(tmp_path / "tiny.gguf")
-    random_stats(model, range(4), tmp_path / "tiny.stats.gguf")
-    return model, tmp_path / "tiny.stats.gguf"
-
-
-def open_engine(tiny: tuple[Path, Path], config: EvictionConfig, **options) -> Engine:
-    model, stats = tiny
-    return Engine(model, config, stats=stats, **{"n_ctx": 4096, "n_batch": 128, **options})
-
-
-def kept(engine: Engine, seq: int = 0) -> list[dict[int, int]]:
-    """token -> cell of each layer and head"""
-    return [
-        {int(p): int(c) for p, c in zip(*native.get_kept(engine.ctx, il, head, seq), strict=True)}
-        for il in native.get_layers(engine.ctx)
-        for head in range(2)
-    ]
-
-
-def raw_rows(
-    engine: Engine, tokens: dict[int, int], il: int, head: int, seq: int = 0
-) -> dict[int, tuple[bytes, bytes]]:
-    """token -> the bytes of its K and V"""
-    cells = np.array(list(tokens.values()), np.int32)
-    k, v = (native.get_rows(engine.ctx, il, head, cells, is_v=is_v, seq_id=seq) for is_v in (False, True))
-    return {p: (k[i].tobytes(), v[i].tobytes()) for i, p in enumerate(tokens)}
-
-
-def first_rows(engine: Engine, tokens: list[int]) -> list[dict[int, tuple[bytes, bytes]]]:
-    """Feed in small batches; the rows of every token as they were when it was read."""
-    seen: list[dict[int, tuple[bytes, bytes]]] = [{} for _ in kept(engine)]
-    for i in range(0, len(tokens), 32):
-        engine.decode(tokens[i : i + 32])
-        for j, of_set in enumerate(kept(engine)):
-            new = {p: c for p, c in of_set.items() if p >= i}
-            seen[j].update(raw_rows(engine, new, j // 2, j % 2))
-    return seen
-
-
-def assert_rows_are(engine: Engine, seen: list[dict[int, tuple[bytes, bytes]]]) -> None:
-    for j, of_set in enumerate(kept(engine)):
-        assert all(row == seen[j][p] for p, row in raw_rows(engine, of_set, j // 2, j % 2).items())
+    return tiny_model(tmp_path)
 
 
 @pytest.mark.parametrize("as_device", ["0", "1"])
@@ -302,6 +256,35 @@ def test_states_give_way_when_memory_is_wanted(tiny: tuple[Path, Path]) -> None:
         assert native.seq_pos_cut(engine.ctx) == native.seq_pos_whole(engine.ctx) > 0
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_rounds_choose_among_what_they_chose_before(mode: str, tiny: tuple[Path, Path]) -> None:
+    """With a ranking that knows positions only, what is recalled between rounds must not change what they keep."""
+
+    def rounds(cold: str) -> tuple[list[list[list[int]]], int]:
+        seen: list[list[list[int]]] = []
+
+        def rank(of: native.Round) -> None:
+            seen.append([sorted(row.tolist()) for row in of.pos])
+            of.scores[:] = (of.pos * 7919) % 1009
+
+        with open_engine(tiny, dataclasses.replace(COLD, cold=cold, mode=mode, recall_period=4)) as engine:
+            ranking = native.Ranking(engine.ctx, rank)
+            for token in text(800):  # one by one: a prompt's end is read in parts, and rounds would come elsewhere
+                engine.decode([token])
+            state = engine.state()
+            assert engine.set_state(state)
+            for i in range(100):
+                engine.decode([3 + i * 83 % 250])
+            ranking.check()
+            return seen, engine.stats().n_rows_recalled
+
+    with_cold, n_recalled = rounds("auto")
+    without, _ = rounds("off")
+    assert len(without) >= 15
+    assert n_recalled > 1000
+    assert with_cold == without
+
+
 def test_graphs_are_used_again_between_rounds(tiny: tuple[Path, Path]) -> None:
     built = []
     for config in (OFF, COLD):
@@ -317,7 +300,7 @@ def test_graphs_are_used_again_between_rounds(tiny: tuple[Path, Path]) -> None:
 
 def test_the_logits_of_a_prompt_that_was_read_in_parts_are_where_they_were_asked_for(tiny: tuple[Path, Path]) -> None:
     """Two sequences in one batch: a prompt that ends, and a token of an answer."""
-    with open_engine(tiny, COLD, n_seq_max=2, kv_unified=False) as engine:
+    with open_engine(tiny, dataclasses.replace(COLD, recall_period=0), n_seq_max=2, kv_unified=False) as engine:
         engine.feed(text(600), 0)
         engine.feed(text(600, shift=5), 1)
         rows = [(t, 600 + i, 0, i == 49) for i, t in enumerate(text(50, shift=2))]

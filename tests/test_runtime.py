@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from texts import prose
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
 from triattn_local.engine.cache_layout import cache_layout
 from triattn_local.engine.runtime import Done, Prefill, Runtime, Token
+from triattn_local.engine.snapshot import rows_beside
 from triattn_local.errors import StateError, StatsError, UsageError
 from triattn_local.evaluation.texts import read_text
 from triattn_local.model.model_info import read_model_info
@@ -181,6 +183,50 @@ def test_damaged_or_foreign_sessions_are_refused_and_change_nothing(smollm2_tria
         pytest.raises(StateError, match="evicts"),
     ):
         rt.load_state(saved)
+
+
+def test_a_saved_session_has_its_evicted_rows_beside_it(smollm2_triattn: Path, tmp_path: Path) -> None:
+    config, eviction = RuntimeConfig(n_ctx=2048), EvictionConfig(budget_tokens=256, window=32, cold="auto")
+    path = tmp_path / "a.tri"
+    with Runtime.load(smollm2_triattn, config, eviction) as rt:
+        list(rt.generate(rt.tokenize(prose(60)), max_tokens=2))
+        rt.save(path)
+        assert [p.name for p in tmp_path.iterdir()] == ["a.tri"], "nothing was evicted yet"
+        tokens = rt.tokenize(prose(900))
+        list(rt.generate(tokens, max_tokens=2))
+        rt.save(path)
+        [rows] = rows_beside(path)
+        n_bytes = rows.stat().st_size
+        list(rt.generate([*rt.tokens, *tokens[:40]], max_tokens=2))
+        rt.save(path)
+        assert rows_beside(path) == [rows], "the same conversation adds to it"
+        assert rows.stat().st_size == n_bytes, "within the slab that was begun"
+        tokens = list(rt.tokens)
+        there = [e.id for e in rt.generate(None, max_tokens=60) if isinstance(e, Token)]
+    with Runtime.load(smollm2_triattn, config, eviction) as rt:
+        rt.load_state(path)
+        assert rt.stats().pos_whole == 0
+        assert [e.id for e in rt.generate(None, max_tokens=60) if isinstance(e, Token)] == there
+        done = list(rt.generate(tokens[:400], max_tokens=2))[-1]
+        assert isinstance(done, Done)
+        assert done.n_cached == 399
+        list(rt.generate(rt.tokenize("Another text. " + prose(900)), max_tokens=2))
+        rt.save(path)
+        assert len(rows_beside(path)) == 1
+        rows = rows_beside(path)[0]
+    with Runtime.load(smollm2_triattn, config, replace(eviction, cold="off")) as rt:
+        rt.load_state(path)  # goes on with what its heads hold
+        assert rt.stats().pos_whole > 0
+    with Runtime.load(smollm2_triattn, config, eviction) as one, Runtime.load(smollm2_triattn, config, eviction) as two:
+        one.load_state(path)
+        with pytest.raises(StateError, match="another program has it open"):
+            two.load_state(path)
+    rows.rename(tmp_path / "elsewhere")
+    with (
+        Runtime.load(smollm2_triattn, config, eviction) as rt,
+        pytest.raises(StateError, match="is not there; with --cold off"),
+    ):
+        rt.load_state(path)
 
 
 @pytest.mark.parametrize("eviction", [None, EvictionConfig(budget_tokens=256, window=32)])

@@ -38,7 +38,7 @@
 //   triattention.recall          TRIATTN_RECALL          f32  0.5
 //   triattention.recall_block    TRIATTN_RECALL_BLOCK    u32  16
 //   triattention.recall_queries  TRIATTN_RECALL_QUERIES  u32  24
-//   triattention.recall_period   TRIATTN_RECALL_PERIOD   u32  16
+//   triattention.recall_period   TRIATTN_RECALL_PERIOD   u32  2
 //   triattention.stats       TRIATTN_STATS        string  path of a sidecar GGUF with the statistics (overrides the model's)
 
 //
@@ -47,7 +47,8 @@
 // are there, and the rows that they want most take up to `recall` of the budget's cells. A sequence can then be cut at any position
 // (llama_memory_seq_rm), its heads get back what they had or the last tokens before; sliding-window layers and recurrent states
 // limit that as they do without eviction. When the memory is full, blocks of 16 tokens that the fewest heads hold are destroyed,
-// and T is again what it is without it. States hold what the cells hold, not the store.
+// and T is again what it is without it. States hold what the cells hold, not the store: it keeps the rows of the last states while
+// the context lives, and llama_triattn_save_cold() writes them to a file for later contexts.
 
 #include "llama.h"
 
@@ -197,6 +198,16 @@ extern "C" {
     // and queries at the end of a prompt, tokens between recalls while text streams (0: none). Queries and period at most
     // what the larger of both was when the context was made.
     LLAMA_API int32_t llama_triattn_set_recall(struct llama_context * ctx, float share, uint32_t block, uint32_t queries, uint32_t period);
+
+    // Write to a file what it does not have yet of the cold tier's rows of a sequence; it is made where there is none. Rows are only added,
+    // so that one file serves all states and branches of a conversation. A state that is taken from now on, until the sequence
+    // evicts again, names the file and its place there. Nothing is synced: fsync() the file before the state is of worth.
+    // Returns the bytes written, or a negative status: OFF without a cold tier, FAILED if the file cannot be opened (another program has it
+    // open, or its rows are of another model or lie otherwise) or written; llama_triattn_last_error() says which.
+    LLAMA_API int64_t llama_triattn_save_cold(struct llama_context * ctx, llama_seq_id seq_id, const char * path);
+
+    // A file that states name, which llama_state_seq_set_data() then maps the rows from. Reads the head of the file only.
+    LLAMA_API int32_t llama_triattn_open_cold(struct llama_context * ctx, const char * path);
 
     // While *flag is true, llama_decode() gives up at the next operation and returns 2, on backends that ask whether to go on
     // (CPU, Metal; the others finish their graph); micro-batches that are done stay in the memory. Any thread may write it: what

@@ -52,7 +52,7 @@ struct llama_triattn_params llama_triattn_default_params(void) {
     res.recall         = 0.5f;
     res.recall_block   = 16;
     res.recall_queries = 24;
-    res.recall_period  = 16;
+    res.recall_period  = 2;
     return res;
 }
 
@@ -188,6 +188,49 @@ int32_t llama_triattn_set_recall(struct llama_context * ctx, float share, uint32
     }
     return guarded(LLAMA_TRIATTN_BAD_PARAM, [&] {
         triattn->set_recall(share, block, queries, period);
+        return LLAMA_TRIATTN_OK;
+    });
+}
+
+static llama_triattn * with_cold(struct llama_context * ctx) {
+    auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    llama_triattn_stats stats = {};
+    if (triattn) {
+        triattn->get_stats(stats);
+    }
+    if (stats.cold_bytes_max == 0) {
+        fail(LLAMA_TRIATTN_OFF, triattn ? "the cold tier is off" : WHY_OFF);
+        return nullptr;
+    }
+    return triattn;
+}
+
+int64_t llama_triattn_save_cold(struct llama_context * ctx, llama_seq_id seq_id, const char * path) {
+    auto * triattn = with_cold(ctx);
+    if (!triattn) {
+        return LLAMA_TRIATTN_OFF;
+    }
+    if (!path || seq_id < 0 || seq_id >= (llama_seq_id) ctx->n_seq_max()) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, path ? "no such sequence" : "path is NULL");
+    }
+    int64_t res = 0;
+    const int32_t status = guarded(LLAMA_TRIATTN_FAILED, [&] {
+        res = triattn->save_cold(seq_id, path);
+        return LLAMA_TRIATTN_OK;
+    });
+    return status < 0 ? status : res;
+}
+
+int32_t llama_triattn_open_cold(struct llama_context * ctx, const char * path) {
+    auto * triattn = with_cold(ctx);
+    if (!triattn) {
+        return LLAMA_TRIATTN_OFF;
+    }
+    if (!path) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "path is NULL");
+    }
+    return guarded(LLAMA_TRIATTN_FAILED, [&] {
+        triattn->open_cold(path);
         return LLAMA_TRIATTN_OK;
     });
 }

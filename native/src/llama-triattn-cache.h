@@ -22,6 +22,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -127,6 +128,10 @@ public:
     // Throws std::runtime_error for what cannot be taken.
     void set_recall(float share, uint32_t block, uint32_t queries, uint32_t period);
 
+    // Bytes written; throws std::runtime_error.
+    int64_t save_cold(llama_seq_id seq_id, const std::string & path);
+    void    open_cold(const std::string & path) { cold_file(path, false); }
+
     void set_ranking(llama_triattn_ranking fn, void * user_data) { ranking = fn; ranking_data = user_data; }
 
     const llama_triattn_params & get_params() const { return params; }
@@ -194,10 +199,15 @@ private:
         llama_pos at       = 0;     // where the last recall was
         uint32_t  n_prompt = 0;     // tokens since the last output
         bool      is_warned = false;
+
+        // What had to give way to recalled tokens: it was the centres' choice, and is put back before they choose again.
+        std::vector<std::vector<llama_pos>> aside; // [n_set], or empty
     };
     std::vector<reading> readings; // [n_seq]
 
-    std::vector<std::vector<uint8_t>> recalled; // [n_stream][n_cells*n_set] the token is there because a query wanted it
+    enum : uint8_t { CHOSEN, RECALLED, RECALLED_NOW }; // by the policy; because a query wanted it, before the last round or since
+
+    std::vector<std::vector<uint8_t>> recalled; // [n_stream][n_cells*n_set]
     std::vector<std::vector<float>>   ranks;    // [n_stream][n_cells*n_set] the policy's score at the last round; INFINITY: not ranked yet
 
     void unmark(uint32_t strm, uint32_t cell); // another token lies there now
@@ -210,6 +220,7 @@ private:
     // of a saved sequence, all but its rows
     struct cold_state {
         uint64_t retained = 0; // by the store, while the context lives
+        std::vector<uint8_t> where; // in a file, empty: in none
         struct reading reading;
         uint32_t n_ring = 0;
 
@@ -219,8 +230,15 @@ private:
     };
 
     void write_cold(llama_io_write_i & io, llama_seq_id seq_id, const std::vector<uint32_t> & cells) const;
-    cold_state read_cold(llama_io_read_i & io, uint32_t n_cells) const;
+    cold_state read_cold(llama_io_read_i & io, uint32_t n_cells, uint32_t version) const;
     void take_cold(llama_seq_id seq_id, const cold_state & state, const std::vector<uint32_t> & cells);
+
+    // Files that rows were saved to or may be restored from. Those that no row lies in are closed when another is opened.
+    std::map<std::string, std::shared_ptr<llama_triattn_slab_file>> cold_files;
+
+    std::shared_ptr<llama_triattn_slab_file> cold_file(const std::string & path, bool make);
+
+    std::string cold_layout() const; // what rows in a file must agree in
 
     void init_cold(const llama_cparams & cparams);
 
@@ -241,8 +259,15 @@ private:
 
     llama_triattn_wanting wanting_of(llama_seq_id seq_id, size_t i_layer, const std::vector<llama_pos> & qpos, size_t n_mean) const;
 
-    void choose_recall(llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, recalled_tokens & res) const;
+    void choose_recall(llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, recalled_tokens & res);
     bool bring_back   (llama_seq_id seq_id, const std::vector<recalled_tokens> & of_set);
+
+    // rows come back, and take the place of what is in the cells
+    bool replace(llama_seq_id seq_id, const std::vector<recalled_tokens> & of_set, uint8_t mark);
+
+    // Around a round: the policy chooses among what it chose before; then what queries wanted since the last round takes its place again.
+    bool put_back  (llama_seq_id seq_id, std::vector<std::vector<llama_pos>> & wanted);
+    bool call_again(llama_seq_id seq_id, const std::vector<std::vector<llama_pos>> & wanted);
 
     // A sequence that is cut before T is made anew of rows of the store.
     bool can_rebuild(llama_seq_id seq_id, llama_pos p0) const;

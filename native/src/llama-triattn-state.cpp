@@ -9,16 +9,17 @@
 // Saving and restoring what an evicting cache holds.
 //
 // header (with how rows lie in this cache) | for each stream: head, cells (index, position, ext, sequences), tokens of the sets | T |
-// of the cold tier: the number that it retains the sequence under, marks of the cells, recorded queries | K and V as upstream
-// writes them
+// of the cold tier: the number that it retains the sequence under, where its rows lie in a file, marks of the cells, recorded
+// queries | K and V as upstream writes them
 //
-// What the cold tier holds is not in a state. While the context lives it keeps what a state was saved with, as memory allows.
+// What the cold tier holds is not in a state. While the context lives it keeps what a state was saved with, as memory allows;
+// for others, and for later, it is in a file if it was written there before the state was taken.
 //
 // Cells are restored where they were if those are free, since the sums of attention depend on the order of the cells: then a
 // restored sequence continues bit for bit.
 
 static const uint32_t STATE_MAGIC   = 0x41495254; // "TRIA"
-static const uint32_t STATE_VERSION = 3; // 2: without the cold tier's number
+static const uint32_t STATE_VERSION = 4; // 3: without where the cold tier's rows lie; 2: without its number
 
 template <typename T>
 static void write_value(llama_io_write_i & io, const T & value) {
@@ -116,7 +117,7 @@ void llama_triattn::state_write(llama_io_write_i & io, llama_seq_id seq_id) cons
 void llama_triattn::state_read(llama_io_read_i & io, llama_seq_id seq_id) {
     require(read_value<uint32_t>(io) == STATE_MAGIC,   "it was saved by a context without eviction");
     const uint32_t version = read_value<uint32_t>(io);
-    require(version == STATE_VERSION || version == 2,  "its version is not known here");
+    require(version >= 2 && version <= STATE_VERSION,  "its version is not known here");
     const uint32_t n_stream = read_value<uint32_t>(io);
     require(read_value<uint32_t>(io) == n_set,         "it was saved in another mode, or of another model");
     require(read_value<uint32_t>(io) == row_layout(),
@@ -182,7 +183,7 @@ void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id
         io.read(t.data(), t.size()*sizeof(llama_pos));
         cold_state cold;
         if (version > 2 && read_value<uint32_t>(io)) {
-            cold = read_cold(io, n_cells);
+            cold = read_cold(io, n_cells, version);
         }
 
         if (seq_id >= 0) {

@@ -22,6 +22,8 @@
 #include <utility>
 #include <vector>
 
+class llama_triattn_slab_file;
+
 struct llama_triattn_row_sizes {
     uint32_t n_head_kv;
 
@@ -71,6 +73,20 @@ public:
 
     // Put it in the place of a sequence. False: it is not here any more, and the sequence holds nothing.
     bool resume(uint64_t id, llama_seq_id seq_id);
+
+    // Write to a file what it has not yet of a sequence. Number of bytes; -1: the disk is full, and the sequence is not in the file.
+    int64_t save(llama_seq_id seq_id, const std::shared_ptr<llama_triattn_slab_file> & file);
+
+    // Where a sequence lies in a file: what load() takes. Empty: it does not lie in one whole.
+    std::vector<uint8_t> where(llama_seq_id seq_id) const;
+
+    // The id of the file that where() named, 0 if it is nothing that where() gave.
+    static uint64_t file_of(const std::vector<uint8_t> & where);
+
+    // Put what a file holds in the place of a sequence. False: it does not hold it, or there is no memory; the sequence holds nothing then.
+    bool load(llama_seq_id seq_id, const std::shared_ptr<llama_triattn_slab_file> & file, const std::vector<uint8_t> & where);
+
+    size_t slab_size() const { return offsets.back(); }
 
     // How much the blocks of a sequence are wanted, [size/N_BLOCK, rounded up]: the least is destroyed first.
     void set_worth(llama_seq_id seq_id, const std::vector<float> & worth);
@@ -139,6 +155,7 @@ private:
     std::shared_ptr<uint64_t> bytes_held;
 
     std::shared_ptr<slab> new_slab(); // nullptr: no memory
+    bool make_room();                 // for a slab more; false: there is none
 
     bool is_free(const sequence & seq, int32_t i_slab) const; // the sequence may write behind its size
 
@@ -147,4 +164,8 @@ private:
 
     place take(sequence & seq, uint32_t n_live);
     bool  own (sequence & seq, int32_t i_slab); // no other sequence sees what is written behind its size there
+
+    int64_t save_slab(const sequence & seq, const slab_of & s, const std::shared_ptr<llama_triattn_slab_file> & file) const;
+
+    static uint8_t n_rows_of(const sequence & seq, int32_t block); // rows that the sequence has of a block
 };

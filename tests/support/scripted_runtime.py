@@ -276,7 +276,11 @@ class ScriptedRuntime:
             held[il, kept[: len(kept) // 2][il % 3 :: 3]] = 1
         return held
 
-    def snapshot(self) -> Snapshot:
+    @property
+    def layout_id(self) -> str:
+        return "0123456789ab"
+
+    def snapshot(self, rows: Path | None = None) -> Snapshot:
         return Snapshot(
             model=self.path.name,
             context={"evicts": self.eviction is not None},

@@ -406,7 +406,7 @@ class Context:
 
     @property
     def pos_cut_of_state(self) -> int:
-        """The same of a saved state, which has nothing of the cold tier."""
+        """The same of a saved state without the rows of the cold tier."""
         return max(self.pos_cut, native.seq_pos_whole(self.handle, 0))
 
     def _can_cut(self, n_past: int) -> bool:

@@ -208,6 +208,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "llama_triattn_evict": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32]),
     "llama_triattn_score": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
     "llama_triattn_set_recall": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_float] + [ctypes.c_uint32] * 3),
+    "llama_triattn_save_cold": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p]),
+    "llama_triattn_open_cold": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_char_p]),
     "llama_triattn_set_abort_flag": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_bool)]),
     "llama_triattn_set_ranking": (ctypes.c_int32, [ctypes.c_void_p, _RANKING, ctypes.c_void_p]),
     "llama_triattn_get_layers": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]),
@@ -347,6 +349,21 @@ def score(ctx: int, seq_id: int = 0) -> int:
 def set_recall(ctx: int, share: float, block: int, queries: int, period: int) -> None:
     """Other recalls from now on: part of the budget, tokens of a block, queries, tokens between two."""
     _check(library().llama_triattn_set_recall(ctx, share, block, queries, period))
+
+
+# int64_t llama_triattn_save_cold(struct llama_context * ctx, llama_seq_id seq_id, const char * path);
+def save_cold(ctx: int, path: Path, seq_id: int = 0) -> int:
+    """Add to a file what it lacks of the evicted rows of a sequence; its next state names them.
+
+    Returns the bytes written; nothing is synced.
+    """
+    return _check(library().llama_triattn_save_cold(ctx, seq_id, os.fsencode(path)))
+
+
+# int32_t llama_triattn_open_cold(struct llama_context * ctx, const char * path);
+def open_cold(ctx: int, path: Path) -> None:
+    """States that name rows of this file find them when they are restored."""
+    _check(library().llama_triattn_open_cold(ctx, os.fsencode(path)))
 
 
 # int32_t llama_triattn_set_abort_flag(struct llama_context * ctx, const volatile bool * flag);

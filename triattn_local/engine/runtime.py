@@ -6,6 +6,9 @@ back.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import operator
 import os
 import time
@@ -24,7 +27,7 @@ from ..answers.text_stream import TextStream
 from ..answers.thinking import TextKind, ThinkingLimit, TokenSplitter, marks_of
 from ..answers.tool_calls import MARKS, ToolCall, ToolCallSplitter
 from ..config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig, ThinkingConfig
-from ..errors import StateError, TriattnError, UsageError
+from ..errors import DoesNotFitError, StateError, TriattnError, UsageError
 from ..model.metadata import usable_stats
 from ..model.model_info import read_model_info
 from ..support.stop import Stop
@@ -33,7 +36,7 @@ from . import native
 from .cache_layout import cache_layout
 from .contexts import Context, Model
 from .sampling import Sampler
-from .snapshot import Snapshot, read_snapshot, write_snapshot
+from .snapshot import Snapshot, new_rows_beside, read_snapshot, rows_beside, write_snapshot
 
 T = TypeVar("T")
 
@@ -113,7 +116,7 @@ class RuntimeStats:
     """None: full attention"""
     budget_tokens: int | None
     pos_saved: int = 0
-    """the same of a snapshot, which has nothing of the cold tier once this runtime is closed"""
+    """the same of a snapshot without a file of rows, which has nothing of the cold tier once this runtime is closed"""
     cold_bytes: int = 0
     """memory of this machine that holds what was evicted"""
     cold_bytes_max: int = 0
@@ -150,6 +153,7 @@ class Runtime:
         self.forgets = eviction is not None or context.model.n_window > 0 or context.model.recurs
         """whether there are rewinds that the cache refuses"""
         self._stop: Stop | None = None  # what the library looks at
+        self._rows: Path | None = None  # what `save` wrote, or `load_state` found
         self._pending: int | None = None  # drawn, given out, and not decoded yet
 
     # ------------------------------------------------------------------ load
@@ -584,13 +588,40 @@ class Runtime:
             shape["mode"] = self.eviction.mode
         return shape
 
-    def snapshot(self) -> Snapshot:
-        """The sequence and its cache at this moment, in memory; its bytes are as many as the cache holds."""
-        with self._turns.alone():
-            return self._snapshot()
+    @property
+    def layout_id(self) -> str:
+        """The same for two runtimes that can share snapshots and their files of rows: 12 characters."""
+        shape = json.dumps([native.fingerprint(self._model), self._shape()], sort_keys=True)
+        return hashlib.sha256(shape.encode()).hexdigest()[:12]
 
-    def _snapshot(self) -> Snapshot:
-        n_past, pos_cut = len(self._tokens), self.context.pos_cut_of_state
+    def _has_cold_tier(self) -> bool:
+        return native.get_stats(self._ctx)[0].cold_bytes_max > 0
+
+    def snapshot(self, rows: Path | None = None) -> Snapshot:
+        """The sequence and its cache at this moment, in memory; its bytes are as many as the cache holds.
+
+        Parameters
+        ----------
+        rows : Path, optional
+            A file that gets what it lacks of the rows that were evicted, for a later process; without a cold tier there
+            are none. One file serves all snapshots of a conversation and its branches. It is not synced.
+
+        Raises
+        ------
+        StateError, DoesNotFitError
+            The file is in use elsewhere, of another model, or cannot be written.
+        """
+        with self._turns.alone():
+            return self._snapshot(rows)
+
+    def _snapshot(self, rows: Path | None) -> Snapshot:
+        if not self._has_cold_tier() or native.seq_pos_whole(self._ctx) == 0:
+            rows = None  # nothing was evicted
+        if rows is not None:
+            with _rows_errors(rows):
+                native.save_cold(self._ctx, rows)
+        n_past = len(self._tokens)
+        pos_cut = self.context.pos_cut_of_state if rows is None else self.context.pos_cut
         if self.model.n_window and n_past > self.model.n_window:
             pos_cut = max(pos_cut, n_past - 1)  # of a window, what the next token needs is saved, and no more
         return Snapshot(
@@ -600,6 +631,7 @@ class Runtime:
             pending=self._pending,
             state=self.context.state().tobytes(),
             pos_whole=pos_cut,
+            rows=rows,
         )
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -608,8 +640,9 @@ class Runtime:
         Raises
         ------
         StateError
-            Of another model, or of a context that stores its cache otherwise. The sequence that was there stays,
-            unless llama.cpp itself fails on the state: then it is empty.
+            Of another model, or of a context that stores its cache otherwise; its file of rows is not there or not
+            whole. The sequence that was there stays, unless llama.cpp itself fails on the state or the rows are not
+            what the state says: then it is empty.
         UsageError
             No snapshot.
         """
@@ -630,15 +663,30 @@ class Runtime:
                 f"holds {len(snapshot.tokens)} tokens, the context {n_ctx}",
                 fix=f"give --ctx {len(snapshot.tokens) + 512} or more",
             )
+        rows = snapshot.rows if self._has_cold_tier() else None
+        if rows is not None:
+            with _rows_errors(rows):
+                if not rows.exists():
+                    raise StateError("is not there", where=str(rows), fix="with --cold off it goes on without")
+                native.open_cold(self._ctx, rows)
         try:
             self.context.set_state(np.frombuffer(snapshot.state, np.uint8), snapshot.tokens)
         except StateError:
             self._pending = None
             raise StateError("llama.cpp cannot restore the state", fix="use the same --budget or more") from None
+        if rows is not None and self.context.pos_cut > snapshot.pos_whole:
+            self.context.clear()
+            self._pending = None
+            raise StateError(
+                "has not all rows that the session names", where=str(rows), fix="with --cold off it goes on without"
+            )
         self._pending = snapshot.pending
 
     def save(self, path: Path | str) -> int:
         """Write the sequence and its cache to a file, whole or not at all. Returns the bytes of the state.
+
+        What was evicted before goes to a file beside it (``PATH.*.rows``), which a later save of the same conversation
+        adds to.
 
         Raises
         ------
@@ -646,8 +694,14 @@ class Runtime:
             The disk is full, or the file cannot be written.
         """
         path = _path(path, "path")
-        snapshot = self.snapshot()
+        before = rows_beside(path)
+        rows = self._rows if self._rows in before else new_rows_beside(path)
+        snapshot = self.snapshot(rows)
         write_snapshot(path, snapshot)
+        self._rows = snapshot.rows
+        for old in before:
+            if old != snapshot.rows:
+                old.unlink(missing_ok=True)
         return len(snapshot.state)
 
     def load_state(self, path: Path | str) -> None:
@@ -663,7 +717,21 @@ class Runtime:
         try:
             self.restore(snapshot)
         except StateError as error:
-            raise StateError(error.what, where=str(path), fix=error.fix) from None
+            raise StateError(error.what, where=error.where or str(path), fix=error.fix) from None
+        self._rows = snapshot.rows
+
+
+@contextlib.contextmanager
+def _rows_errors(path: Path) -> Iterator[None]:
+    """What the engine says of a file of rows, as errors of it."""
+    try:
+        yield
+    except (StateError, UsageError):
+        raise
+    except TriattnError as error:
+        what = error.what.removeprefix(f"{path}: ")
+        kind = DoesNotFitError if "disk" in what else StateError
+        raise kind(what, where=str(path)) from None
 
 
 def n_shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -1,20 +1,24 @@
 """A sequence on disk: its tokens, the state of its cache, and what they belong to.
 
 Layout: magic, version, length of a JSON header, header, tokens (int32), state (as llama.cpp wrote it). Written whole or
-not at all. Knows nothing of how a state is made or used.
+not at all. What was evicted lies beside it, in a file that the engine adds rows to and maps them from. Knows nothing of
+how a state is made or used.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import os
+import secrets
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import StateError
+from ..errors import StateError, from_system
 from ..support.atomic import atomic_write
 
 _MAGIC = b"TRIATTNS"
@@ -37,6 +41,8 @@ class Snapshot:
     state: bytes
     pos_whole: int = 0
     """restored, it can be rewound to here and later"""
+    rows: Path | None = None
+    """file with the rows that were evicted before, and that the state names; None: they are gone with the context"""
 
 
 @dataclass(frozen=True)
@@ -48,16 +54,20 @@ class _Header:
     n_state: int
     sha256: str
     pos_whole: int = 0
+    rows: str | None = None
+    """name of a file in the same folder"""
 
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
-    """Write to a temporary file in the same folder, sync, rename.
+    """Write to a temporary file in the same folder, sync, rename. Its file of rows is synced before.
 
     Raises
     ------
     DoesNotFitError, TriattnError
         The disk is full, or the folder cannot be written to; what was there before stays.
     """
+    if snapshot.rows is not None:
+        _sync(snapshot.rows)
     tokens = np.asarray(snapshot.tokens, "<i4").tobytes()
     header = json.dumps(
         asdict(
@@ -69,6 +79,7 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
                 n_state=len(snapshot.state),
                 sha256=hashlib.sha256(tokens + snapshot.state).hexdigest(),
                 pos_whole=snapshot.pos_whole,
+                rows=None if snapshot.rows is None else snapshot.rows.name,
             )
         ),
         sort_keys=True,
@@ -115,4 +126,23 @@ def read_snapshot(path: Path) -> Snapshot:
         pending=header.pending,
         state=payload[n_token_bytes:],
         pos_whole=header.pos_whole,
+        rows=None if header.rows is None else path.parent / Path(header.rows).name,
     )
+
+
+def rows_beside(path: Path) -> list[Path]:
+    """The files of rows of the snapshot at `path` and of those that were there before it."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.*.rows"))
+
+
+def new_rows_beside(path: Path) -> Path:
+    """A name for the rows of the snapshot that is going to be at `path`, until when those of the present one stay."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.rows")
+
+
+def _sync(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except OSError as err:
+        raise from_system(err) or StateError(f"cannot be written: {err.strerror}", where=str(path)) from err

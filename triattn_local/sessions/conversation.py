@@ -24,7 +24,7 @@ from ..answers.thinking import TextKind, ThinkingLimit, TokenSplitter, marks_of
 from ..answers.tool_calls import MARKS, ToolCall, ToolCallSplitter
 from ..config import SamplingConfig, ThinkingConfig
 from ..engine.runtime import Cancel, Done, Prefill, Runtime, Token, n_shared
-from ..errors import StateError, UsageError
+from ..errors import StateError, TriattnError, UsageError
 from .model import SUMMARY, Message, turns_of
 from .snapshot_cache import SnapshotCache
 
@@ -427,7 +427,12 @@ class Conversation:
     # ------------------------------------------------------------- going back
 
     def _take(self, session: str, message: int, *, in_memory: bool, on_disk: bool) -> int:
-        snapshot = self.rt.snapshot()
+        rows = self.snapshots.rows(session, self.rt.layout_id) if on_disk else None
+        try:
+            snapshot = self.rt.snapshot(rows)
+        except TriattnError as error:
+            self.snapshots.report(error)  # without its rows it goes on as well, but what was evicted is gone
+            snapshot = self.rt.snapshot()
         self.snapshots.put(session, message, snapshot, in_memory=in_memory, on_disk=on_disk)
         return len(snapshot.state)
 

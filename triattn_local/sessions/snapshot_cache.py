@@ -1,5 +1,6 @@
 """Snapshots of a conversation's cache, in memory and on disk, each within its limit.
 
+On disk a session is a folder: a file for each snapshot, and one for evicted rows, which all of them share.
 What was put last stays longest. The disk is written by a thread of its own, so that nobody waits for it. Knows nothing
 of models: a snapshot is a value with a size.
 """
@@ -7,6 +8,7 @@ of models: a snapshot is a value with a size.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -83,6 +85,30 @@ class SnapshotCache:
         if on_disk and path is not None and size <= self.disk_limit:
             self._last = self._writer.submit(self._write, path, snapshot)
 
+    def rows(self, session: str, layout: str) -> Path | None:
+        """The file for what a session has evicted, in a folder that is there. None: there is no room for more.
+
+        Parameters
+        ----------
+        layout : str
+            Rows of another one (model, cache types) have a file of their own.
+        """
+        if self.folder is None or self.disk_limit == 0:
+            return None
+        folder = self.folder / session
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.report(from_system(error) or TriattnError(str(error), where=str(folder)))
+            return None
+        path = folder / f"{layout}.rows"
+        return None if is_file(path) and _disk_size(path.stat()) > self.disk_limit else path
+
+    def report(self, error: TriattnError) -> None:
+        """Tell whoever listens what could not be kept."""
+        if self.on_error is not None:
+            self.on_error(error)
+
     def find(self, session: str, message: int) -> CachedSnapshot | None:
         """A snapshot from memory, else from disk; a damaged file counts as none, and is removed."""
         with self._lock:
@@ -122,33 +148,49 @@ class SnapshotCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_snapshot(path, snapshot)
-            files = sorted(self._files())
-            used = sum(size for _, size, _ in files)
-            for _, size, old in files:
-                if used <= self.disk_limit or old == path:
-                    break
-                old.unlink(missing_ok=True)
-                used -= size
+            self._drop_oldest(path)
         except (TriattnError, OSError) as error:
-            if self.on_error is not None:
-                self.on_error(from_system(error) or TriattnError(str(error), where=str(path)))
+            self.report(from_system(error) or TriattnError(str(error), where=str(path)))
+
+    def _drop_oldest(self, newest: Path) -> None:
+        """Keep within the limit. Rows go with the last snapshot of their session."""
+        files = sorted(self._files())
+        used = sum(size for _, size, _ in files)
+        for _, size, old in files:
+            if used <= self.disk_limit:
+                break
+            if old == newest or old.suffix == ".rows":
+                continue
+            old.unlink(missing_ok=True)
+            used -= size
+            if old.parent != newest.parent and not any(old.parent.glob("*.tri")):
+                for rows in old.parent.glob("*.rows"):
+                    used -= _disk_size(rows.stat())
+                    rows.unlink(missing_ok=True)
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """(time written, bytes, path)"""
         found = []
-        for path in self.folder.glob("*/*.tri") if self.folder is not None else ():
+        for path in self.folder.glob("*/*") if self.folder is not None else ():
+            if path.suffix not in (".tri", ".rows"):
+                continue
             try:
                 status = path.stat()
             except OSError:  # another process removed it meanwhile
                 continue
-            found.append((status.st_mtime, status.st_size, path))
+            found.append((status.st_mtime, _disk_size(status), path))
         return found
 
     def _remove(self, folder: Path) -> None:
-        for path in folder.glob("*.tri"):
+        for path in [*folder.glob("*.tri"), *folder.glob("*.rows")]:
             path.unlink(missing_ok=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _disk_size(status: os.stat_result) -> int:
+    """Files of rows have holes."""
+    return min(status.st_size, 512 * status.st_blocks)
 
 
 def _size(snapshot: Snapshot) -> int:
