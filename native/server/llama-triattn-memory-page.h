@@ -14,7 +14,7 @@ h2{font-size:15px;margin:0 0 6px}canvas{width:100%;display:block;image-rendering
 </style></head><body>
 <h1>What each layer holds of the text</h1>
 <p class="dim">A row is a layer, the text runs from left (its beginning) to right. Point at a column to read it.</p>
-<p class="legend"><span><i style="background:var(--hot)"></i>held by the heads, the brighter the more of them</span><span><i style="background:var(--back)"></i>came back while you looked</span><span><i style="background:var(--cold)"></i>out of the cache, in the cold tier</span><span><i style="background:var(--none)"></i>gone</span></p>
+<p class="legend"><span><i style="background:var(--hot)"></i>held by the heads: the stronger, the more of them</span><span><i style="background:var(--back)"></i>came back while you looked</span><span><i style="background:var(--cold)"></i>out of the cache, in the cold tier</span><span><i style="background:var(--none)"></i>gone</span></p>
 <p id="problem" role="status"></p>
 <form id="ask" hidden><label>API key <input type="password" id="key" autocomplete="off"></label></form>
 <div id="slots"><p class="dim">Waiting for the server.</p></div>
