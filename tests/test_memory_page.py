@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 import urllib.error
@@ -145,8 +146,13 @@ def test_the_chat_page_answers(served: Served, page: Any) -> None:
         page.wait_for_timeout(3000)
         field = page.get_by_role("textbox").first
     field.fill("Say hello.")
-    field.press("Enter")
-    page.wait_for_function("() => document.body.innerText.split('Say hello.').pop().length > 20", timeout=120_000)
-    page.wait_for_timeout(3000)
+    with page.expect_response(lambda response: "chat/completions" in response.url, timeout=120_000) as coming:
+        field.press("Enter")
+    coming.value.finished()
+    pieces = [json.loads(line[6:]) for line in coming.value.text().splitlines() if line.startswith("data: {")]
+    answer = "".join(piece["choices"][0]["delta"].get("content") or "" for piece in pieces if piece["choices"])
+    words = max(re.findall(r"[A-Za-z ]+", answer), key=len).strip()
+    assert words, answer
+    page.wait_for_function("words => document.body.innerText.includes(words)", arg=words, timeout=60_000)
     shot(page, "chat.png")
     assert all(url.startswith((served.root, "data:", "blob:")) for url in page.asked), page.asked
