@@ -11,14 +11,14 @@ from ..errors import UsageError
 from ..settings import Settings
 from ..support import console, formats
 from .app import app
-from .flags import AsJson, switch
+from .flags import AsJson, argument, switch
 
 
 @app.command()
 def pull(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="`demo`, or ORG/REPO[:QUANT] of the Hugging Face hub (default Q4_K_M)."),
+        argument("MODEL", "`demo`, or ORG/REPO[:QUANT] of the Hugging Face hub (default Q4_K_M).", show_default=True),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -41,7 +41,7 @@ def pull(
 
 @app.command("rm")
 def remove(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name that `ls` shows.")],
+    model: Annotated[str, argument("MODEL", "A name that `ls` shows.")],
     yes: Annotated[bool, switch("--yes", "Do not ask.", "-y")] = False,
 ) -> None:
     """Remove a model from the models folder; of one that is linked, the link alone."""

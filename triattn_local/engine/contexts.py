@@ -15,7 +15,6 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import llama_cpp
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from ..config import EvictionConfig, RuntimeConfig, SamplingConfig
 from ..errors import DoesNotFitError, StateError, TriattnError, UsageError
 from ..model.model_info import read_model_info
+from ..support.closing import Closing
 from ..support.threads import Threads
 from . import native
 from .context_options import ContextOptions
@@ -79,7 +79,7 @@ def _free_model(handle: Any, contexts: list[Any]) -> None:
     llama_cpp.llama_model_free(handle)
 
 
-class Model:
+class Model(Closing):
     """Weights, and the contexts that are made of them."""
 
     def __init__(
@@ -199,16 +199,8 @@ class Model:
         self._loaded.end()
         self.handle = None
 
-    def __enter__(self) -> Model:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Context:
+class Context(Closing):
     """One sequence, or several that hold the same tokens. Close it before its model."""
 
     def __init__(
@@ -276,14 +268,6 @@ class Context:
         """Free it. Safe to call twice, and after its model was closed."""
         self._end()
         self.handle = None
-
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def n_past(self) -> int:

@@ -7,6 +7,7 @@ One Python function a C function, with the C declaration above it; arrays come b
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -17,123 +18,61 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import AGGREGATES, MODES, OFFSETS, POLICIES, TERMS, Cold, EvictionConfig
+from ..config import EvictionConfig
 from ..errors import BackendMissingError, StateError, StatsError, TriattnError, UsageError, from_system
+from ..support.setting import BYTES, NUMBER, TRUTH, WHOLE, WHOLE_OR_OFF, WORD, Kind, Setting, lines
 from ..support.stop import Stop
 
 OK, OFF, BAD_PARAM, NO_STATS, BAD_STATS, UNSUPPORTED, FAILED = 0, -1, -2, -3, -4, -5, -6
 
 
-_COLD: dict[Cold, int] = {"off": 0, "auto": 2**32 - 1}
+_COLD: dict[object, int] = {"off": 0, "auto": 2**32 - 1}
 """``LLAMA_TRIATTN_COLD_*``; what lies between is KiB"""
+
+_C_TYPES: dict[Kind, type[Any]] = {
+    WHOLE: ctypes.c_uint32,
+    WHOLE_OR_OFF: ctypes.c_uint32,
+    BYTES: ctypes.c_uint32,
+    NUMBER: ctypes.c_float,
+    WORD: ctypes.c_int32,
+    TRUTH: ctypes.c_int32,
+}
+
+
+def _to_c(line: Setting, value: Any) -> Any:
+    if line.kind is BYTES:
+        return _COLD[value] if isinstance(value, str) else -(-value // 1024)
+    return line.choices.index(value) if line.choices else value
+
+
+def _from_c(line: Setting, value: Any) -> Any:
+    if line.kind is BYTES:
+        return {number: word for word, number in _COLD.items()}.get(value, value * 1024)
+    if line.kind is NUMBER:
+        return round(value, 6)  # of a float32
+    return line.choices[value] if line.choices else bool(value) if line.kind is TRUTH else value
 
 
 class Params(ctypes.Structure):
-    """``struct llama_triattn_params``."""
+    """``struct llama_triattn_params``, which EvictionConfig is line for line."""
 
-    _fields_ = [
-        ("budget", ctypes.c_uint32),
-        ("window", ctypes.c_uint32),
-        ("n_keep", ctypes.c_uint32),
-        ("mode", ctypes.c_int32),
-        ("policy", ctypes.c_int32),
-        ("aggregate", ctypes.c_int32),
-        ("terms", ctypes.c_int32),
-        ("weight_r", ctypes.c_int32),
-        ("offsets", ctypes.c_int32),
-        ("offset_max", ctypes.c_uint32),
-        ("weight_v", ctypes.c_float),
-        ("seed", ctypes.c_uint32),
-        ("cold", ctypes.c_uint32),
-        ("recall", ctypes.c_float),
-        ("recall_block", ctypes.c_uint32),
-        ("recall_queries", ctypes.c_uint32),
-        ("recall_period", ctypes.c_uint32),
-    ]
+    _fields_ = [(line.c_name, _C_TYPES[line.kind]) for line in lines(EvictionConfig)]
 
     @classmethod
     def from_config(cls, config: EvictionConfig | None) -> Params:
         """None turns eviction off."""
         if config is None:
             return cls(budget=0)
-        return cls(
-            budget=config.budget_tokens,
-            window=config.window,
-            n_keep=config.n_keep,
-            mode=MODES.index(config.mode),
-            policy=POLICIES.index(config.policy),
-            aggregate=AGGREGATES.index(config.aggregate),
-            terms=TERMS.index(config.terms),
-            weight_r=int(config.weight_r),
-            offsets=OFFSETS.index(config.offsets),
-            offset_max=config.offset_max,
-            weight_v=config.weight_v,
-            seed=config.seed,
-            cold=_COLD[config.cold] if isinstance(config.cold, str) else -(-config.cold // 1024),
-            recall=config.recall,
-            recall_block=config.recall_block,
-            recall_queries=config.recall_queries,
-            recall_period=config.recall_period,
-        )
+        return cls(*(_to_c(line, getattr(config, line.field)) for line in lines(EvictionConfig)))
 
     def to_config(self) -> EvictionConfig:
-        return EvictionConfig(
-            budget_tokens=self.budget,
-            window=self.window,
-            n_keep=self.n_keep,
-            mode=MODES[self.mode],
-            policy=POLICIES[self.policy],
-            aggregate=AGGREGATES[self.aggregate],
-            terms=TERMS[self.terms],
-            weight_r=bool(self.weight_r),
-            offsets=OFFSETS[self.offsets],
-            offset_max=self.offset_max,
-            weight_v=round(self.weight_v, 6),  # of a float32
-            seed=self.seed,
-            cold={value: name for name, value in _COLD.items()}.get(self.cold, self.cold * 1024),
-            recall=round(self.recall, 6),
-            recall_block=self.recall_block,
-            recall_queries=self.recall_queries,
-            recall_period=self.recall_period,
-        )
-
-
-class _Stats(ctypes.Structure):
-    """``struct llama_triattn_stats``."""
-
-    _fields_ = [
-        ("n_rounds", ctypes.c_uint64),
-        ("n_rounds_forced", ctypes.c_uint64),
-        ("n_tokens_evicted", ctypes.c_uint64),
-        ("n_rows_moved", ctypes.c_uint64),
-        ("t_score_us", ctypes.c_uint64),
-        ("t_select_us", ctypes.c_uint64),
-        ("t_move_us", ctypes.c_uint64),
-        ("t_total_us", ctypes.c_uint64),
-        ("n_graphs", ctypes.c_uint64),
-        ("n_operations", ctypes.c_uint64),
-        ("n_bytes_copied", ctypes.c_uint64),
-        ("n_cells", ctypes.c_uint64),
-        ("n_cells_used", ctypes.c_uint64),
-        ("kv_bytes", ctypes.c_uint64),
-        ("kv_bytes_full", ctypes.c_uint64),
-        ("kv_bytes_other", ctypes.c_uint64),
-        ("n_layer", ctypes.c_int32),
-        ("n_head_kv", ctypes.c_int32),
-        ("cold_bytes", ctypes.c_uint64),
-        ("cold_bytes_max", ctypes.c_uint64),
-        ("n_tokens_stored", ctypes.c_uint64),
-        ("n_tokens_destroyed", ctypes.c_uint64),
-        ("n_recalls", ctypes.c_uint64),
-        ("n_rows_recalled", ctypes.c_uint64),
-        ("t_store_us", ctypes.c_uint64),
-        ("t_recall_us", ctypes.c_uint64),
-    ]
+        values = {line.field: _from_c(line, getattr(self, line.c_name)) for line in lines(EvictionConfig)}
+        return EvictionConfig(**values)
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What the engine has done since the context was made. Times in microseconds, memory in bytes."""
+    """What the engine has done since the context was made, as the C struct has it. Microseconds and bytes."""
 
     n_rounds: int
     n_rounds_forced: int
@@ -166,6 +105,15 @@ class EngineStats:
     """K rows that came back, summed over layers and heads"""
     t_store_us: int = 0
     t_recall_us: int = 0
+
+
+class _Stats(ctypes.Structure):
+    """``struct llama_triattn_stats``."""
+
+    _fields_ = [
+        (entry.name, ctypes.c_int32 if entry.name in ("n_layer", "n_head_kv") else ctypes.c_uint64)
+        for entry in dataclasses.fields(EngineStats)
+    ]
 
 
 # typedef void (*llama_triattn_ranking)(void * user_data, llama_seq_id seq_id, llama_pos pos_next,

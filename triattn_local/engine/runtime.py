@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
 import llama_cpp
@@ -30,6 +29,7 @@ from ..config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig, Thinki
 from ..errors import DoesNotFitError, StateError, TriattnError, UsageError
 from ..model.metadata import usable_stats
 from ..model.model_info import read_model_info
+from ..support.closing import Closing
 from ..support.stop import Stop
 from ..support.turns import Turns
 from . import native
@@ -135,7 +135,7 @@ class Cancel(Protocol):
     def is_set(self) -> bool: ...
 
 
-class Runtime:
+class Runtime(Closing):
     """One model with one sequence.
 
     Any thread may call: a call waits for those of other threads, an answer for the answers that other threads read. An
@@ -231,11 +231,6 @@ class Runtime:
     def __enter__(self) -> Runtime:
         self._turns.check()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # ------------------------------------------------------------------ text
 

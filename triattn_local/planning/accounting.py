@@ -17,7 +17,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import llama_cpp
 
@@ -27,6 +26,7 @@ from ..engine.contexts import Context, Model
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
 from ..model.gguf_file import read_gguf
 from ..model.model_info import ModelInfo, read_model_info
+from ..support.closing import Closing
 
 HOST = "host"
 """memory that is no card's"""
@@ -80,7 +80,7 @@ class ContextBytes:
         return max(self.compute.values())
 
 
-class MemoryProbe:
+class MemoryProbe(Closing):
     """A model loaded without its weights. Contexts are made, asked and freed."""
 
     def __init__(self, path: Path, n_gpu_layers: int = 0, tensor_split: tuple[int, ...] | None = None) -> None:
@@ -145,14 +145,6 @@ class MemoryProbe:
 
     def close(self) -> None:
         self.model.close()
-
-    def __enter__(self) -> MemoryProbe:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _weights(info: ModelInfo) -> WeightBytes:
