@@ -161,6 +161,8 @@ class Settings(ProgramConfig):
     """setting -> "--budget", "environment TRIATTN_BUDGET", "budget in <config.toml>", "auto" or "default" """
     presets: Mapping[str, Mapping[str, Any]]
     """name -> settings of answers, of the config file"""
+    mcp: tuple[Mapping[str, Any], str]
+    """tables of the config file that name servers of tools, and the file's name; ``tools.servers`` reads them"""
 
     if TYPE_CHECKING:
 
@@ -176,12 +178,13 @@ class Settings(ProgramConfig):
         *,
         origins: Mapping[str, str] | None = None,
         presets: Mapping[str, Mapping[str, Any]] | None = None,
+        mcp: tuple[Mapping[str, Any], str] = ({}, ""),
         **values: Any,
     ) -> None:
         of_configs = table().keys() - {entry.name for entry in fields(ProgramConfig)}
         super().__init__(**{name: value for name, value in values.items() if name not in of_configs})
         vars(self).update({name: value for name, value in values.items() if name in of_configs})
-        vars(self).update(origins=origins or {}, presets=presets or {})
+        vars(self).update(origins=origins or {}, presets=presets or {}, mcp=mcp)
 
     @classmethod
     def load(
@@ -216,6 +219,7 @@ class Settings(ProgramConfig):
 
         known = table()
         presets = _presets(written.pop(PRESETS, {}), path)
+        mcp: Any = written.pop(MCP, {})
         _check_keys(written, known, str(path))
         named = flags.get("preset") or environ.get(f"{ENV_PREFIX}PRESET", "").strip() or written.get("preset")
         preset = _preset(named, presets, path) if named else {}
@@ -246,7 +250,7 @@ class Settings(ProgramConfig):
             except ValueError as error:
                 wanted = f"{error} or {AUTO}" if line.planned else str(error)
                 raise UsageError(f"{raw!r} is not {wanted}", where=origins[name]) from None
-        return cls(**values, origins=origins, presets=presets)
+        return cls(**values, origins=origins, presets=presets, mcp=(mcp, str(path)))
 
     def changed(self, origin: str, **values: Any) -> Settings:
         """The same with other values, and where these came from."""
@@ -326,8 +330,8 @@ for _line in table().values():
 SAMPLING = {line.field: line.name for line in lines(SamplingConfig) if line.name}
 """field of SamplingConfig -> its setting"""
 
-PRESETS = "presets"
-"""table of the config file"""
+PRESETS, MCP = "presets", "mcp"
+"""tables of the config file"""
 
 ANSWERS = tuple(name for name, line in table().items() if line.panel == ANSWER and name != "preset")
 """settings of answers: what a preset may have"""

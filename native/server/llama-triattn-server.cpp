@@ -1,5 +1,7 @@
 #include "llama-triattn-server.h"
 
+#include "llama-triattn-memory.h"
+
 #include "common.h"
 #include "gguf.h"
 #include "log.h"
@@ -543,6 +545,12 @@ void llama_triattn_server::describe(int32_t id_slot, json & slot) const {
         { "n_tokens_destroyed", stats.n_tokens_destroyed },
         { "n_pinned",           stats.n_pinned },
     };
+}
+
+void llama_triattn_server::look(int32_t id_slot, const server_prompt & prompt) const {
+    if (llama_triattn_memory::is_looked_at()) {
+        llama_triattn_memory::note(id_slot, contexts[0], ctx != nullptr, prompt);
+    }
 }
 
 static struct {

@@ -77,6 +77,7 @@ public:
     void observe();
 
     void        describe(int32_t id_slot, json & slot) const; // for /slots: adds "triattention"
+    void        look(int32_t id_slot, const server_prompt & prompt) const; // for /memory, while somebody looks at it
     std::string metrics() const;                              // for /metrics: Prometheus text, "" if nothing evicts
 
     // Figures of a model that leaves the memory: noted before it goes, told to those who ask while it is away, whom upstream

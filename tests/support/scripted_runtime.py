@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triattn_local.answers.text_stream import TextStream
+from triattn_local.answers.tool_calls import for_template
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
 from triattn_local.engine.runtime import Cancel, Done, Event, Prefill, RuntimeStats, Token
 from triattn_local.engine.snapshot import Snapshot
@@ -126,9 +127,9 @@ class ScriptedRuntime:
         thinking: ThinkingConfig | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
-        del tools
         self.thoughts.append(thinking)
-        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}{END}\n" for m in messages)
+        turns = for_template(None, messages, tools)
+        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}{END}\n" for m in turns)
         return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
 
     # generate

@@ -24,6 +24,15 @@ def chat(
     ] = None,
     go_on: Annotated[bool, switch("--continue", "Go on with the session used last.", "-c")] = False,
     resume: Annotated[str | None, option("--resume", "ID", "Go on with this session; F2 lists them.")] = None,
+    mcp: Annotated[
+        list[str] | None,
+        option(
+            "--mcp",
+            "SERVER",
+            "Tools that the model may call, of an MCP server: its command line, or its address. May be given several "
+            "times; config.toml has more under [mcp.NAME].",
+        ),
+    ] = None,
     given: Given,
     no_evict: NoEvict = False,
 ) -> None:
@@ -48,7 +57,7 @@ def chat(
     from ..tui.app import Start
     from ..tui.run import run_chat
 
-    run_chat(settings, Start(path, resume, go_on, settings.system or "", evict=not no_evict))
+    run_chat(settings, Start(path, resume, go_on, settings.system or "", evict=not no_evict, mcp=tuple(mcp or ())))
 
 
 def _chat_defaults() -> Mapping[str, object]:
