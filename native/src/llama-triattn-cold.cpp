@@ -1,3 +1,4 @@
+#include "llama-triattn-bytes.h"
 #include "llama-triattn-cache.h"
 
 #include "llama-triattn-slabs.h"
@@ -9,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <limits>
 #include <map>
@@ -31,10 +33,14 @@ static const float DECAY_STREAM = 0.5f;
 static const size_t N_MEAN       = 4;
 static const float  LEAST_STREAM = -7.0f;
 
+// While text streams, a recall is made for the queries since the last one, but no more than these or the period.
+static const uint32_t N_QUERY_STREAM = 16;
+
 // While text streams, a recall reads all stored keys once and multiplies them with some queries. It comes so often that this is
 // at most such a part of what decoding reads meanwhile.
 static const double PART_STREAM = 1.0/30;
-static const double LEAST_MODEL = 64e6; // bytes: a smaller model's decoding is not what it reads
+static const double LEAST_MODEL = 64e6;   // bytes: a smaller model's decoding is not what it reads
+static const double DEVICE      = 1.0/10; // a device reads its memory so much faster than the host reads the store
 
 static uint64_t free_host_memory() {
     std::ifstream file("/proc/meminfo");
@@ -76,9 +82,6 @@ void llama_triattn::init_cold(const llama_cparams & cparams) {
     const uint64_t n_wanted = params.cold == LLAMA_TRIATTN_COLD_AUTO ? free_host_memory()/4*3 : (uint64_t) params.cold << 10;
 
     store    = std::make_unique<llama_triattn_store>(sizes, kv.seq_to_stream.size(), params.n_keep, std::min(n_all, n_wanted));
-    n_ring     = std::max(params.recall_queries, params.recall_period);
-    n_recorded = cparams.n_seq_max;
-    queries  = std::make_unique<llama_triattn_queries>(layers, cparams.n_seq_max, n_ring);
     recaller = std::make_unique<llama_triattn_recaller>(kv.type_k(), cparams.n_threads);
 
     readings.resize(kv.seq_to_stream.size());
@@ -89,8 +92,8 @@ void llama_triattn::init_cold(const llama_cparams & cparams) {
         ranks   [s].resize(pos[s].size(), INFINITY);
     }
 
-    LLAMA_LOG_INFO("%s: cold tier of %.1f MiB at most, %zu bytes a token; queries %.1f MiB\n", __func__,
-            store->n_bytes_max()/1048576.0, store->token_bytes(), queries->n_bytes()/1048576.0);
+    LLAMA_LOG_INFO("%s: cold tier of %.1f MiB at most, %zu bytes a token\n", __func__,
+            store->n_bytes_max()/1048576.0, store->token_bytes());
 }
 
 void llama_triattn::set_recall(float share, uint32_t block, uint32_t n_query, uint32_t period) {
@@ -266,7 +269,7 @@ llama_triattn_wanting llama_triattn::wanting_of(llama_seq_id seq_id, size_t i_la
 }
 
 void llama_triattn::choose_recall(
-        llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, std::vector<std::pair<llama_pos, int32_t>> & res) const {
+        llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, std::vector<std::pair<llama_pos, int32_t>> & res) {
     const uint32_t strm  = kv.seq_to_stream[seq_id];
     const auto &   cells = kv.v_cells[strm];
 
@@ -292,10 +295,14 @@ void llama_triattn::choose_recall(
             continue;
         }
         is_hot[p] = 1;
-        if (is_wanted[p] || cells.seq_count(cell) > 1 || !store->has(seq_id, p)) {
-            continue; // wanted, or not only its own, or it could not come back
+        auto & mark = recalled[strm][(size_t) cell*n_set + set];
+        if (is_wanted[p] && mark != CHOSEN) {
+            mark = RECALLED_NOW;
         }
-        const bool was_recalled = recalled[strm][(size_t) cell*n_set + set];
+        if (is_wanted[p] || cells.seq_count(cell) > 1 || !store->has(seq_id, p) || pins.has(seq_id, label)) {
+            continue; // wanted, or not only its own, or it could not come back, or it must not go
+        }
+        const bool was_recalled = mark != CHOSEN;
         victims.push_back({ !was_recalled, was_recalled ? weights[p] : ranks[strm][(size_t) cell*n_set + set], (int32_t) cell });
     }
 
@@ -380,7 +387,9 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
     ggml_backend_sched_synchronize(lctx->get_sched());
 
     const llama_pos end     = kv.seq_pos_max(seq_id) + 1;
-    const uint32_t  n_query = is_prompt ? params.recall_queries : params.recall_period;
+    const uint32_t  n_since = std::max(end - readings[seq_id].at, 0);
+    const uint32_t  n_query = is_prompt ? params.recall_queries :
+        std::max(params.recall_period, std::min({ n_since, N_QUERY_STREAM, n_ring }));
     const llama_pos q_end   = end + (llama_pos) n_ahead;
     const auto      qpos    = queries->positions(seq_id, q_end - (llama_pos) n_query, q_end);
     if (qpos.empty() || n_query == 0) {
@@ -396,7 +405,7 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
     recall_bounds b;
     b.p0        = params.n_keep;
     b.p1        = std::min(whole[seq_id], (llama_pos) size); // from T on every head has every token
-    b.n_max     = (uint32_t) std::lround(params.recall*params.budget);
+    b.n_max     = (uint32_t) std::lround(params.recall*(params.budget - std::min(n_pinned(seq_id), params.budget)));
     b.n_block   = is_prompt ? params.recall_block : 1;
     b.must_earn = !is_prompt;
     b.least     = is_prompt ? -INFINITY : is_per_layer ? LEAST_STREAM : expf(LEAST_STREAM);
@@ -431,6 +440,9 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
                     w[p] = before;
                 }
             }
+            for (const auto & [p0, p1] : pins.ranges(seq_id)) { // they are there, and take no place of what comes back
+                std::fill(w + std::min<size_t>(p0, size), w + std::min<size_t>(p1, size), -INFINITY);
+            }
             if (is_per_layer) {
                 choose_recall(seq_id, set, w, b, of_set[set]);
             } else {
@@ -443,17 +455,35 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
         choose_recall(seq_id, set, sums.data() + (size_t) set*size, b, of_set[set]);
     }
 
-    if (!bring_back(seq_id, of_set)) {
-        lose(strm);
+    if (!replace(seq_id, of_set, RECALLED_NOW)) {
         return fail("the device failed while rows came back; the sequences in it are lost and must be read again");
     }
 
-    auto & cells = kv.v_cells[strm];
+    counters.n_recalls   += 1;
+    counters.t_recall_us += ggml_time_us() - t_start_us;
+
+    return (int32_t) (counters.n_rows_recalled - n_before);
+}
+
+bool llama_triattn::replace(llama_seq_id seq_id, const std::vector<recalled_tokens> & of_set, uint8_t mark) {
+    const uint32_t strm  = kv.seq_to_stream[seq_id];
+    auto &         cells = kv.v_cells[strm];
+
+    if (!bring_back(seq_id, of_set)) {
+        lose(strm);
+        return false;
+    }
+    auto & aside = readings[seq_id].aside;
+    aside.resize(n_set);
     for (uint32_t set = 0; set < n_set; ++set) {
         for (const auto & [p, cell] : of_set[set]) {
+            const size_t i = (size_t) cell*n_set + set;
+            if (recalled[strm][i] == CHOSEN && mark != CHOSEN) {
+                aside[set].push_back(pos_at(strm, cell, set));
+            }
             pos_at(strm, cell, set) = p;
-            recalled[strm][(size_t) cell*n_set + set] = 1;
-            ranks   [strm][(size_t) cell*n_set + set] = -INFINITY;
+            recalled[strm][i] = mark;
+            ranks   [strm][i] = -INFINITY;
         }
     }
     if (n_set == 1) {
@@ -466,11 +496,90 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
             cells.seq_add(cell, seq_id);
         }
     }
+    return true;
+}
 
-    counters.n_recalls   += 1;
-    counters.t_recall_us += ggml_time_us() - t_start_us;
+bool llama_triattn::put_back(llama_seq_id seq_id, std::vector<std::vector<llama_pos>> & wanted) {
+    auto & reading = readings[seq_id];
+    wanted.assign(n_set, {});
+    if (reading.aside.empty()) {
+        return true;
+    }
+    const uint32_t strm  = kv.seq_to_stream[seq_id];
+    const auto &   cells = kv.v_cells[strm];
 
-    return (int32_t) (counters.n_rows_recalled - n_before);
+    std::vector<recalled_tokens> of_set(n_set);
+    std::vector<int32_t> there; // cells of recalled tokens
+    for (uint32_t set = 0; set < n_set; ++set) {
+        auto & aside = reading.aside[set];
+        std::sort(aside.begin(), aside.end());
+
+        std::vector<uint8_t> is_there(aside.size(), 0);
+        there.clear();
+        for (const auto & [label, cell] : cells.seq_pos_get(seq_id)) {
+            auto & mark = recalled[strm][(size_t) cell*n_set + set];
+            if (mark == CHOSEN) {
+                continue;
+            }
+            const llama_pos p = pos_at(strm, cell, set);
+            if (mark == RECALLED_NOW) {
+                wanted[set].push_back(p);
+            }
+            mark = CHOSEN;
+            const auto it = std::lower_bound(aside.begin(), aside.end(), p);
+            if (it != aside.end() && *it == p) {
+                is_there[it - aside.begin()] = 1;
+            } else if (cells.seq_count(cell) == 1 && store->has(seq_id, p)) {
+                there.push_back(cell);
+            }
+        }
+        for (size_t i = 0; i < aside.size() && of_set[set].size() < there.size(); ++i) {
+            if (!is_there[i] && store->has(seq_id, aside[i])) {
+                of_set[set].emplace_back(aside[i], there[of_set[set].size()]);
+            }
+        }
+    }
+    reading.aside.clear();
+
+    const auto n_recalled = counters.n_rows_recalled;
+    const bool ok = replace(seq_id, of_set, CHOSEN);
+    counters.n_rows_recalled = n_recalled; // no query asked for them
+    return ok;
+}
+
+bool llama_triattn::call_again(llama_seq_id seq_id, const std::vector<std::vector<llama_pos>> & wanted) {
+    const uint32_t strm  = kv.seq_to_stream[seq_id];
+    const auto &   cells = kv.v_cells[strm];
+
+    const llama_pos end = std::min(whole[seq_id], store->size(seq_id));
+
+    std::vector<recalled_tokens> of_set(n_set);
+    std::vector<std::pair<float, int32_t>> victims; // rank, cell
+    std::vector<uint8_t> is_hot;
+    for (uint32_t set = 0; set < n_set; ++set) {
+        is_hot.assign(end, 0);
+        victims.clear();
+        for (const auto & [label, cell] : cells.seq_pos_get(seq_id)) {
+            const llama_pos p = pos_at(strm, cell, set);
+            if (p >= end) {
+                continue;
+            }
+            is_hot[p] = 1;
+            if (p >= (llama_pos) params.n_keep && cells.seq_count(cell) == 1 && store->has(seq_id, p)) {
+                victims.emplace_back(ranks[strm][(size_t) cell*n_set + set], (int32_t) cell);
+            }
+        }
+        std::sort(victims.begin(), victims.end());
+        for (const auto p : wanted[set]) {
+            if (of_set[set].size() < victims.size() && p < end && !is_hot[p] && store->has(seq_id, p)) {
+                of_set[set].emplace_back(p, victims[of_set[set].size()].second);
+            }
+        }
+    }
+    const auto n_recalled = counters.n_rows_recalled;
+    const bool ok = replace(seq_id, of_set, RECALLED);
+    counters.n_rows_recalled = n_recalled;
+    return ok;
 }
 
 void llama_triattn::lose(uint32_t strm) {
@@ -485,59 +594,58 @@ void llama_triattn::lose(uint32_t strm) {
 // states
 //
 
-static void write_bytes(llama_io_write_i & io, const std::vector<uint8_t> & data) {
-    const uint64_t size = data.size();
-    io.write(&size, sizeof(size));
-    io.write(data.data(), size);
-}
-
-static std::vector<uint8_t> read_bytes(llama_io_read_i & io) {
-    std::vector<uint8_t> res;
-    uint64_t size = 0;
-    io.read(&size, sizeof(size));
-    while (size > 0) {
-        const size_t n = std::min<uint64_t>(size, 1 << 20); // no more memory than there are bytes, whatever a damaged state says
-        res.resize(res.size() + n);
-        io.read(res.data() + res.size() - n, n);
-        size -= n;
-    }
-    return res;
-}
-
 void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const std::vector<uint32_t> & cells) const {
     const auto & reading = readings[seq_id];
     const uint64_t retained = store->retain(seq_id);
     const auto     where    = store->where(seq_id);
 
     io.write(&retained,         sizeof(retained));
-    write_bytes(io, where);
+    llama_triattn_write_bytes(io, where);
     io.write(&reading.at,       sizeof(reading.at));
     io.write(&reading.n_prompt, sizeof(reading.n_prompt));
     io.write(&n_ring,           sizeof(n_ring));
+    const uint32_t n_aside = reading.aside.size();
+    io.write(&n_aside, sizeof(n_aside));
+    for (const auto & of_set : reading.aside) {
+        const auto * data = (const uint8_t *) of_set.data();
+        llama_triattn_write_bytes(io, { data, data + of_set.size()*sizeof(of_set[0]) });
+    }
     for (const auto i : cells) {
         io.write(&ranks   [kv.seq_to_stream[seq_id]][(size_t) i*n_set], n_set*sizeof(float));
         io.write(&recalled[kv.seq_to_stream[seq_id]][(size_t) i*n_set], n_set*sizeof(uint8_t));
     }
     const auto data = seq_id < (llama_seq_id) n_recorded ? queries->save(seq_id) : std::vector<uint8_t>();
-    write_bytes(io, data);
+    llama_triattn_write_bytes(io, data);
 }
 
 llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_t n_cells, uint32_t version) const {
     cold_state res;
     io.read(&res.retained,         sizeof(res.retained));
     if (version > 3) {
-        res.where = read_bytes(io);
+        res.where = llama_triattn_read_bytes(io);
     }
     io.read(&res.reading.at,       sizeof(res.reading.at));
     io.read(&res.reading.n_prompt, sizeof(res.reading.n_prompt));
     io.read(&res.n_ring,           sizeof(res.n_ring));
+    uint32_t n_aside = 0;
+    if (version > 3) {
+        io.read(&n_aside, sizeof(n_aside));
+    }
+    if (n_aside > 0 && n_aside != n_set) {
+        throw std::runtime_error("the saved state cannot be restored: it is damaged");
+    }
+    for (uint32_t i = 0; i < n_aside; ++i) {
+        const auto data = llama_triattn_read_bytes(io);
+        res.reading.aside.emplace_back(data.size()/sizeof(llama_pos));
+        memcpy(res.reading.aside.back().data(), data.data(), res.reading.aside.back().size()*sizeof(llama_pos));
+    }
     res.ranks   .resize((size_t) n_cells*n_set);
     res.recalled.resize((size_t) n_cells*n_set);
     for (uint32_t i = 0; i < n_cells; ++i) {
         io.read(&res.ranks   [(size_t) i*n_set], n_set*sizeof(float));
         io.read(&res.recalled[(size_t) i*n_set], n_set*sizeof(uint8_t));
     }
-    res.queries = read_bytes(io);
+    res.queries = llama_triattn_read_bytes(io);
     return res;
 }
 
@@ -632,17 +740,23 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
     const uint32_t  n      = std::min<uint32_t>(p0, params.budget);
     const llama_pos n_keep = std::min<llama_pos>(params.n_keep, p0);
     const llama_pos window = std::max<llama_pos>(p0 - (llama_pos) params.window, n_keep); // its first position
-    const uint32_t  n_free = n - n_keep - (p0 - window);                                 // tokens of a head's choice
+
+    // what all heads hold: it gets the same cells in all
+    std::vector<uint8_t> is_common(p0, 0);
+    for (llama_pos p = 0; p < p0; ++p) {
+        is_common[p] = p < n_keep || p >= window || pins.has(seq_id, p);
+    }
+    const uint32_t n_free = n - std::count(is_common.begin(), is_common.end(), 1); // tokens of a head's choice
 
     const auto target = cells_to_rebuild(seq_id, n);
 
     // what a head holds of [n_keep, window) stays, the best first; the rest of its places goes to the last tokens before the window
-    std::vector<std::vector<llama_pos>> tokens(n_set); // ascending
+    std::vector<std::vector<llama_pos>> tokens(n_set);
     for (uint32_t set = 0; set < n_set; ++set) {
         std::vector<std::pair<float, llama_pos>> held;
         for (const auto & [label, cell] : cells.seq_pos_get(seq_id)) {
             const llama_pos p = pos_at(strm, cell, set);
-            if (p >= n_keep && p < window) {
+            if (p < p0 && !is_common[p]) {
                 held.emplace_back(ranks[strm][(size_t) cell*n_set + set], p);
             }
         }
@@ -655,14 +769,19 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
             is_taken[held[i].second] = 1;
         }
         for (llama_pos p = window - 1; p >= n_keep && n_taken < n_free; --p) {
-            n_taken += !is_taken[p];
+            n_taken += !is_taken[p] && !is_common[p];
             is_taken[p] = 1;
         }
-        for (llama_pos p = 0; p < p0; ++p) {
-            if (p < n_keep || p >= window || is_taken[p]) {
-                tokens[set].push_back(p);
+        const auto take = [&](llama_pos first, llama_pos end, bool common) {
+            for (llama_pos p = first; p < end; ++p) {
+                if (common ? is_common[p] : is_taken[p] && !is_common[p]) {
+                    tokens[set].push_back(p);
+                }
             }
-        }
+        };
+        take(0, window, true);
+        take(0, window, false);
+        take(window, p0, true);
     }
 
     std::vector<recalled_tokens> of_set(n_set);
@@ -690,7 +809,7 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
     }
 
     for (uint32_t i = 0; i < n; ++i) {
-        // tokens ascend in every set, so that the first and the last ones, which are the same in all, lie in the same cells
+        // what all sets have comes before and behind the rest, and so lies in the same cells
         cells.pos_set(target[i], tokens[0][i]);
         cells.seq_add(target[i], seq_id);
         for (uint32_t set = 0; set < n_set; ++set) {
@@ -699,6 +818,7 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
         unmark(strm, target[i]);
     }
     kv.v_heads[strm] = 0;
+    readings[seq_id].aside.clear();
 
     whole[seq_id] = (llama_pos) n < p0 ? window : 0;
     store->cut(seq_id, p0);
@@ -711,9 +831,12 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
 
 llama_pos llama_triattn::period_of(llama_seq_id seq_id) const {
     double read = 0.0; // bytes of keys, and as many again for every four query heads of each
+    bool is_host = true;
     for (const auto & layer : layers) {
         read += layer.n_head_kv*llama_triattn_row_size_k(layer)*(1.0 + layer.ils.size()*layer.n_head/layer.n_head_kv/4.0);
+        is_host = is_host && ggml_backend_buffer_is_host(layer.k->buffer);
     }
+    read *= is_host ? 1.0 : 1.0/DEVICE;
     read *= store->size(seq_id);
 
     return std::max<llama_pos>(params.recall_period, (llama_pos) (read/(PART_STREAM*std::max<double>(kv.model.size(), LEAST_MODEL))));
