@@ -12,9 +12,11 @@ from engine import Engine, environment, random_stats
 from tiny_models import write_deci, write_lfm2, write_tiny
 
 from triattn_local import selftest
-from triattn_local.config import MODES, EvictionConfig
+from triattn_local.config import MODES, EvictionConfig, RopeScaling
 from triattn_local.engine import native
+from triattn_local.engine.context_options import ContextOptions
 from triattn_local.model.model_info import read_model_info
+from triattn_local.model.reach import scaled
 
 SMALL = EvictionConfig(budget_tokens=256, window=32, n_keep=4, cold="off")
 
@@ -174,6 +176,24 @@ def test_the_attention_factor_is_for_what_is_rotated(n_rot: int, factor: float, 
         n, error = selftest.compare_scores(engine.ctx, engine.next_pos(), read_model_info(model), stats)
         assert n > 0
         assert error < 1e-4
+
+
+def test_statistics_hold_where_yarn_stretches_the_context(tmp_path: Path) -> None:
+    """They are of queries before RoPE: the same sidecar, other frequencies and another c."""
+    model = write_tiny(tmp_path / "tiny.gguf")
+    stats = random_stats(model, range(4), tmp_path / "stats.gguf")
+    yarn = RopeScaling("yarn", 4.0, 1024)
+    fields = ContextOptions(n_ctx=4096, rope_scaling=yarn).c_fields()
+    asked = {name: fields[name] for name in ("rope_scaling_type", "rope_freq_scale", "yarn_orig_ctx")}
+    info = read_model_info(model)
+    with Engine(model, SMALL, stats=tmp_path / "stats.gguf", n_ctx=4096, n_batch=128, **asked) as engine:
+        for n in (200, 700):
+            engine.feed(text(n)[engine.next_pos() :])
+            args = engine.ctx, engine.next_pos()
+            n_scores, error = selftest.compare_scores(*args, scaled(info, yarn), stats)
+            assert n_scores > 0
+            assert error < 1e-3
+            assert selftest.compare_scores(*args, info, stats)[1] > 1e-2, "the frequencies are others"
 
 
 # ---- room for a state

@@ -25,6 +25,7 @@ POLICIES: tuple[Policy, ...] = ("triattention", "streaming", "knorm", "random")
 TERMS: tuple[Terms, ...] = ("both", "trig", "norm")
 OFFSETS: tuple[Offsets, ...] = ("geometric", "linear")
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "max")
+ROPE_SCALINGS: tuple[str, ...] = ("none", "linear", "yarn")
 CACHE_TYPES: tuple[str, ...] = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
@@ -193,6 +194,25 @@ def kv_overrides(eviction: EvictionConfig | None) -> dict[str, bool | int | floa
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How RoPE is stretched for contexts beyond the trained one."""
+
+    kind: str
+    """"none", "linear" or "yarn" """
+    factor: float
+    """times the original context"""
+    n_ctx_orig: int
+    """context in tokens that is stretched"""
+
+    def __post_init__(self) -> None:
+        _choice("rope-scaling", self.kind, ROPE_SCALINGS)
+        _real(self, {"factor": "--rope-scaling"})
+        _whole(self, {"n_ctx_orig": "--rope-scaling"}, low=1)
+        if not 1.0 <= self.factor <= 1024.0:
+            raise UsageError(f"a factor of {self.factor:g} is not in 1 ... 1024", where="--rope-scaling")
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     """The context that a model runs in."""
 
@@ -206,6 +226,8 @@ class RuntimeConfig:
     """sequences that share the context"""
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
+    rope_scaling: RopeScaling | None = None
+    """for contexts beyond the trained one; None: as the file says"""
     flash_attn: bool = True
     """False stores V transposed, and then V must not be quantised"""
     n_threads: int | None = None
@@ -230,6 +252,8 @@ class RuntimeConfig:
             _whole(self, {"n_threads": "--threads"})
         if self.tensor_split is not None:
             object.__setattr__(self, "tensor_split", _shares(self.tensor_split))
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            raise UsageError(f"{self.rope_scaling!r} is no RopeScaling", where="rope_scaling")
         _truth(self, "flash_attn", "use_mmap", "verbose", "yield_cores")
         if self.n_threads is not None and self.n_threads < 1:
             raise UsageError(f"threads must be at least 1, not {self.n_threads}", where="--threads")

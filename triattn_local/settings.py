@@ -27,6 +27,7 @@ from .config import (
     MODES,
     OFFSETS,
     POLICIES,
+    ROPE_SCALINGS,
     TERMS,
     Cold,
     EvictionConfig,
@@ -263,6 +264,12 @@ class Settings:
         EvictionConfig.recall_period, _integer, None, "Tokens between recalls while text streams; 0: none."
     )
 
+    rope_scaling: str | None = _setting(
+        None,
+        _word,
+        "--rope-scaling",
+        f"RoPE for contexts beyond the trained one: {_one_of(ROPE_SCALINGS)}; if not given, as the file has it.",
+    )
     cache_type_k: str = _setting(
         RuntimeConfig.cache_type_k,
         _word,

@@ -22,6 +22,7 @@ from .flags import (
     PlannedBudget,
     PlannedCtx,
     PlannedLayers,
+    RopeScaling,
     Window,
 )
 
@@ -59,6 +60,7 @@ def plan(
         ),
     ] = None,
     ctx: PlannedCtx = None,
+    rope_scaling: RopeScaling = None,
     budget: PlannedBudget = None,
     window: Window = None,
     cold: Cold = None,
