@@ -124,7 +124,7 @@ class EvictionConfig:
     """tokens that come back together at the end of a prompt"""
     recall_queries: int = 24
     """last queries of a prompt that its end is compared with"""
-    recall_period: int = 16
+    recall_period: int = 2
     """tokens between recalls while text streams; 0: none"""
 
     def __post_init__(self) -> None:

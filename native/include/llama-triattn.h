@@ -38,7 +38,7 @@
 //   triattention.recall          TRIATTN_RECALL          f32  0.5
 //   triattention.recall_block    TRIATTN_RECALL_BLOCK    u32  16
 //   triattention.recall_queries  TRIATTN_RECALL_QUERIES  u32  24
-//   triattention.recall_period   TRIATTN_RECALL_PERIOD   u32  16
+//   triattention.recall_period   TRIATTN_RECALL_PERIOD   u32  2
 //   triattention.stats       TRIATTN_STATS        string  path of a sidecar GGUF with the statistics (overrides the model's)
 
 //

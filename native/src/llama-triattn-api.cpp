@@ -55,7 +55,7 @@ struct llama_triattn_params llama_triattn_default_params(void) {
     res.recall         = 0.5f;
     res.recall_block   = 16;
     res.recall_queries = 24;
-    res.recall_period  = 16;
+    res.recall_period  = 2;
     return res;
 }
 

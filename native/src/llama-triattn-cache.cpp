@@ -338,7 +338,9 @@ bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
         } else {
             store->clear(seq_id_dst); // what it had and what it got are two texts
         }
+        auto aside = is_new && p0 <= 0 ? readings[seq_id_src].aside : decltype(reading::aside)();
         readings[seq_id_dst] = {};
+        readings[seq_id_dst].aside = std::move(aside);
         if (seq_id_dst < (llama_seq_id) n_recorded) {
             queries->clear(seq_id_dst);
             if (is_new && p0 <= 0 && end > seq_pos_max(seq_id_src) && seq_id_src < (llama_seq_id) n_recorded) {
@@ -698,6 +700,11 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
         }
     }
 
+    std::vector<std::vector<llama_pos>> wanted; // what is recalled now
+    if (store && !put_back(seq_id, wanted)) {
+        return fail("the device failed while rows came back; the sequences in it are lost and must be read again");
+    }
+
     std::vector<float> scores;
     if (!rank_sets(lctx, seq_id, cand, scores)) {
         return LLAMA_TRIATTN_FAILED;
@@ -818,6 +825,10 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
         cells.rm(cell);
     }
     head = std::min(head, (uint32_t) *std::min_element(freed.begin(), freed.end()));
+
+    if (store && !call_again(seq_id, wanted)) {
+        return fail("the device failed while rows came back; the sequences in it are lost and must be read again");
+    }
 
     const int64_t t_end_us = ggml_time_us();
 

@@ -199,10 +199,15 @@ private:
         llama_pos at       = 0;     // where the last recall was
         uint32_t  n_prompt = 0;     // tokens since the last output
         bool      is_warned = false;
+
+        // What had to give way to recalled tokens: it was the centres' choice, and is put back before they choose again.
+        std::vector<std::vector<llama_pos>> aside; // [n_set], or empty
     };
     std::vector<reading> readings; // [n_seq]
 
-    std::vector<std::vector<uint8_t>> recalled; // [n_stream][n_cells*n_set] the token is there because a query wanted it
+    enum : uint8_t { CHOSEN, RECALLED, RECALLED_NOW }; // by the policy; because a query wanted it, before the last round or since
+
+    std::vector<std::vector<uint8_t>> recalled; // [n_stream][n_cells*n_set]
     std::vector<std::vector<float>>   ranks;    // [n_stream][n_cells*n_set] the policy's score at the last round; INFINITY: not ranked yet
 
     void unmark(uint32_t strm, uint32_t cell); // another token lies there now
@@ -254,8 +259,15 @@ private:
 
     llama_triattn_wanting wanting_of(llama_seq_id seq_id, size_t i_layer, const std::vector<llama_pos> & qpos, size_t n_mean) const;
 
-    void choose_recall(llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, recalled_tokens & res) const;
+    void choose_recall(llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, recalled_tokens & res);
     bool bring_back   (llama_seq_id seq_id, const std::vector<recalled_tokens> & of_set);
+
+    // rows come back, and take the place of what is in the cells
+    bool replace(llama_seq_id seq_id, const std::vector<recalled_tokens> & of_set, uint8_t mark);
+
+    // Around a round: the policy chooses among what it chose before; then what queries wanted since the last round takes its place again.
+    bool put_back  (llama_seq_id seq_id, std::vector<std::vector<llama_pos>> & wanted);
+    bool call_again(llama_seq_id seq_id, const std::vector<std::vector<llama_pos>> & wanted);
 
     // A sequence that is cut before T is made anew of rows of the store.
     bool can_rebuild(llama_seq_id seq_id, llama_pos p0) const;

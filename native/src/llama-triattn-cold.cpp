@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <limits>
 #include <map>
@@ -31,10 +32,14 @@ static const float DECAY_STREAM = 0.5f;
 static const size_t N_MEAN       = 4;
 static const float  LEAST_STREAM = -7.0f;
 
+// While text streams, a recall is made for the queries since the last one, but no more than these or the period.
+static const uint32_t N_QUERY_STREAM = 16;
+
 // While text streams, a recall reads all stored keys once and multiplies them with some queries. It comes so often that this is
 // at most such a part of what decoding reads meanwhile.
 static const double PART_STREAM = 1.0/30;
-static const double LEAST_MODEL = 64e6; // bytes: a smaller model's decoding is not what it reads
+static const double LEAST_MODEL = 64e6;   // bytes: a smaller model's decoding is not what it reads
+static const double DEVICE      = 1.0/10; // a device reads its memory so much faster than the host reads the store
 
 static uint64_t free_host_memory() {
     std::ifstream file("/proc/meminfo");
@@ -266,7 +271,7 @@ llama_triattn_wanting llama_triattn::wanting_of(llama_seq_id seq_id, size_t i_la
 }
 
 void llama_triattn::choose_recall(
-        llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, std::vector<std::pair<llama_pos, int32_t>> & res) const {
+        llama_seq_id seq_id, uint32_t set, const float * weights, const recall_bounds & b, std::vector<std::pair<llama_pos, int32_t>> & res) {
     const uint32_t strm  = kv.seq_to_stream[seq_id];
     const auto &   cells = kv.v_cells[strm];
 
@@ -292,10 +297,14 @@ void llama_triattn::choose_recall(
             continue;
         }
         is_hot[p] = 1;
+        auto & mark = recalled[strm][(size_t) cell*n_set + set];
+        if (is_wanted[p] && mark != CHOSEN) {
+            mark = RECALLED_NOW;
+        }
         if (is_wanted[p] || cells.seq_count(cell) > 1 || !store->has(seq_id, p)) {
             continue; // wanted, or not only its own, or it could not come back
         }
-        const bool was_recalled = recalled[strm][(size_t) cell*n_set + set];
+        const bool was_recalled = mark != CHOSEN;
         victims.push_back({ !was_recalled, was_recalled ? weights[p] : ranks[strm][(size_t) cell*n_set + set], (int32_t) cell });
     }
 
@@ -380,7 +389,9 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
     ggml_backend_sched_synchronize(lctx->get_sched());
 
     const llama_pos end     = kv.seq_pos_max(seq_id) + 1;
-    const uint32_t  n_query = is_prompt ? params.recall_queries : params.recall_period;
+    const uint32_t  n_since = std::max(end - readings[seq_id].at, 0);
+    const uint32_t  n_query = is_prompt ? params.recall_queries :
+        std::max(params.recall_period, std::min({ n_since, N_QUERY_STREAM, n_ring }));
     const llama_pos q_end   = end + (llama_pos) n_ahead;
     const auto      qpos    = queries->positions(seq_id, q_end - (llama_pos) n_query, q_end);
     if (qpos.empty() || n_query == 0) {
@@ -443,17 +454,35 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
         choose_recall(seq_id, set, sums.data() + (size_t) set*size, b, of_set[set]);
     }
 
-    if (!bring_back(seq_id, of_set)) {
-        lose(strm);
+    if (!replace(seq_id, of_set, RECALLED_NOW)) {
         return fail("the device failed while rows came back; the sequences in it are lost and must be read again");
     }
 
-    auto & cells = kv.v_cells[strm];
+    counters.n_recalls   += 1;
+    counters.t_recall_us += ggml_time_us() - t_start_us;
+
+    return (int32_t) (counters.n_rows_recalled - n_before);
+}
+
+bool llama_triattn::replace(llama_seq_id seq_id, const std::vector<recalled_tokens> & of_set, uint8_t mark) {
+    const uint32_t strm  = kv.seq_to_stream[seq_id];
+    auto &         cells = kv.v_cells[strm];
+
+    if (!bring_back(seq_id, of_set)) {
+        lose(strm);
+        return false;
+    }
+    auto & aside = readings[seq_id].aside;
+    aside.resize(n_set);
     for (uint32_t set = 0; set < n_set; ++set) {
         for (const auto & [p, cell] : of_set[set]) {
+            const size_t i = (size_t) cell*n_set + set;
+            if (recalled[strm][i] == CHOSEN && mark != CHOSEN) {
+                aside[set].push_back(pos_at(strm, cell, set));
+            }
             pos_at(strm, cell, set) = p;
-            recalled[strm][(size_t) cell*n_set + set] = 1;
-            ranks   [strm][(size_t) cell*n_set + set] = -INFINITY;
+            recalled[strm][i] = mark;
+            ranks   [strm][i] = -INFINITY;
         }
     }
     if (n_set == 1) {
@@ -466,11 +495,90 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
             cells.seq_add(cell, seq_id);
         }
     }
+    return true;
+}
 
-    counters.n_recalls   += 1;
-    counters.t_recall_us += ggml_time_us() - t_start_us;
+bool llama_triattn::put_back(llama_seq_id seq_id, std::vector<std::vector<llama_pos>> & wanted) {
+    auto & reading = readings[seq_id];
+    wanted.assign(n_set, {});
+    if (reading.aside.empty()) {
+        return true;
+    }
+    const uint32_t strm  = kv.seq_to_stream[seq_id];
+    const auto &   cells = kv.v_cells[strm];
 
-    return (int32_t) (counters.n_rows_recalled - n_before);
+    std::vector<recalled_tokens> of_set(n_set);
+    std::vector<int32_t> there; // cells of recalled tokens
+    for (uint32_t set = 0; set < n_set; ++set) {
+        auto & aside = reading.aside[set];
+        std::sort(aside.begin(), aside.end());
+
+        std::vector<uint8_t> is_there(aside.size(), 0);
+        there.clear();
+        for (const auto & [label, cell] : cells.seq_pos_get(seq_id)) {
+            auto & mark = recalled[strm][(size_t) cell*n_set + set];
+            if (mark == CHOSEN) {
+                continue;
+            }
+            const llama_pos p = pos_at(strm, cell, set);
+            if (mark == RECALLED_NOW) {
+                wanted[set].push_back(p);
+            }
+            mark = CHOSEN;
+            const auto it = std::lower_bound(aside.begin(), aside.end(), p);
+            if (it != aside.end() && *it == p) {
+                is_there[it - aside.begin()] = 1;
+            } else if (cells.seq_count(cell) == 1 && store->has(seq_id, p)) {
+                there.push_back(cell);
+            }
+        }
+        for (size_t i = 0; i < aside.size() && of_set[set].size() < there.size(); ++i) {
+            if (!is_there[i] && store->has(seq_id, aside[i])) {
+                of_set[set].emplace_back(aside[i], there[of_set[set].size()]);
+            }
+        }
+    }
+    reading.aside.clear();
+
+    const auto n_recalled = counters.n_rows_recalled;
+    const bool ok = replace(seq_id, of_set, CHOSEN);
+    counters.n_rows_recalled = n_recalled; // no query asked for them
+    return ok;
+}
+
+bool llama_triattn::call_again(llama_seq_id seq_id, const std::vector<std::vector<llama_pos>> & wanted) {
+    const uint32_t strm  = kv.seq_to_stream[seq_id];
+    const auto &   cells = kv.v_cells[strm];
+
+    const llama_pos end = std::min(whole[seq_id], store->size(seq_id));
+
+    std::vector<recalled_tokens> of_set(n_set);
+    std::vector<std::pair<float, int32_t>> victims; // rank, cell
+    std::vector<uint8_t> is_hot;
+    for (uint32_t set = 0; set < n_set; ++set) {
+        is_hot.assign(end, 0);
+        victims.clear();
+        for (const auto & [label, cell] : cells.seq_pos_get(seq_id)) {
+            const llama_pos p = pos_at(strm, cell, set);
+            if (p >= end) {
+                continue;
+            }
+            is_hot[p] = 1;
+            if (p >= (llama_pos) params.n_keep && cells.seq_count(cell) == 1 && store->has(seq_id, p)) {
+                victims.emplace_back(ranks[strm][(size_t) cell*n_set + set], (int32_t) cell);
+            }
+        }
+        std::sort(victims.begin(), victims.end());
+        for (const auto p : wanted[set]) {
+            if (of_set[set].size() < victims.size() && p < end && !is_hot[p] && store->has(seq_id, p)) {
+                of_set[set].emplace_back(p, victims[of_set[set].size()].second);
+            }
+        }
+    }
+    const auto n_recalled = counters.n_rows_recalled;
+    const bool ok = replace(seq_id, of_set, RECALLED);
+    counters.n_rows_recalled = n_recalled;
+    return ok;
 }
 
 void llama_triattn::lose(uint32_t strm) {
@@ -514,6 +622,12 @@ void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const
     io.write(&reading.at,       sizeof(reading.at));
     io.write(&reading.n_prompt, sizeof(reading.n_prompt));
     io.write(&n_ring,           sizeof(n_ring));
+    const uint32_t n_aside = reading.aside.size();
+    io.write(&n_aside, sizeof(n_aside));
+    for (const auto & of_set : reading.aside) {
+        const auto * data = (const uint8_t *) of_set.data();
+        write_bytes(io, { data, data + of_set.size()*sizeof(of_set[0]) });
+    }
     for (const auto i : cells) {
         io.write(&ranks   [kv.seq_to_stream[seq_id]][(size_t) i*n_set], n_set*sizeof(float));
         io.write(&recalled[kv.seq_to_stream[seq_id]][(size_t) i*n_set], n_set*sizeof(uint8_t));
@@ -531,6 +645,18 @@ llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_
     io.read(&res.reading.at,       sizeof(res.reading.at));
     io.read(&res.reading.n_prompt, sizeof(res.reading.n_prompt));
     io.read(&res.n_ring,           sizeof(res.n_ring));
+    uint32_t n_aside = 0;
+    if (version > 3) {
+        io.read(&n_aside, sizeof(n_aside));
+    }
+    if (n_aside > 0 && n_aside != n_set) {
+        throw std::runtime_error("the saved state cannot be restored: it is damaged");
+    }
+    for (uint32_t i = 0; i < n_aside; ++i) {
+        const auto data = read_bytes(io);
+        res.reading.aside.emplace_back(data.size()/sizeof(llama_pos));
+        memcpy(res.reading.aside.back().data(), data.data(), res.reading.aside.back().size()*sizeof(llama_pos));
+    }
     res.ranks   .resize((size_t) n_cells*n_set);
     res.recalled.resize((size_t) n_cells*n_set);
     for (uint32_t i = 0; i < n_cells; ++i) {
@@ -699,6 +825,7 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
         unmark(strm, target[i]);
     }
     kv.v_heads[strm] = 0;
+    readings[seq_id].aside.clear();
 
     whole[seq_id] = (llama_pos) n < p0 ? window : 0;
     store->cut(seq_id, p0);
@@ -711,9 +838,12 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
 
 llama_pos llama_triattn::period_of(llama_seq_id seq_id) const {
     double read = 0.0; // bytes of keys, and as many again for every four query heads of each
+    bool is_host = true;
     for (const auto & layer : layers) {
         read += layer.n_head_kv*llama_triattn_row_size_k(layer)*(1.0 + layer.ils.size()*layer.n_head/layer.n_head_kv/4.0);
+        is_host = is_host && ggml_backend_buffer_is_host(layer.k->buffer);
     }
+    read *= is_host ? 1.0 : 1.0/DEVICE;
     read *= store->size(seq_id);
 
     return std::max<llama_pos>(params.recall_period, (llama_pos) (read/(PART_STREAM*std::max<double>(kv.model.size(), LEAST_MODEL))));

@@ -313,20 +313,23 @@ std::vector<llama_pos> llama_triattn_wanted(
 
     const auto   before = [](const block & a, const block & b) { return a.weight != b.weight ? a.weight > b.weight : a.pos > b.pos; };
     const size_t n      = std::min<size_t>(blocks.size(), (n_max + n_block - 1)/n_block + 2);
-    std::partial_sort(blocks.begin(), blocks.begin() + n, blocks.end(), before);
+    if (n < blocks.size()) {
+        std::nth_element(blocks.begin(), blocks.begin() + n, blocks.end(), before);
+    }
+    std::sort(blocks.begin(), blocks.begin() + n, before);
 
     std::vector<llama_pos> res;
     for (size_t i = 0; i < n; ++i) {
-        std::vector<llama_pos> tokens;
+        const size_t n_before = res.size();
         for (llama_pos p = std::max(blocks[i].pos, p0); p < std::min(blocks[i].pos + (llama_pos) n_block, p1); ++p) {
             if (weights[p] > -INFINITY) {
-                tokens.push_back(p);
+                res.push_back(p);
             }
         }
-        if (res.size() + tokens.size() > n_max) {
+        if (res.size() > n_max) {
+            res.resize(n_before);
             break;
         }
-        res.insert(res.end(), tokens.begin(), tokens.end());
     }
     return res;
 }
