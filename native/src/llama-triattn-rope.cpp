@@ -13,7 +13,7 @@
 static bool turns(const llama_model & model, int32_t il) {
     const auto & hparams = model.hparams;
 
-    if (hparams.rope_type == LLAMA_ROPE_TYPE_NONE || !hparams.has_rope(il)) {
+    if (hparams.rope_type == LLAMA_ROPE_TYPE_NONE || hparams.n_rot(il) == 0 || !hparams.has_rope(il)) {
         return false;
     }
 
