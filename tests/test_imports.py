@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("config", "support"),
+    ("support",),
+    ("config",),
     ("answers", "model", "settings"),
     ("engine",),
     ("geometry", "inspection", "sessions", "store"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import write_docs
 
-from triattn_local.settings import fields
+from triattn_local.settings import table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -67,12 +67,12 @@ def test_every_command_and_flag_exists(page: Path) -> None:
 
 def test_the_table_of_flags_is_true() -> None:
     known = write_docs.flags(write_docs.commands()["run"])
-    table = README.split("## Flags")[1].split("\n## ")[0]
-    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `-")]
+    shown_table = README.split("## Flags")[1].split("\n## ")[0]
+    rows = [line.split("|") for line in shown_table.splitlines() if line.startswith("| `-")]
     shown = [flag for row in rows for flag in re.findall(r"`(-[\w-]+)`", row[1])]
     assert shown
     assert set(shown) <= known
-    by_flag = {entry.metadata["flag"]: entry for entry in fields().values()}
+    by_flag = {entry.flag: entry for entry in table().values()}
     for row in rows:
         [*names] = re.findall(r"`(-[\w-]+)`", row[1])
         if len(names) == 1 and names[0] in by_flag and row[2].strip():

@@ -56,6 +56,8 @@ struct llama_triattn_params llama_triattn_default_params(void) {
     res.recall_block   = 16;
     res.recall_queries = 24;
     res.recall_period  = 2;
+    res.pin            = 0.0f;
+    res.weight_q       = 0.0f;
     return res;
 }
 
@@ -162,6 +164,26 @@ int32_t llama_triattn_get_stats(const struct llama_context * ctx, struct llama_t
     });
 }
 
+int32_t llama_triattn_get_compute(const struct llama_context * ctx, const char ** names, uint64_t * bytes, int32_t n_max) {
+    if (!ctx) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "ctx is NULL");
+    }
+    return guarded(LLAMA_TRIATTN_FAILED, [&] {
+        int32_t n = 0;
+        for (const auto & [buft, size] : ctx->memory_breakdown()) {
+            if (size.compute == 0) {
+                continue;
+            }
+            if (names && bytes && n < n_max) {
+                names[n] = ggml_backend_buft_name(buft);
+                bytes[n] = size.compute;
+            }
+            n++;
+        }
+        return n;
+    });
+}
+
 llama_pos llama_triattn_seq_pos_whole(const struct llama_context * ctx, llama_seq_id seq_id) {
     const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
     return triattn && seq_id >= 0 && seq_id < LLAMA_MAX_SEQ ? triattn->seq_pos_whole(seq_id) : 0;
@@ -199,6 +221,42 @@ int32_t llama_triattn_evict(struct llama_context * ctx, llama_seq_id seq_id, uin
             return fail(LLAMA_TRIATTN_BAD_PARAM, "n_tokens must be larger than n_keep + window");
         }
         return triattn.evict(*ctx, seq_id, n, true);
+    });
+}
+
+// What concerns one sequence and is no round.
+static int32_t with_sequence(
+        const struct llama_context * ctx, llama_seq_id seq_id, const std::function<int32_t(llama_triattn &)> & fn) {
+    auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    if (!triattn) {
+        return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
+    }
+    if (seq_id < 0 || seq_id >= (llama_seq_id) ctx->n_seq_max()) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "no such sequence");
+    }
+    return guarded(LLAMA_TRIATTN_BAD_PARAM, [&] { return fn(*triattn); });
+}
+
+int32_t llama_triattn_pin(struct llama_context * ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    return with_sequence(ctx, seq_id, [&](llama_triattn & triattn) { return triattn.pin(seq_id, p0, p1); });
+}
+
+int32_t llama_triattn_unpin(struct llama_context * ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    return with_sequence(ctx, seq_id, [&](llama_triattn & triattn) {
+        triattn.unpin(seq_id, p0, p1);
+        return LLAMA_TRIATTN_OK;
+    });
+}
+
+int32_t llama_triattn_get_pins(
+        const struct llama_context * ctx, llama_seq_id seq_id, llama_pos * p0s, llama_pos * p1s, int32_t n_max) {
+    return with_sequence(ctx, seq_id, [&](llama_triattn & triattn) {
+        const auto & ranges = triattn.get_pins().ranges(seq_id);
+        for (int32_t i = 0; i < std::min((int32_t) ranges.size(), n_max); ++i) {
+            if (p0s) { p0s[i] = ranges[i].first; }
+            if (p1s) { p1s[i] = ranges[i].second; }
+        }
+        return (int32_t) ranges.size();
     });
 }
 
@@ -289,6 +347,19 @@ int32_t llama_triattn_get_layers(const struct llama_context * ctx, int32_t * lay
         return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
     }
     return copy_out(triattn->get_layers(), layers, n_max);
+}
+
+int32_t llama_triattn_get_queries(
+        struct llama_context * ctx, llama_seq_id seq_id, int32_t il, llama_pos * pos, float * rows, int32_t n_max) {
+    return with_sequence(ctx, seq_id, [&](llama_triattn & triattn) {
+        ctx->synchronize();
+        std::vector<llama_pos> res_pos;
+        std::vector<float>     res_rows;
+        triattn.get_queries(seq_id, il, res_pos, res_rows);
+        const size_t n_embd = res_pos.empty() ? 0 : res_rows.size()/res_pos.size();
+        copy_out(res_rows, rows, (int32_t) (std::min<size_t>(std::max(n_max, 0), res_pos.size())*n_embd));
+        return copy_out(res_pos, pos, n_max);
+    });
 }
 
 int32_t llama_triattn_get_kept(

@@ -180,6 +180,7 @@ llama_triattn::llama_triattn(
     scorer = std::make_unique<llama_triattn_scorer>(model, params, cparams, layers);
 
     init_cold(cparams);
+    init_queries(cparams);
 
     LLAMA_LOG_INFO("%s: %u cells instead of %u, budget %u, window %u, n_keep %u, %u sets of tokens\n", __func__,
             kv.get_size(), n_cells_full, params.budget, params.window, params.n_keep, n_set);
@@ -230,14 +231,19 @@ std::vector<llama_seq_id> llama_triattn::seqs() const {
 void llama_triattn::clear() {
     std::fill(whole.begin(), whole.end(), 0);
     why_failed.clear();
+    pins = {};
 
-    for (llama_seq_id s = 0; store && s < (llama_seq_id) readings.size(); ++s) {
+    for (llama_seq_id s = 0; (store || attention) && s < (llama_seq_id) kv.seq_to_stream.size(); ++s) {
         forget(s);
     }
 }
 
 void llama_triattn::forget(llama_seq_id seq_id) {
     whole[seq_id] = 0;
+    unpin(seq_id, 0, -1);
+    if (attention) {
+        attention->clear(seq_id);
+    }
     if (store) {
         store->clear(seq_id);
         readings[seq_id] = {};
@@ -275,10 +281,19 @@ bool llama_triattn::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     const llama_pos end = p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1;
 
     for (llama_seq_id s = 0; s < (llama_seq_id) kv.seq_to_stream.size(); ++s) {
-        if ((seq_id >= 0 && s != seq_id) || n_used(s) == 0) {
+        if (seq_id >= 0 && s != seq_id) {
+            continue;
+        }
+        if (!is_in_parts) { // what is read again at once stays pinned
+            unpin(s, p0, p1);
+        }
+        if (n_used(s) == 0) {
             continue;
         }
         const bool is_tail = end > seq_pos_max(s);
+        if (attention) {
+            attention->cut(s, p0);
+        }
         if (p0 <= 0 && is_tail) {
             forget(s); // nothing is left of it
         } else if (p0 > 0 && p0 < whole[s]) {
@@ -326,6 +341,11 @@ bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
     } else if (p0 <= 0) {
         whole[seq_id_dst] = std::max(whole[seq_id_dst], t);
     }
+    if (s0 != s1 || n_used(seq_id_dst) == 0) {
+        pins.copy(seq_id_src, seq_id_dst, std::max(p0, 0), end);
+    } else {
+        unpin(seq_id_dst, 0, -1); // what it had and what it got are two texts
+    }
     if (store) {
         if (s0 != s1) {
             recalled[s1] = recalled[s0];
@@ -341,13 +361,23 @@ bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
         auto aside = is_new && p0 <= 0 ? readings[seq_id_src].aside : decltype(reading::aside)();
         readings[seq_id_dst] = {};
         readings[seq_id_dst].aside = std::move(aside);
-        if (seq_id_dst < (llama_seq_id) n_recorded) {
-            queries->clear(seq_id_dst);
-            if (is_new && p0 <= 0 && end > seq_pos_max(seq_id_src) && seq_id_src < (llama_seq_id) n_recorded) {
-                if (lctx) {
-                    ggml_backend_sched_synchronize(lctx->get_sched()); // the last batch may still write them
-                }
-                queries->restore(seq_id_dst, queries->save(seq_id_src));
+    }
+    if (queries && seq_id_dst < (llama_seq_id) n_recorded) {
+        const bool is_new = n_used(seq_id_dst) == 0 || s0 != s1;
+
+        queries->clear(seq_id_dst);
+        if (attention) {
+            attention->clear(seq_id_dst);
+        }
+        if (is_new && p0 <= 0 && end > seq_pos_max(seq_id_src) && seq_id_src < (llama_seq_id) n_recorded) {
+            if (lctx) {
+                ggml_backend_sched_synchronize(lctx->get_sched()); // the last batch may still write them
+            }
+            queries->restore(seq_id_dst, queries->save(seq_id_src));
+            if (attention) {
+                attention->copy(seq_id_src, seq_id_dst);
+            }
+            if (store) {
                 readings[seq_id_dst] = readings[seq_id_src];
             }
         }
@@ -437,6 +467,9 @@ std::vector<int32_t> llama_triattn::candidates(llama_seq_id seq_id) const {
         const auto cell = std::make_pair(p, i);
         if (cell >= end_of(seq_id)) {
             break;
+        }
+        if (is_pinned(kv.seq_to_stream[seq_id], i, pins)) {
+            continue;
         }
         const bool is_alone = cells.seq_count(i) == 1;
         if (is_alone || std::all_of(all.begin(), all.end(), [&, c = i](llama_seq_id s) {
@@ -551,8 +584,14 @@ bool llama_triattn::score_sets(
     const bool with_heads = is_requested || ranking;
 
     last_cells.clear();
-    if (!scorer->compute(lctx, layers, cand, strm, k_rotation(), kv.v_trans, kv.seq_pos_max(seq_id) + 1, last_scores, with_heads, counters)) {
+    if (llama_triattn_attention::is_policy(params.policy)) {
+        if (!attention->score(lctx, layers, *queries, sequence_of(seq_id, cand), last_scores, counters)) {
+            return fail("the attention of recorded queries cannot be computed: the device has no memory left for it, or failed"), false;
+        }
+    } else if (!scorer->compute(lctx, layers, cand, strm, k_rotation(), kv.v_trans, kv.seq_pos_max(seq_id) + 1, last_scores, with_heads, counters)) {
         return fail("the scores cannot be computed: the device has no memory left for them, or failed"), false;
+    } else if (attention && !attention->add(lctx, layers, *queries, sequence_of(seq_id, cand), last_scores, counters)) {
+        return fail("the attention of recorded queries cannot be computed: the device has no memory left for it, or failed"), false;
     }
     if (with_heads) {
         last_cells = cand;
@@ -910,6 +949,11 @@ void llama_triattn::get_stats(llama_triattn_stats & stats) const {
     stats.n_cells = (uint64_t) kv.get_size()*kv.n_stream;
     for (const auto & cells : kv.v_cells) {
         stats.n_cells_used += cells.get_used();
+    }
+    for (uint32_t s = 0; s < kv.n_stream; ++s) {
+        for (uint32_t i = 0; i < kv.v_cells[s].size(); ++i) {
+            stats.n_pinned += !kv.v_cells[s].is_empty(i) && is_pinned(s, i, pins);
+        }
     }
     stats.kv_bytes      = kv.size_k_bytes() + kv.size_v_bytes();
     stats.kv_bytes_full = stats.kv_bytes/kv.get_size()*n_cells_full;

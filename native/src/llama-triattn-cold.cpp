@@ -1,3 +1,4 @@
+#include "llama-triattn-bytes.h"
 #include "llama-triattn-cache.h"
 
 #include "llama-triattn-slabs.h"
@@ -81,9 +82,6 @@ void llama_triattn::init_cold(const llama_cparams & cparams) {
     const uint64_t n_wanted = params.cold == LLAMA_TRIATTN_COLD_AUTO ? free_host_memory()/4*3 : (uint64_t) params.cold << 10;
 
     store    = std::make_unique<llama_triattn_store>(sizes, kv.seq_to_stream.size(), params.n_keep, std::min(n_all, n_wanted));
-    n_ring     = std::max(params.recall_queries, params.recall_period);
-    n_recorded = cparams.n_seq_max;
-    queries  = std::make_unique<llama_triattn_queries>(layers, cparams.n_seq_max, n_ring);
     recaller = std::make_unique<llama_triattn_recaller>(kv.type_k(), cparams.n_threads);
 
     readings.resize(kv.seq_to_stream.size());
@@ -94,8 +92,8 @@ void llama_triattn::init_cold(const llama_cparams & cparams) {
         ranks   [s].resize(pos[s].size(), INFINITY);
     }
 
-    LLAMA_LOG_INFO("%s: cold tier of %.1f MiB at most, %zu bytes a token; queries %.1f MiB\n", __func__,
-            store->n_bytes_max()/1048576.0, store->token_bytes(), queries->n_bytes()/1048576.0);
+    LLAMA_LOG_INFO("%s: cold tier of %.1f MiB at most, %zu bytes a token\n", __func__,
+            store->n_bytes_max()/1048576.0, store->token_bytes());
 }
 
 void llama_triattn::set_recall(float share, uint32_t block, uint32_t n_query, uint32_t period) {
@@ -301,8 +299,8 @@ void llama_triattn::choose_recall(
         if (is_wanted[p] && mark != CHOSEN) {
             mark = RECALLED_NOW;
         }
-        if (is_wanted[p] || cells.seq_count(cell) > 1 || !store->has(seq_id, p)) {
-            continue; // wanted, or not only its own, or it could not come back
+        if (is_wanted[p] || cells.seq_count(cell) > 1 || !store->has(seq_id, p) || pins.has(seq_id, label)) {
+            continue; // wanted, or not only its own, or it could not come back, or it must not go
         }
         const bool was_recalled = mark != CHOSEN;
         victims.push_back({ !was_recalled, was_recalled ? weights[p] : ranks[strm][(size_t) cell*n_set + set], (int32_t) cell });
@@ -407,7 +405,7 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
     recall_bounds b;
     b.p0        = params.n_keep;
     b.p1        = std::min(whole[seq_id], (llama_pos) size); // from T on every head has every token
-    b.n_max     = (uint32_t) std::lround(params.recall*params.budget);
+    b.n_max     = (uint32_t) std::lround(params.recall*(params.budget - std::min(n_pinned(seq_id), params.budget)));
     b.n_block   = is_prompt ? params.recall_block : 1;
     b.must_earn = !is_prompt;
     b.least     = is_prompt ? -INFINITY : is_per_layer ? LEAST_STREAM : expf(LEAST_STREAM);
@@ -441,6 +439,9 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
                 if (w[p] > -INFINITY && w[p] < before) {
                     w[p] = before;
                 }
+            }
+            for (const auto & [p0, p1] : pins.ranges(seq_id)) { // they are there, and take no place of what comes back
+                std::fill(w + std::min<size_t>(p0, size), w + std::min<size_t>(p1, size), -INFINITY);
             }
             if (is_per_layer) {
                 choose_recall(seq_id, set, w, b, of_set[set]);
@@ -593,32 +594,13 @@ void llama_triattn::lose(uint32_t strm) {
 // states
 //
 
-static void write_bytes(llama_io_write_i & io, const std::vector<uint8_t> & data) {
-    const uint64_t size = data.size();
-    io.write(&size, sizeof(size));
-    io.write(data.data(), size);
-}
-
-static std::vector<uint8_t> read_bytes(llama_io_read_i & io) {
-    std::vector<uint8_t> res;
-    uint64_t size = 0;
-    io.read(&size, sizeof(size));
-    while (size > 0) {
-        const size_t n = std::min<uint64_t>(size, 1 << 20); // no more memory than there are bytes, whatever a damaged state says
-        res.resize(res.size() + n);
-        io.read(res.data() + res.size() - n, n);
-        size -= n;
-    }
-    return res;
-}
-
 void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const std::vector<uint32_t> & cells) const {
     const auto & reading = readings[seq_id];
     const uint64_t retained = store->retain(seq_id);
     const auto     where    = store->where(seq_id);
 
     io.write(&retained,         sizeof(retained));
-    write_bytes(io, where);
+    llama_triattn_write_bytes(io, where);
     io.write(&reading.at,       sizeof(reading.at));
     io.write(&reading.n_prompt, sizeof(reading.n_prompt));
     io.write(&n_ring,           sizeof(n_ring));
@@ -626,21 +608,21 @@ void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const
     io.write(&n_aside, sizeof(n_aside));
     for (const auto & of_set : reading.aside) {
         const auto * data = (const uint8_t *) of_set.data();
-        write_bytes(io, { data, data + of_set.size()*sizeof(of_set[0]) });
+        llama_triattn_write_bytes(io, { data, data + of_set.size()*sizeof(of_set[0]) });
     }
     for (const auto i : cells) {
         io.write(&ranks   [kv.seq_to_stream[seq_id]][(size_t) i*n_set], n_set*sizeof(float));
         io.write(&recalled[kv.seq_to_stream[seq_id]][(size_t) i*n_set], n_set*sizeof(uint8_t));
     }
     const auto data = seq_id < (llama_seq_id) n_recorded ? queries->save(seq_id) : std::vector<uint8_t>();
-    write_bytes(io, data);
+    llama_triattn_write_bytes(io, data);
 }
 
 llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_t n_cells, uint32_t version) const {
     cold_state res;
     io.read(&res.retained,         sizeof(res.retained));
     if (version > 3) {
-        res.where = read_bytes(io);
+        res.where = llama_triattn_read_bytes(io);
     }
     io.read(&res.reading.at,       sizeof(res.reading.at));
     io.read(&res.reading.n_prompt, sizeof(res.reading.n_prompt));
@@ -653,7 +635,7 @@ llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_
         throw std::runtime_error("the saved state cannot be restored: it is damaged");
     }
     for (uint32_t i = 0; i < n_aside; ++i) {
-        const auto data = read_bytes(io);
+        const auto data = llama_triattn_read_bytes(io);
         res.reading.aside.emplace_back(data.size()/sizeof(llama_pos));
         memcpy(res.reading.aside.back().data(), data.data(), res.reading.aside.back().size()*sizeof(llama_pos));
     }
@@ -663,7 +645,7 @@ llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_
         io.read(&res.ranks   [(size_t) i*n_set], n_set*sizeof(float));
         io.read(&res.recalled[(size_t) i*n_set], n_set*sizeof(uint8_t));
     }
-    res.queries = read_bytes(io);
+    res.queries = llama_triattn_read_bytes(io);
     return res;
 }
 
@@ -758,17 +740,23 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
     const uint32_t  n      = std::min<uint32_t>(p0, params.budget);
     const llama_pos n_keep = std::min<llama_pos>(params.n_keep, p0);
     const llama_pos window = std::max<llama_pos>(p0 - (llama_pos) params.window, n_keep); // its first position
-    const uint32_t  n_free = n - n_keep - (p0 - window);                                 // tokens of a head's choice
+
+    // what all heads hold: it gets the same cells in all
+    std::vector<uint8_t> is_common(p0, 0);
+    for (llama_pos p = 0; p < p0; ++p) {
+        is_common[p] = p < n_keep || p >= window || pins.has(seq_id, p);
+    }
+    const uint32_t n_free = n - std::count(is_common.begin(), is_common.end(), 1); // tokens of a head's choice
 
     const auto target = cells_to_rebuild(seq_id, n);
 
     // what a head holds of [n_keep, window) stays, the best first; the rest of its places goes to the last tokens before the window
-    std::vector<std::vector<llama_pos>> tokens(n_set); // ascending
+    std::vector<std::vector<llama_pos>> tokens(n_set);
     for (uint32_t set = 0; set < n_set; ++set) {
         std::vector<std::pair<float, llama_pos>> held;
         for (const auto & [label, cell] : cells.seq_pos_get(seq_id)) {
             const llama_pos p = pos_at(strm, cell, set);
-            if (p >= n_keep && p < window) {
+            if (p < p0 && !is_common[p]) {
                 held.emplace_back(ranks[strm][(size_t) cell*n_set + set], p);
             }
         }
@@ -781,14 +769,19 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
             is_taken[held[i].second] = 1;
         }
         for (llama_pos p = window - 1; p >= n_keep && n_taken < n_free; --p) {
-            n_taken += !is_taken[p];
+            n_taken += !is_taken[p] && !is_common[p];
             is_taken[p] = 1;
         }
-        for (llama_pos p = 0; p < p0; ++p) {
-            if (p < n_keep || p >= window || is_taken[p]) {
-                tokens[set].push_back(p);
+        const auto take = [&](llama_pos first, llama_pos end, bool common) {
+            for (llama_pos p = first; p < end; ++p) {
+                if (common ? is_common[p] : is_taken[p] && !is_common[p]) {
+                    tokens[set].push_back(p);
+                }
             }
-        }
+        };
+        take(0, window, true);
+        take(0, window, false);
+        take(window, p0, true);
     }
 
     std::vector<recalled_tokens> of_set(n_set);
@@ -816,7 +809,7 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
     }
 
     for (uint32_t i = 0; i < n; ++i) {
-        // tokens ascend in every set, so that the first and the last ones, which are the same in all, lie in the same cells
+        // what all sets have comes before and behind the rest, and so lies in the same cells
         cells.pos_set(target[i], tokens[0][i]);
         cells.seq_add(target[i], seq_id);
         for (uint32_t set = 0; set < n_set; ++set) {

@@ -15,7 +15,7 @@ import typer.main
 from families import FAMILIES
 
 from triattn_local.cli import app
-from triattn_local.settings import OTHER_VARIABLES, fields
+from triattn_local.settings import OTHER_VARIABLES, table
 
 ROOT = Path(__file__).parents[2]
 CLI_PAGE = ROOT / "docs" / "cli.md"
@@ -66,10 +66,10 @@ def cli_page() -> str:
 
 def settings_table() -> str:
     rows = ["| flag | environment | config.toml | default | |", "|---|---|---|---|---|"]
-    for name, entry in fields().items():
-        flag = f"`{entry.metadata['flag']}`" if entry.metadata["flag"] else ""
+    for name, entry in table().items():
+        flag = f"`{entry.flag}`" if entry.flag else ""
         default = f"`{_toml(entry.default)}`" if isinstance(entry.default, (bool, int, float, str)) else ""
-        rows.append(f"| {flag} | `TRIATTN_{name.upper()}` | `{name}` | {default} | {_cell(entry.metadata['help'])} |")
+        rows.append(f"| {flag} | `TRIATTN_{name.upper()}` | `{name}` | {default} | {_cell(entry.help)} |")
     rows += ["", "Not settings, and only read from the environment:", "", "| environment | |", "|---|---|"]
     rows += [f"| `{name}` | {text} |" for name, text in OTHER_VARIABLES.items()]
     return "\n".join(rows)

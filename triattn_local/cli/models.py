@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from ..settings import Settings
 from ..support import console, formats
 from .app import app
-from .flags import AsJson
+from .flags import AsJson, argument
 
 
 @app.command()
 def pull(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="`demo`, or ORG/REPO[:QUANT] of the Hugging Face hub (default Q4_K_M)."),
+        argument("MODEL", "`demo`, or ORG/REPO[:QUANT] of the Hugging Face hub (default Q4_K_M).", show_default=True),
     ],
     as_json: AsJson = False,
 ) -> None:

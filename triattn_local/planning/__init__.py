@@ -83,7 +83,7 @@ def request_of(
         n_ctx=settings.ctx if given("ctx") else None,
         budget=budget if evict else "off",
         window=settings.window,
-        n_keep=settings.keep,
+        n_keep=settings.n_keep,
         cache_type_k=settings.cache_type_k if given("cache_type_k") else None,
         cache_type_v=settings.cache_type_v if given("cache_type_v") else None,
         n_gpu_layers=settings.gpu_layers if given("gpu_layers") else None,

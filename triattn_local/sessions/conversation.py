@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..answers.thinking import TextKind, ThinkingLimit, TokenSplitter, marks_of
 from ..config import SamplingConfig, ThinkingConfig
+from ..engine.pinning import PromptParts
 from ..engine.runtime import Cancel, Done, Prefill, Runtime, Token, n_shared
 from ..errors import StateError, TriattnError, UsageError
 from .model import Message
@@ -223,6 +224,13 @@ class Conversation:
         )
         return one[: n_shared(one, other)]
 
+    def parts(self, system: str, path: Sequence[Message], tokens: Sequence[int]) -> PromptParts:
+        """Where in the tokens of a branch the system prompt ends, and the last thing that the user said begins."""
+        asked = max((i for i, message in enumerate(path) if message.role == "user"), default=0)
+        return PromptParts(
+            n_shared(tokens, self.lasting(system, [])), n_shared(tokens, self.lasting(system, path[:asked]))
+        )
+
     # ------------------------------------------------------------------ turn
 
     def respond(
@@ -266,7 +274,13 @@ class Conversation:
         snapshot_bytes = 0
         thinking_s, first_s = 0.0, time.perf_counter()
         for event in self.rt.generate(
-            tokens, max_tokens=max_tokens, sampling=sampling, stop=stop, cancel=cancel, interject=limit
+            tokens,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            cancel=cancel,
+            interject=limit,
+            parts=lambda: self.parts(system, path, tokens),
         ):
             if isinstance(event, Prefill):
                 yield event
@@ -323,7 +337,9 @@ class Conversation:
         # what the cache holds behind them must not be what a snapshot cannot be cut before
         if self._in_cache(tokens) < len(tokens) - 1 or self.rt.stats().pos_saved > len(tokens):
             self._go_back(session, path, tokens, tokens)
-            for event in self.rt.generate(tokens, max_tokens=0, cancel=cancel):
+            for event in self.rt.generate(
+                tokens, max_tokens=0, cancel=cancel, parts=lambda: self.parts(system, path, tokens)
+            ):
                 if isinstance(event, Prefill):
                     yield event
                 elif isinstance(event, Done):
