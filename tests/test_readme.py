@@ -95,6 +95,8 @@ def test_the_pages_that_the_program_writes_are_up_to_date() -> None:
     assert write_docs.CLI_PAGE.read_text(encoding="utf-8") == write_docs.cli_page(), "run tests/support/write_docs.py"
     page = write_docs.SETTINGS_PAGE.read_text(encoding="utf-8")
     assert page == write_docs.settings_page(), "run tests/support/write_docs.py"
+    page = write_docs.MODELS_PAGE.read_text(encoding="utf-8")
+    assert page == write_docs.models_page(), "run tests/support/write_docs.py"
 
 
 def test_the_settings_of_the_library_are_those_of_its_header() -> None:
