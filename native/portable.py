@@ -1,9 +1,9 @@
 """The instructions of a library for other machines: `TRIATTN_PORTABLE=1 pip wheel ./native`.
 
-Why it exists: what is compiled for the processor at hand dies on an older one. So such a library is compiled for every
-64-bit x86 processor since 2009, and has ggml's CPU backend twice more, in `lib/glibc-hwcaps/`: glibc 2.33 and later takes
-from there what the processor can do, an older one takes the plain file. The loops of our own that matter have versions that
-are chosen in the same way (LLAMA_TRIATTN_PORTABLE).
+Why it exists: what is compiled for the processor at hand dies on an older one. So such a library is compiled for
+every 64-bit x86 processor since 2009, and has ggml's CPU backend twice more, in `lib/glibc-hwcaps/`: glibc 2.33 and
+later takes from there what the processor can do, an older one takes the plain file. The loops of our own that matter
+have versions that are chosen in the same way (LLAMA_TRIATTN_PORTABLE).
 
 Why not ggml's own GGML_CPU_ALL_VARIANTS: it looks for its variants beside the running program, which is Python.
 """

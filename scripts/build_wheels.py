@@ -4,8 +4,8 @@
     python scripts/build_wheels.py --out dist --backend cuda  # needs nvcc; --arch 86,89,120 for these cards alone
     python scripts/build_wheels.py --out dist --backend vulkan
 
-The last line of stdout is JSON: the wheels, their sizes, the newest glibc that they ask for, and how long it took. How a
-release publishes them is in docs/releasing.md.
+The last line of stdout is JSON: the wheels, their sizes, the newest glibc that they ask for, and how long it took. How
+a release publishes them is in docs/releasing.md.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python scripts/check_wheel.py --model MODEL.triattn.gguf dist/*.whl
 
-Needs qemu-x86_64 (Debian's qemu-user) for the older processor. Prints which CPU backend the loader took and what was answered on
-each; exit code 1 if one of them did not answer, or not with the file that is meant for it.
+Needs qemu-x86_64 (Debian's qemu-user) for the older processor. Prints which CPU backend the loader took and
+what was answered on each; exit code 1 if one of them did not answer, or not with the file that is meant for it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Writes native/licenses/LICENSE.vendored: the notices of what llama.cpp carries and the wheel's libraries and programs hold.
+"""Writes native/licenses/LICENSE.vendored: the notices of what llama.cpp carries and the wheel holds.
 
     python scripts/collect_licenses.py
 
-They are taken from the pinned source, word for word. To be run after a move to a newer upstream; tests/test_licenses.py fails
-when the file is not what the source says, or when a folder of third parties is not named here.
+They are taken from the pinned source, word for word. To be run after a move to a newer upstream; tests/test_licenses.py
+fails when the file is not what the source says, or when a folder of third parties is not named here.
 """
 
 from __future__ import annotations

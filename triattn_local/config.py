@@ -39,6 +39,7 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 TERMS: tuple[Terms, ...] = get_args(Terms)
 OFFSETS: tuple[Offsets, ...] = get_args(Offsets)
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
+ROPE_SCALINGS: tuple[str, ...] = ("none", "linear", "yarn")
 CACHE_TYPES: tuple[str, ...] = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 CACHE, COMPUTE, ANSWER = "Cache", "Compute", "Answer"
@@ -153,6 +154,21 @@ FITTING_TYPE = "auto, f16 or q8_0, what fits"
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How RoPE is stretched for contexts beyond the trained one."""
+
+    kind: str = setting("yarn", WORD, choices=ROPE_SCALINGS)
+    """"none", "linear" or "yarn" """
+    factor: float = setting(1.0, NUMBER, low=1, high=1024)
+    """times the original context"""
+    n_ctx_orig: int = setting(1, WHOLE, low=1)
+    """context in tokens that is stretched"""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     """The context that a model runs in."""
 
@@ -216,6 +232,8 @@ class RuntimeConfig:
     n_gpu_layers: int = setting(
         -1, WHOLE, "Layers on the GPU, -1 for all.", COMPUTE, "N", name="gpu_layers", planned="auto, as many as fit"
     )
+    rope_scaling: RopeScaling | None = None
+    """for contexts beyond the trained one; None: as the file says"""
     tensor_split: tuple[int, ...] | None = None
     """how many of them each GPU gets, the output included; None: by the memory that each has free"""
     use_mmap: bool = setting(True, TRUTH)
@@ -224,6 +242,8 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
+            raise UsageError(f"{self.rope_scaling!r} is no RopeScaling", where="rope_scaling")
         if self.tensor_split is not None:
             object.__setattr__(self, "tensor_split", _shares(self.tensor_split))
         if not self.flash_attn and self.cache_type_v not in ("f32", "f16", "bf16"):

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import platformdirs
 
-from .config import ANSWER, CACHE, EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
+from .config import ANSWER, CACHE, ROPE_SCALINGS, EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
 from .errors import UsageError
 from .support.paths import decode, expanded
-from .support.setting import KEYS, NUMBER, PATH, TEXT, TEXTS, WHOLE, WORD, Setting, lines, setting
+from .support.setting import KEYS, NUMBER, PATH, TEXT, TEXTS, WHOLE, WORD, Setting, lines, one_of, setting
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -102,6 +102,13 @@ class ProgramConfig:
 
     models: Path = setting(_WhenUsed(default_models_dir), PATH, "Folder that holds the models.")
     stats: Path | None = setting(None, PATH, "Sidecar with the model's statistics, if not inside it.", CACHE, "SIDECAR")
+    rope_scaling: str | None = setting(
+        None,
+        WORD,
+        f"RoPE for contexts beyond the trained one: {one_of(ROPE_SCALINGS)}; if not given, as the file has it.",
+        CACHE,
+        "KIND",
+    )
 
     preset: str | None = setting(
         None, WORD, "Settings of answers that config.toml has under [presets.NAME].", ANSWER, "NAME"

@@ -1,11 +1,14 @@
 #include "llama-triattn.h"
+#include "llama-triattn-layer.h"
 
 #include "llama-triattn-cache.h"
+#include "llama-triattn-rope.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <functional>
 
 // No exception crosses the C API: what was thrown becomes the last error and a status.
@@ -84,7 +87,7 @@ int32_t llama_triattn_check_stats(const struct llama_model * model) {
     }
     return guarded(LLAMA_TRIATTN_BAD_STATS, [&] {
         std::string why;
-        const int32_t res = model->triattn->check_stats(model->hparams, why);
+        const int32_t res = llama_triattn_check_model_stats(*model, why);
         llama_triattn_set_error(why);
         return res;
     });
@@ -92,6 +95,34 @@ int32_t llama_triattn_check_stats(const struct llama_model * model) {
 
 const char * llama_triattn_fingerprint(const struct llama_model * model) {
     return model && model->triattn ? model->triattn->get_fingerprint().c_str() : "";
+}
+
+int32_t llama_triattn_get_layer(
+        const struct llama_model * model, const struct llama_context * ctx, int32_t il, struct llama_triattn_layer_info * info) {
+    if (!model || !info || il < 0 || il >= (int32_t) model->hparams.n_layer_all) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "model or info is NULL, or the model has no such layer");
+    }
+    return guarded(LLAMA_TRIATTN_BAD_PARAM, [&] {
+        const auto & hparams  = model->hparams;
+        const auto   rotation = llama_triattn_rotation_of(*model, il);
+
+        *info = {};
+        info->n_head        = hparams.n_head(il);
+        info->n_head_kv     = hparams.n_head_kv(il);
+        info->n_embd_head_k = hparams.n_embd_head_k(il);
+        info->n_embd_head_v = hparams.n_embd_head_v(il);
+        info->rope_mode     = rotation.mode;
+        info->rope_offset   = rotation.offset;
+        info->n_rot         = rotation.n_rot;
+        info->n_band        = rotation.n_band;
+        info->rope_factor   = llama_triattn_rope_factor(*model, ctx ? &ctx->get_cparams() : nullptr, il);
+        info->v_in_k        = hparams.is_mla();
+
+        const std::string why = llama_triattn_why_kept(*model, il);
+        info->evicts = why.empty();
+        snprintf(info->why, sizeof(info->why), "%s", why.c_str());
+        return LLAMA_TRIATTN_OK;
+    });
 }
 
 const char * llama_triattn_last_error(void) {

@@ -362,10 +362,8 @@ llama_triattn_status llama_triattn_model::check_stats(const llama_hparams & hpar
             return LLAMA_TRIATTN_BAD_STATS;
         }
         const size_t n_mean = (size_t) hparams.n_head(il)*hparams.n_embd_head_k(il);
-        const size_t n_abs  = (size_t) hparams.n_head(il)*(hparams.n_rot(il)/2);
-        if (c.q_mean.size() != n_mean || c.q_abs.size() != n_abs) {
-            why = format("%s: layer %d has q_mean[%zu] and q_abs[%zu], the model needs %zu and %zu",
-                    where.c_str(), il, c.q_mean.size(), c.q_abs.size(), n_mean, n_abs);
+        if (c.q_mean.size() != n_mean) {
+            why = format("%s: layer %d has q_mean[%zu], the model needs %zu", where.c_str(), il, c.q_mean.size(), n_mean);
             return LLAMA_TRIATTN_BAD_STATS;
         }
         for (float a : c.q_abs) {

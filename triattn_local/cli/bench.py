@@ -16,7 +16,7 @@ from .flags import CACHE, COMPUTE, GRID, AsJson, Given, Verbose, argument, optio
 
 
 @app.command()
-@with_settings(CACHE, COMPUTE, without=("ctx", "yield_cores"))
+@with_settings(CACHE, COMPUTE, without=("ctx", "rope_scaling", "yield_cores"))
 def bench(
     *,
     names: Annotated[list[str] | None, argument("MODEL...", "Paths, or names that `ls` shows.")] = None,

@@ -14,7 +14,9 @@ from .flags import CACHE, COMPUTE, GRID, AsJson, Given, Model, Verbose, option, 
 
 
 @app.command("eval")
-@with_settings("temp", CACHE, COMPUTE, without=("ctx", "budget", "mode", "policy", "cold", "yield_cores"))
+@with_settings(
+    "temp", CACHE, COMPUTE, without=("ctx", "rope_scaling", "budget", "mode", "policy", "cold", "yield_cores")
+)
 def evaluate(
     *,
     model: Model,

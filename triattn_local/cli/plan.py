@@ -12,7 +12,9 @@ from .flags import CACHE, MACHINE, AsJson, Given, NoEvict, argument, option, wit
 
 
 @app.command()
-@with_settings("ctx", "budget", "window", "cold", "keep", "flash_attn", "gpu_layers", "batch", planned=True)
+@with_settings(
+    "ctx", "rope_scaling", "budget", "window", "cold", "keep", "flash_attn", "gpu_layers", "batch", planned=True
+)
 def plan(
     *,
     model: Annotated[

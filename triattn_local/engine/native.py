@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..config import EvictionConfig
 from ..errors import BackendMissingError, StateError, StatsError, TriattnError, UsageError, from_system
+from ..model.architectures import RopeType
 from ..support.setting import BYTES, NUMBER, TRUTH, WHOLE, WHOLE_OR_AUTO, WHOLE_OR_OFF, WORD, Kind, Setting, lines
 from ..support.stop import Stop
 
@@ -117,6 +118,44 @@ class _Stats(ctypes.Structure):
         (entry.name, ctypes.c_int32 if entry.name in ("n_layer", "n_head_kv") else ctypes.c_uint64)
         for entry in dataclasses.fields(EngineStats)
     ]
+
+
+class _Layer(ctypes.Structure):
+    """``struct llama_triattn_layer_info``."""
+
+    _fields_ = [
+        *[
+            (name, ctypes.c_int32)
+            for name in ("evicts", "n_head", "n_head_kv", "n_embd_head_k", "n_embd_head_v", "rope_mode", "rope_offset")
+        ],
+        *[(name, ctypes.c_int32) for name in ("n_rot", "n_band", "v_in_k")],
+        ("rope_factor", ctypes.c_float),
+        ("why", ctypes.c_char * 148),
+    ]
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """How one layer's keys are cached, and whether its cache evicts."""
+
+    why_kept: str | None
+    """why its cache does not evict; None: it does"""
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    head_dim_v: int
+    rope_type: RopeType | None
+    """None: RoPE turns nothing in this layer"""
+    rope_offset: int
+    """first turned dimension of a head"""
+    n_rot: int
+    """turned dimensions"""
+    n_band: int
+    """values of q_abs for each query head"""
+    v_in_k: bool
+    """whether V is a part of the K row"""
+    rope_factor: float
+    """c, the length that RoPE gives to a turned pair of length 1"""
 
 
 # typedef void (*llama_triattn_ranking)(void * user_data, llama_seq_id seq_id, llama_pos pos_next,
@@ -260,6 +299,43 @@ def load_stats(model: int, path: Path) -> None:
 # int32_t llama_triattn_check_stats(const struct llama_model * model);
 def check_stats(model: int) -> None:
     _check(library().llama_triattn_check_stats(model))
+
+
+# int32_t llama_triattn_get_layer(const struct llama_model * model, const struct llama_context * ctx, int32_t il,
+#     struct llama_triattn_layer_info * info);
+def get_layer(model: int, il: int, ctx: int | None = None) -> LayerInfo:
+    """What the library knows of a layer of a loaded model; of a context, with its RoPE options.
+
+    Raises
+    ------
+    UsageError
+        The model has no such layer.
+    BackendMissingError
+        The library is older than this function.
+    """
+    try:
+        function = library().llama_triattn_get_layer
+    except AttributeError:
+        raise BackendMissingError(
+            "the patched build lacks llama_triattn_get_layer", fix="pip install ./native"
+        ) from None
+    function.restype = ctypes.c_int32
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(_Layer)]
+    told = _Layer()
+    _check(function(model, ctx, il, ctypes.byref(told)))
+    return LayerInfo(
+        why_kept=None if told.evicts else told.why.decode("utf-8", "replace"),
+        n_head=told.n_head,
+        n_head_kv=told.n_head_kv,
+        head_dim=told.n_embd_head_k,
+        head_dim_v=told.n_embd_head_v,
+        rope_type=None if told.rope_mode < 0 else "norm" if told.rope_mode == 0 else "neox",
+        rope_offset=told.rope_offset,
+        n_rot=told.n_rot,
+        n_band=told.n_band,
+        v_in_k=bool(told.v_in_k),
+        rope_factor=told.rope_factor,
+    )
 
 
 # const char * llama_triattn_fingerprint(const struct llama_model * model);
