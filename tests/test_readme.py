@@ -22,7 +22,10 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "native/README.md")]
+    + [*(ROOT / "docs").glob("*.md")]
+)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
