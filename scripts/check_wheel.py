@@ -17,8 +17,8 @@ import tempfile
 import venv
 from pathlib import Path
 
-# processor for qemu -> where its CPU backend lies below llama_cpp/lib; "" is this machine. The Haswell is only asked what
-# it loads: qemu plays AVX2 so slowly that six tokens take more than eight minutes
+# processor for qemu -> where its CPU backend lies below llama_cpp/lib; "" is this machine. The Haswell is asked what
+# it loads, no more: qemu plays AVX2 so slowly that six tokens take more than eight minutes
 EXPECTED = {"": None, "Haswell": "glibc-hwcaps/x86-64-v3/libggml-cpu.so", "Nehalem": "libggml-cpu.so"}
 LOADED = """
 import pathlib, llama_cpp

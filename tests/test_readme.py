@@ -104,8 +104,10 @@ def test_the_models_that_it_calls_refused_are_refused() -> None:
     [
         ("5.75 times", "benchmarks.md", "**5.75**"),
         ("6 of 12 with a quarter", "evaluation.md", "a quarter 6"),
-        ("+0.087 nats", "cold.md", "+0.087"),
-        ("9 times of 9", "cold.md", "| 9 / 9 | 9 / 9 | 8 / 9 | 9 / 9 |"),
+        ("+0.037 nats", "cold.md", "Python +0.037"),
+        ("10 of 12 with a twelfth", "cold.md", "| 12 / 12 | 12 / 12 | 10 / 12 |"),
+        ("nine tenths", "cold.md", "| cold tier, a recall every two tokens | 0.91 |"),
+        ("12 times of 12 with an eighth", "cold.md", "| 12 / 12 | 12 / 12 | 10 / 12 |"),
         ("| 10.0 GiB | does not fit", "plan.md", "40,960 tokens        10.0 GiB  no"),
         ("| 8.0 GiB | does not fit", "plan.md", "32,768 tokens         8.0 GiB  no"),
         ("55 minutes", "gpu.md", "the whole took 55\nminutes"),
