@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 import numpy as np
@@ -30,6 +29,7 @@ from triattn_local.engine.context_options import ContextOptions
 from triattn_local.engine.contexts import Context, Model
 from triattn_local.errors import CalibrationError, ModelNotFoundError, TriattnError
 from triattn_local.model.scoring import RopeParams
+from triattn_local.support.closing import Closing
 
 from .ggml_tensor import GGML_TYPE_F32, Node
 
@@ -82,7 +82,7 @@ class _Tap:
     n_cells: int
 
 
-class RuntimeEngine:
+class RuntimeEngine(Closing):
     """A model loaded in llama.cpp, whose queries and keys can be watched. To be used in a ``with`` statement.
 
     Parameters
@@ -154,14 +154,6 @@ class RuntimeEngine:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> RuntimeEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the model. Safe to call twice."""

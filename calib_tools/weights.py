@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from math import prod
-from types import TracebackType
 from typing import BinaryIO
 
 import torch
@@ -17,11 +16,12 @@ import torch
 from triattn_local.errors import ModelNotFoundError
 from triattn_local.model.gguf_file import TensorInfo, read_gguf
 from triattn_local.model.model_info import ModelInfo
+from triattn_local.support.closing import Closing
 
 from .dequantize import can_dequantize, dequantize
 
 
-class Weights:
+class Weights(Closing):
     """The tensors of one model, by name. To be used in a ``with`` statement.
 
     Raises
@@ -41,12 +41,7 @@ class Weights:
                     self._places[tensor.name.decode("utf-8", "replace")] = tensor, data, header.data_start
             self._files = files.pop_all()
 
-    def __enter__(self) -> Weights:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._files.close()
 
     def __contains__(self, name: str) -> bool:

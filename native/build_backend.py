@@ -26,6 +26,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+import portable
 import selfcheck
 import toolchain
 import upstream
@@ -33,7 +34,7 @@ from patching import PatchError, apply_patches, read_patches
 from upstream import BuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 NATIVE = Path(__file__).resolve().parent
 PATCHES = NATIVE.parent / "patches"
@@ -116,7 +117,7 @@ def _lay_unpatched(cache: Path) -> Path:
     return _lay_tree(cache, "unpatched", lambda pristine: {**apply_patches(mendings, pristine), **ours})
 
 
-def _build(tree: Path, triattn: bool, *more: str) -> toolchain.Build:
+def _build(tree: Path, triattn: bool, more: Sequence[str] = ()) -> toolchain.Build:
     # told, not asked from git: the same sources give the same objects
     commit = f"LLAMA_BUILD_COMMIT={_pin().llama_cpp_commit[:9]}"
     return toolchain.Build(tree, [f"TRIATTN={'ON' if triattn else 'OFF'}", "LLAMA_BUILD_NUMBER=0", commit, *more])
@@ -156,12 +157,17 @@ def build_wheel(
     cache = upstream.cache_root()
     with upstream.locked(cache):
         tree = _lay_patched(cache)
-        build = _build(tree, triattn=True)
-        selfcheck.compile_and_check(build, ["llama", "mtmd", *TOOLS])
+        is_portable = portable.is_asked()
+        build = _build(tree, triattn=True, more=portable.base() if is_portable else ())
+        selfcheck.compile_and_check(build, ["llama", "mtmd", *TOOLS], portable.NAME if is_portable else None)
         with tempfile.TemporaryDirectory(prefix="wheel-", dir=cache) as tmp:
             stage = Path(tmp)
             shutil.copytree(tree / "llama_cpp", stage / "llama_cpp", ignore=shutil.ignore_patterns("__pycache__"))
             build.install("llama_cpp", stage)
+            for name, instructions in portable.variants().items() if is_portable else ():
+                variant = _build(tree, triattn=True, more=instructions)
+                variant.compile(["ggml-cpu"])
+                variant.install("ggml-cpu", stage / "llama_cpp" / "lib" / portable.FOLDER / name)
             shutil.copy2(build.folder / selfcheck.REPORT, stage / "llama_cpp" / "lib")
             for name in ("pyproject.toml", "README.md"):
                 shutil.copy2(NATIVE / name, stage)
@@ -201,7 +207,7 @@ def build_library(out: Path | None, *, patched: bool, sanitize: bool = False) ->
     cache = upstream.cache_root()
     with upstream.locked(cache):
         tree = _lay_patched(cache) if patched else _lay_unpatched(cache)
-        build = _build(tree, patched, *(["TRIATTN_SANITIZE=ON"] if sanitize else []))
+        build = _build(tree, patched, ["TRIATTN_SANITIZE=ON"] if sanitize else [])
         if sanitize:
             build.compile(["llama", "llama-triattn-cpu"])  # the self-test has no sanitizer, and would not start
         elif patched:

@@ -43,10 +43,13 @@ _MORE = ("AVX_VNNI", "AVX512", "AVX512_VBMI", "AVX512_VNNI", "AVX512_BF16", "AMX
 OPTIONS = tuple(f"GGML_{name}" for name in ("NATIVE", *_OF_X86, *_MORE))
 
 
-def levels(macros: str) -> list[Level]:
-    """What to compile for, in order: all that the processor announces, then less. ``macros``: the compiler's."""
+def levels(macros: str, asked: str | None = None) -> list[Level]:
+    """What to compile for, in order: all that the processor announces, or what is ``asked`` for, then less.
+
+    ``macros``: the compiler's.
+    """
     is_told = "GGML_NATIVE" in os.environ.get("CMAKE_ARGS", "").upper()
-    result = [Level("what $CMAKE_ARGS asks for" if is_told else "all instructions of this processor")]
+    result = [Level("what $CMAKE_ARGS asks for" if is_told else asked or "all instructions of this processor")]
     if not toolchain.platform_is_x86():
         return [*result, Level("the common instructions of its kind", ("GGML_NATIVE=OFF",))]
 
@@ -112,8 +115,10 @@ def _name_of(number: int) -> str:
         return f"signal {number}"
 
 
-def compile_and_check(build: toolchain.Build, targets: Sequence[str]) -> None:
+def compile_and_check(build: toolchain.Build, targets: Sequence[str], asked: str | None = None) -> None:
     """Compile for the most instructions that this processor really runs; leave the report in the build folder.
+
+    ``asked`` names the instructions that the build has been defined with, where they are not all of this processor.
 
     Raises
     ------
@@ -121,7 +126,7 @@ def compile_and_check(build: toolchain.Build, targets: Sequence[str]) -> None:
         Nothing that was compiled runs here.
     """
     dropped: list[str] = []
-    for level in levels(toolchain.native_macros()):
+    for level in levels(toolchain.native_macros(), asked):
         # what another build's level has said is forgotten first
         build.compile([*targets, PROGRAM, "llama-triattn-cpu"], level.definitions, OPTIONS)
         is_good, said = run(build)

@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import real_models
@@ -73,6 +74,14 @@ def unpatched_library() -> Path:
     done = subprocess.run([sys.executable, str(build), "unpatched"], capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr[-3000:]
     return Path(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def open_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Opens the chat on a scripted runtime: ``async with open_chat(...) as t``, a ``chat_driver.Driver``."""
+    from chat_driver import opener
+
+    return opener(tmp_path, monkeypatch)
 
 
 @pytest.fixture(autouse=True)

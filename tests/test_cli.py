@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fake_runtime
 import numpy as np
 import pytest
 from fake_plan import as_written
@@ -29,7 +28,7 @@ from gguf_files import HEAD_DIM, N_HEAD, N_HEAD_KV, N_LAYER, write_model
 
 import triattn_local
 from triattn_local import errors, planning, store
-from triattn_local.cli import app, run_app
+from triattn_local.cli import run_app
 from triattn_local.cli.run import DEMO_SETTINGS
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
 from triattn_local.engine import native, runtime
@@ -991,12 +990,3 @@ def test_ctrl_c_in_a_real_conversion(smollm2: Path, tmp_path: Path) -> None:
     assert "Traceback" not in log.read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"log", "models", "out.gguf.checkpoint"}
     assert "--resume goes on from here" in log.read_text()
-
-
-def test_the_list_of_commands_here_is_that_of_the_program() -> None:
-    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
-    assert tuple(names) == COMMANDS
-
-
-def test_the_script_of_the_fake_is_the_answer_that_the_tests_expect() -> None:
-    assert "".join(fake_runtime.ANSWER) == "The sea is wide."

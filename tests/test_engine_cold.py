@@ -320,7 +320,7 @@ def test_graphs_are_used_again_between_rounds(tiny: tuple[Path, Path]) -> None:
 
 def test_the_logits_of_a_prompt_that_was_read_in_parts_are_where_they_were_asked_for(tiny: tuple[Path, Path]) -> None:
     """Two sequences in one batch: a prompt that ends, and a token of an answer."""
-    with open_engine(tiny, COLD, n_seq_max=2, kv_unified=False) as engine:
+    with open_engine(tiny, dataclasses.replace(COLD, recall_period=0), n_seq_max=2, kv_unified=False) as engine:
         engine.feed(text(600), 0)
         engine.feed(text(600, shift=5), 1)
         rows = [(t, 600 + i, 0, i == 49) for i, t in enumerate(text(50, shift=2))]

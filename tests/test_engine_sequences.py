@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 import pytest
-from engine import Engine, environment, random_stats
+from engine import Engine, EngineError, environment, random_stats
 from tiny_models import write_deci, write_lfm2, write_tiny
 
 from triattn_local import selftest
-from triattn_local.config import MODES, EvictionConfig
+from triattn_local.config import MODES, EvictionConfig, RopeScaling
 from triattn_local.engine import native
+from triattn_local.engine.context_options import ContextOptions
 from triattn_local.model.model_info import read_model_info
+from triattn_local.model.reach import scaled
+from triattn_local.model.scoring import RopeParams
 
 SMALL = EvictionConfig(budget_tokens=256, window=32, n_keep=4, cold="off")
 
@@ -174,6 +178,47 @@ def test_the_attention_factor_is_for_what_is_rotated(n_rot: int, factor: float, 
         n, error = selftest.compare_scores(engine.ctx, engine.next_pos(), read_model_info(model), stats)
         assert n > 0
         assert error < 1e-4
+
+
+def test_statistics_hold_where_yarn_stretches_the_context(tmp_path: Path) -> None:
+    """They are of queries before RoPE: the same sidecar, other frequencies and another c."""
+    model = write_tiny(tmp_path / "tiny.gguf")
+    stats = random_stats(model, range(4), tmp_path / "stats.gguf")
+    yarn = RopeScaling("yarn", 4.0, 1024)
+    fields = ContextOptions(n_ctx=4096, rope_scaling=yarn).c_fields()
+    asked = {name: fields[name] for name in ("rope_scaling_type", "rope_freq_scale", "yarn_orig_ctx")}
+    info = read_model_info(model)
+    with Engine(model, SMALL, stats=tmp_path / "stats.gguf", n_ctx=4096, n_batch=128, **asked) as engine:
+        for n in (200, 700):
+            engine.feed(text(n)[engine.next_pos() :])
+            args = engine.ctx, engine.next_pos()
+            n_scores, error = selftest.compare_scores(*args, scaled(info, yarn), stats)
+            assert n_scores > 0
+            assert error < 1e-3
+            assert selftest.compare_scores(*args, info, stats)[1] > 1e-2, "the frequencies are others"
+
+
+def test_a_layer_without_rope_has_frequency_0(tmp_path: Path) -> None:
+    """SmolLM3 turns nothing in each fourth layer: the mean query itself, and a length for each dimension."""
+    model = write_tiny(tmp_path / "tiny.gguf", "smollm3")
+    stats = random_stats(model, range(4), tmp_path / "stats.gguf", unrotated=[3])
+    random_stats(model, range(4), tmp_path / "rotated.gguf")
+    info = read_model_info(model)
+    with Engine(model, SMALL, stats=tmp_path / "stats.gguf", n_ctx=4096, n_batch=128) as engine:
+        layers = [native.get_layer(engine.model, il, engine.ctx) for il in range(4)]
+        assert [layer.why_kept for layer in layers] == [None] * 4
+        assert [(layer.rope_type, layer.n_rot, layer.n_band) for layer in layers] == [("norm", 32, 16)] * 3 + [
+            (None, 0, 32)
+        ]
+        rope = RopeParams.of(info)
+        ropes = {il: replace(rope, n_rot=layer.n_rot) for il, layer in enumerate(layers)}
+        for n in (200, 700):
+            engine.feed(text(n)[engine.next_pos() :])
+            n_scores, error = selftest.compare_scores(engine.ctx, engine.next_pos(), info, stats, ropes)
+            assert n_scores > 0
+            assert error < 1e-3
+    with pytest.raises(EngineError, match=r"layer 3 have q_abs\[64\], the model needs 128: its keys are not turned"):
+        Engine(model, SMALL, stats=tmp_path / "rotated.gguf", n_ctx=4096, n_batch=128)
 
 
 # ---- room for a state

@@ -53,8 +53,8 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=10) as answer:
             return json.load(answer)
 
-    def chat(self, messages: list[dict[str, str]], n: int = 24) -> dict[str, Any]:
-        body = json.dumps({"messages": messages, "max_tokens": n, "temperature": 0}).encode()
+    def chat(self, messages: list[dict[str, str]], n: int = 24, **more: object) -> dict[str, Any]:
+        body = json.dumps({"messages": messages, "max_tokens": n, "temperature": 0, **more}).encode()
         request = urllib.request.Request(self.url + "/v1/chat/completions", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=300) as answer:
             reply = json.load(answer)
@@ -113,3 +113,33 @@ def test_n_ctx_is_the_logical_context(server: Server) -> None:
         server.chat(too_long)
     assert error.value.code == 400
     assert "exceeds the available context size" in error.value.read().decode()
+
+
+def test_a_prompt_that_fits_is_pinned_and_else_its_system_part(
+    smollm2_triattn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--keep auto: half of the budget of 192 tokens."""
+    monkeypatch.setenv("TRIATTN_KEEP", "auto")
+    server = Server(smollm2_triattn, tmp_path / "server.log", "-np", "1", "--metrics")
+    try:
+
+        def n_pinned() -> int:
+            return int(server.get("/slots")[0]["triattention"]["n_pinned"])
+
+        system = {"role": "system", "content": "You tell stories of the sea, and never end them."}
+        reply = server.chat([system, {"role": "user", "content": "Tell one."}], 240, ignore_eos=True)
+        n_prompt = reply["usage"]["prompt_tokens"]
+        assert n_prompt <= BUDGET // 2
+        assert server.get("/slots")[0]["triattention"]["n_rounds"] > 0
+        assert n_pinned() == n_prompt
+
+        long = server.chat([system, {"role": "user", "content": prose(900)}], 8)
+        assert long["usage"]["prompt_tokens"] > BUDGET
+        assert 10 < n_pinned() < n_prompt
+
+        server.chat([{"role": "system", "content": prose(700)}, {"role": "user", "content": prose(300)}], 8)
+        assert n_pinned() == 0
+        with urllib.request.urlopen(server.url + "/metrics", timeout=10) as answer:
+            assert "llamacpp:triattn_pinned 0\n" in answer.read().decode()
+    finally:
+        server.close()

@@ -59,10 +59,12 @@ def test_methods_by_name_and_group_always_with_full_attention() -> None:
         "shared",
         "random",
     ]
-    with pytest.raises(errors.UsageError, match="no method 'snapkv'"):
-        methods.pick_methods("snapkv")
+    with pytest.raises(errors.UsageError, match="no method 'pyramidkv'"):
+        methods.pick_methods("pyramidkv")
     with pytest.raises(errors.UsageError, match="no task 'mmlu'"):
         pick_tasks("mmlu")
+    baselines = ["streaming", "knorm", "random", "random-pinned", "snapkv", "h2o", "tova", "rkv"]
+    assert [m.name for m in methods.pick_methods("baselines")] == ["full", *baselines]
     assert {task.name for task in pick_tasks("niah")} == {"niah-single", "niah-keys", "niah-hops"}
 
 

@@ -28,8 +28,9 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("config", "support"),
-    ("answers", "model", "settings"),
+    ("support",),
+    ("config",),
+    ("answers", "model", "settings", "tools"),
     ("engine",),
     ("geometry", "inspection", "sessions", "store"),
     ("benchmark", "calib_tools", "evaluation", "planning", "selftest"),
@@ -48,6 +49,7 @@ ALLOWED = {
     "rich": {"cli", "support.console", "tui"},
     "huggingface_hub": {"store"},
     "llama_cpp": {"answers", "calib_tools", "doctor", "engine", "model.ggml_types", "planning"},
+    "mcp": {"tools"},
     "matplotlib": {"benchmark", "evaluation", "inspection", "support.plotting"},
     "pylatexenc": {"tui"},
     "pynvml": {"engine.devices"},

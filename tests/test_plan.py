@@ -20,11 +20,21 @@ from tiny_models import write_tiny
 
 from triattn_local import planning
 from triattn_local.cli import app, run_app
+from triattn_local.config import RopeScaling
 from triattn_local.errors import DoesNotFitError, ModelNotFoundError, StatsError, UsageError
 from triattn_local.geometry import GEOMETRIES, find_geometry, write_geometry, write_outline
 from triattn_local.model.gguf_file import read_gguf
 from triattn_local.model.model_info import read_model_info
-from triattn_local.planning import Machine, MemoryProbe, Planner, PlanRequest, open_header, plan_run
+from triattn_local.planning import (
+    Choice,
+    Machine,
+    MemoryProbe,
+    Planner,
+    PlanRequest,
+    choice_text,
+    open_header,
+    plan_run,
+)
 from triattn_local.planning.accounting import HOST, ContextBytes, Shape, WeightBytes
 from triattn_local.planning.machine import GIB, Memory, parse_cards
 from triattn_local.planning.placement import Load, kv_by_layer, place, round_bytes
@@ -146,7 +156,7 @@ def test_a_tied_output_is_a_second_copy_on_a_card(smollm2: Path) -> None:
 
 def test_32b_on_24_gib(probe: MemoryProbe) -> None:
     """Full attention at 32k does not fit, 131,072 tokens with the chosen budget do."""
-    planner = Planner(probe, with_card(24 * GIB), PlanRequest(n_ctx=131072))
+    planner = Planner(probe, with_card(24 * GIB), PlanRequest(n_ctx=131072, rope_scaling="yarn"))
     told = planning.report(planner, planner.choose())
     rows = {row.n_ctx: row for row in told.rows}
     assert not rows[32768].full.placement.fits
@@ -164,7 +174,7 @@ def test_32b_on_24_gib(probe: MemoryProbe) -> None:
 
 
 def test_the_largest_are_the_largest(probe: MemoryProbe) -> None:
-    planner = Planner(probe, with_card(24 * GIB), PlanRequest(n_ctx=131072))
+    planner = Planner(probe, with_card(24 * GIB), PlanRequest(n_ctx=131072, rope_scaling="yarn"))
     choice = planner.choose()
     told = planning.report(planner, choice)
     for shape, largest in (
@@ -218,12 +228,19 @@ def test_without_a_card_main_memory_is_the_limit(probe: MemoryProbe) -> None:
 @pytest.mark.parametrize(
     ("wanted", "nearest"),
     [
-        (PlanRequest(n_ctx=65536, budget="off", n_gpu_layers=65), "--budget 4096 with this context, or --ctx 36"),
+        (PlanRequest(n_ctx=40960, budget="off", n_gpu_layers=65), "--budget 4096 with this context, or --ctx 36"),
         (
-            PlanRequest(budget=24576, n_ctx=131072, cache_type_k="f16", cache_type_v="f16", n_gpu_layers=65),
+            PlanRequest(
+                budget=24576,
+                n_ctx=131072,
+                cache_type_k="f16",
+                cache_type_v="f16",
+                n_gpu_layers=65,
+                rope_scaling="yarn",
+            ),
             "--cache-type-k q8_0",
         ),
-        (PlanRequest(budget=100000, n_ctx=131072, n_gpu_layers=65), "--budget 4096"),
+        (PlanRequest(budget=100000, n_ctx=131072, n_gpu_layers=65, rope_scaling="yarn"), "--budget 4096"),
         (PlanRequest(n_parallel=64, n_gpu_layers=65), "--parallel 16"),
     ],
 )
@@ -285,6 +302,31 @@ def test_what_a_person_wrote_stays(smollm2_triattn: Path) -> None:
     assert plan.why is not None
     environment = Settings.load(environ={"TRIATTN_CTX": "2048"})
     assert plan_run(smollm2_triattn, environment, evict=False, machine=with_card()).config.n_ctx == 2048
+
+
+def test_beyond_the_trained_context_needs_scaling(outline: Path, probe: MemoryProbe) -> None:
+    """Nothing beyond it is chosen or runs there unscaled, but by order; the factor is as small as it can be."""
+    choices = {
+        (kind, n_ctx): Planner(probe, with_card(24 * GIB), PlanRequest(n_ctx=n_ctx, rope_scaling=kind)).choose()
+        for kind, n_ctx in ((None, None), ("yarn", None), ("yarn", 65536), ("yarn", 32768), ("none", 40960))
+    }
+    shapes = {asked: (choice.shape.n_ctx, choice.shape.rope_scaling) for asked, choice in choices.items()}
+    assert shapes == {
+        (None, None): (40960, None),
+        ("yarn", None): (131072, RopeScaling("yarn", 4.0, 32768)),
+        ("yarn", 65536): (65536, RopeScaling("yarn", 2.0, 32768)),
+        ("yarn", 32768): (32768, None),
+        ("none", 40960): (40960, RopeScaling("none", 1.0, 32768)),
+    }
+    assert max(row.n_ctx for row in planning.report(*told(probe, None)).rows) == 40960
+    assert "RoPE stretched 2 times from 32,768 (yarn)" in choice_text(choices["yarn", 65536])
+    with pytest.raises(UsageError, match="trained for 40,960 tokens, not for 65,536"):
+        Planner(probe, with_card(24 * GIB), PlanRequest(n_ctx=65536)).choose()
+
+
+def told(probe: MemoryProbe, kind: str | None) -> tuple[Planner, Choice]:
+    planner = Planner(probe, with_card(24 * GIB), PlanRequest(rope_scaling=kind))
+    return planner, planner.choose()
 
 
 def test_nothing_is_said_when_nothing_was_chosen(smollm2_triattn: Path) -> None:
@@ -552,7 +594,8 @@ def test_a_header_without_end_is_not_fetched_for_ever(
 
 
 def test_plan_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_app(["plan", "qwen3-32b", "--vram", "24GiB", "--ram", "32GiB", "--ctx", "131072"]) == 0
+    flags = ["--vram", "24GiB", "--ram", "32GiB", "--ctx", "131072", "--rope-scaling", "yarn"]
+    assert run_app(["plan", "qwen3-32b", *flags]) == 0
     out = capsys.readouterr().out
     assert "context 131,072, budget 4,096, f16 cache of 1.2 GiB, 64 of 64 layers on the GPU" in out
     lines = {line.split(" tokens")[0].strip(): line.split() for line in out.splitlines() if " tokens " in line}
@@ -610,6 +653,10 @@ def test_budget_auto_comes_before_the_environment(
         ("qwen3-32b --vram 9999PiB", 2, "--vram: '9999PiB' is not a size"),
         ("qwen3-32b --ram -1GiB", 2, "--ram: '-1GiB' is not a size"),
         ("qwen3-32b --ctx 99999999999", 2, "--ctx: 99999999999 is not in"),
+        ("qwen3-32b --ctx 65536", 2, "--ctx: the model was trained for 40,960 tokens, not for 65,536"),
+        ("qwen3-32b --ctx 65536", 2, "or --rope-scaling yarn, which takes it to 131,072"),
+        ("qwen3-32b --ctx 200000 --rope-scaling yarn", 2, "takes the model to 131,072 tokens, not to 200,000"),
+        ("qwen3-32b --rope-scaling banana", 2, "--rope-scaling: 'banana' is not one of none, linear, yarn"),
         ("qwen3-32b --ctx 0", 2, "--ctx"),
         ("qwen3-32b --budget 10", 2, "--budget: budget 10 must be larger"),
         ("qwen3-32b --budget much", 2, "--budget: 'much' is not a whole number, off or auto"),

@@ -8,7 +8,7 @@ import pytest
 
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig
 from triattn_local.errors import UsageError
-from triattn_local.settings import AUTO, OTHER_VARIABLES, Settings, fields, unknown_variables
+from triattn_local.settings import AUTO, OTHER_VARIABLES, Settings, table, unknown_variables
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_auto_leaves_a_setting_to_the_plan_whatever_stands_further_down(tmp_path
     path = tmp_path / "config.toml"
     path.write_text(f'{name} = "Auto"')
     below = {"TRIATTN_" + name.upper(): "q8_0" if name.startswith("cache") else "300"}
-    default = fields()[name].default
+    default = table()[name].default
     for settings in (
         Settings.load({name: AUTO}, environ=below, defaults={name: 1}),
         Settings.load(environ={"TRIATTN_" + name.upper(): " AUTO "}),
@@ -197,7 +197,7 @@ def test_auto_is_no_place_that_a_bad_value_came_from() -> None:
 
 
 def test_variables_that_are_none_of_ours_are_found() -> None:
-    known = {f"TRIATTN_{name.upper()}": "1" for name in fields()} | dict.fromkeys(OTHER_VARIABLES, "1")
+    known = {f"TRIATTN_{name.upper()}": "1" for name in table()} | dict.fromkeys(OTHER_VARIABLES, "1")
     assert unknown_variables({**known, "PATH": "", "TRIATTN_BUGDET": "1"}) == ["TRIATTN_BUGDET"]
 
 

@@ -142,13 +142,17 @@ def run_selftest(device: Device) -> Result:
     )
 
 
-def compare_scores(ctx: int, t: int, info: ModelInfo, stats: TriattnStats) -> tuple[int, float]:
+def compare_scores(
+    ctx: int, t: int, info: ModelInfo, stats: TriattnStats, ropes: Mapping[int, scoring.RopeParams] | None = None
+) -> tuple[int, float]:
     """Score a context's first sequence, and again with NumPy from the keys that lie in its cache.
 
     Parameters
     ----------
     t : int
         Position of the next token.
+    ropes : mapping, optional
+        Layer -> its RoPE, where the layers of a model differ.
 
     Returns
     -------
@@ -164,7 +168,8 @@ def compare_scores(ctx: int, t: int, info: ModelInfo, stats: TriattnStats) -> tu
         cells = native.get_scores(ctx, il, 0)[1]
         keys = np.stack([read_rows(ctx, il, h, cells) for h in range(info.n_head_kv[il])], axis=1)
         i = stats.layers.index(il)
-        wanted = scoring.score(stats.q_mean[i], stats.q_abs[i], keys, t, rope)
+        of_layer = rope if ropes is None else ropes[il]
+        wanted = scoring.score(stats.q_mean[i], stats.q_abs[i], keys, t, of_layer)
         for head in range(info.n_head[il]):
             got, _ = native.get_scores(ctx, il, head)
             n_scores += got.size

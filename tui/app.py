@@ -24,6 +24,9 @@ from triattn_local.sessions import Message, Session, SessionStore, SnapshotCache
 from triattn_local.sessions.conversation import Retained
 from triattn_local.settings import SAMPLING, Settings
 from triattn_local.support.paths import is_file
+from triattn_local.tools.host import ToolHost
+from triattn_local.tools.permissions import Permissions
+from triattn_local.tools.servers import from_tables, from_words
 
 from .engine import Engine
 from .few_colors import ReadableOnLight
@@ -35,9 +38,11 @@ from .screens.map import MapScreen
 from .screens.models import ModelsScreen
 from .screens.sessions import SessionsScreen
 from .screens.settings import SettingsScreen
+from .screens.tools import ToolsScreen
 from .session import OpenSession
 from .terminal_keys import ChatDriver
 from .theme import DEFAULT, THEMES
+from .toolbox import Toolbox
 from .widgets.code_block import CodeBlock
 from .widgets.messages import MessageWidget
 from .widgets.prompt import Prompt
@@ -58,6 +63,8 @@ class Start:
     system: str = ""
     evict: bool = True
     verbose: bool = False
+    mcp: tuple[str, ...] = ()
+    """servers of tools beside those of the settings: command lines and addresses"""
 
 
 def key_groups() -> list[Group]:
@@ -103,6 +110,7 @@ class ChatApp(App[None]):
         self.thinking: ThinkingConfig = settings.thinking()
         settings.runtime()
         settings.eviction()
+        servers = [*from_tables(*settings.mcp), *from_words(self.start.mcp)]
         for own in THEMES:
             self.register_theme(own)
         self.store = SessionStore(settings.sessions)
@@ -146,6 +154,11 @@ class ChatApp(App[None]):
         self._leaves = False
         self.chat = ChatScreen(settings.keys)
         self.engine = Engine(self.chat.post_message, self.store, self.snapshots)
+        self.toolbox = Toolbox(
+            ToolHost(servers),
+            Permissions(lambda: self.preference("tools", {}), lambda said: self.remember("tools", said)),
+            self.engine.count_tokens,
+        )
         self.job = Job(self.post_message, settings.models)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
@@ -188,6 +201,7 @@ class ChatApp(App[None]):
 
     def on_mount(self) -> None:
         self.theme_changed_signal.subscribe(self, lambda theme: self.remember("theme", theme.name))
+        self.toolbox.host.start()
         self.call_after_refresh(self._first_model)
 
     def _first_model(self) -> None:
@@ -274,11 +288,14 @@ class ChatApp(App[None]):
             yield SystemCommand("Sessions", "Open, search, rename, delete, export, import", self.action_sessions)
             yield SystemCommand("Models", "Choose, fetch, convert", self.action_models)
             yield SystemCommand("Settings", "System prompt, sampling, memory", self.action_settings)
+            yield SystemCommand("Tools", "Servers, and which of their tools may be called", self.action_tools)
             for name in self.settings.presets:
                 about = "System prompt, sampling and thinking of config.toml, for this session"
                 yield SystemCommand(f"Preset: {name}", about, functools.partial(self.use_preset, name))
             yield SystemCommand("Attach a file", "A text file that goes with the message", chat.action_attach)
             yield SystemCommand("Answer anew", "One more answer to the last message", chat.action_again)
+            about = "The model writes what it reads from then on in the place of all turns but the last"
+            yield SystemCommand("Summarise the conversation", about, chat.action_summarise)
             yield SystemCommand("Memory panel", "Show or hide it", chat.action_memory)
             yield SystemCommand("Memory map", "What each layer keeps of the conversation", self.action_map)
             yield SystemCommand("Dim what is forgotten", "Text that no head holds any more", chat.action_dim)
@@ -321,6 +338,9 @@ class ChatApp(App[None]):
         """F4; with a context that is proposed."""
         self._push(SettingsScreen(ctx))
 
+    def action_tools(self) -> None:
+        self._push(ToolsScreen())
+
     def action_map(self) -> None:
         self.map_open = True
         self.engine.map_wanted = True
@@ -351,6 +371,7 @@ class ChatApp(App[None]):
     def shut_down(self) -> None:
         """Stop the work, write what is left, let go of the session: after the screen has gone."""
         self.job.stop()
+        self.toolbox.host.close()
         self.engine.close()
         self.snapshots.close()
         with contextlib.suppress(Exception):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from textual.message import Message as TextualMessage
 
@@ -24,7 +25,7 @@ from triattn_local.engine import runtime as runtime_module
 from triattn_local.engine.runtime import Prefill
 from triattn_local.errors import TriattnError, from_system
 from triattn_local.sessions import Message, SessionStore, SnapshotCache, State
-from triattn_local.sessions.conversation import Answered, Conversation, Piece, Ready, Settled, TooLongError
+from triattn_local.sessions.conversation import Answered, Called, Conversation, Piece, Ready, Settled, TooLongError
 from triattn_local.settings import Settings
 from triattn_local.store import demo_sampling
 from triattn_local.support.stop import Stop
@@ -53,6 +54,8 @@ class Turn:
     max_tokens: int | None
     thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
     stop: Sequence[str] = ()
+    tools: Callable[[Stop], Sequence[Mapping[str, Any]]] = lambda stop: ()
+    """what may be called, as OpenAI's protocol has it; may wait until that is known, or until it is stopped"""
 
 
 class Engine:
@@ -89,6 +92,12 @@ class Engine:
         self._stop = Stop()
         self._settling = Stop()
         self._submit(self._answer, turn, self._stop, self._settling)
+
+    def summarise(self, turn: Turn) -> None:
+        """Of the messages of a turn, which asks nothing: ``Reading``, ``Summarised``."""
+        self._settling.set()
+        self._stop = Stop()
+        self._submit(self._summarise, turn, self._stop)
 
     def stop(self) -> None:
         """End the answer that is coming, in its prompt too."""
@@ -153,7 +162,9 @@ class Engine:
         self._numbers.hold(turn.session, conversation.rt.stats())
         start_s = time.perf_counter()
         state: State = "complete"
+        calls: list[dict[str, object]] = []
         try:
+            conversation.tools = turn.tools(stop)
             for event in conversation.respond(
                 turn.session,
                 turn.system,
@@ -177,9 +188,15 @@ class Engine:
                         self._store.append(turn.answer, event.kind, event.text)
                     self.pieces.append((event.kind, event.text, event.n_tokens))
                     self._read_cache(False, turn.session, turn.path)
+                elif isinstance(event, Called):
+                    # nine letters and digits, as some templates want, and no two the same in a conversation
+                    id_ = f"c{turn.answer % 1_000_000:06d}{len(calls) % 100:02d}"
+                    calls.append({"id": id_, "name": event.call.name, "arguments": dict(event.call.arguments)})
                 elif isinstance(event, Answered):
                     state = _STATES[event.reason]
                     report = self._report(event, time.perf_counter() - start_s, ready)
+                    if calls and state == "complete":
+                        report["calls"] = calls
                     answer = self._finish(turn, state, report)
                     self._read_cache(True, turn.session, [*turn.path, answer])
                     self._post(events.TurnEnded(answer))
@@ -191,10 +208,33 @@ class Engine:
             return
         if state == "stopped" and not (answer.content or answer.thinking):
             return  # stopped in the prompt: reading on is what was not wanted
+        if answer.calls:
+            return  # it goes on with what the tools say
         for event in conversation.settle(turn.session, turn.system, [*turn.path, answer], cancel=settling):
             if isinstance(event, Settled):
                 self._read_cache(True, turn.session, [*turn.path, answer])
                 self._post(events.TurnSettled(turn.answer, event))
+
+    def _summarise(self, turn: Turn, stop: Stop) -> None:
+        conversation, parts, whole = self._conversation, list[str](), False
+        try:
+            if conversation is None:
+                raise TriattnError("no model is loaded", fix="choose one with F3")
+            conversation.thinking, conversation.tools = turn.thinking, turn.tools(stop)
+            for event in conversation.summarise(
+                turn.session, turn.system, turn.path, sampling=turn.sampling, cancel=stop
+            ):
+                if isinstance(event, Prefill):
+                    self._post(events.Reading(event.n_done, event.n_total, 0.0))
+                elif isinstance(event, Piece) and event.kind == "content":
+                    parts.append(event.text)
+                elif isinstance(event, Answered):
+                    whole = event.reason != "cancelled"
+        except BaseException as error:
+            self._post(events.Summarised(turn.path, None, _found(error)))
+            return
+        text = "".join(parts).strip()
+        self._post(events.Summarised(turn.path, text if whole and text else None))
 
     def _fail(self, turn: Turn, error: TriattnError) -> None:
         answer = self._finish(turn, "failed", {"error": str(error)})

@@ -87,6 +87,14 @@ class TooLong(EngineEvent):
         self.answer, self.error, self.oldest, self.n_after = answer, error, oldest, n_after
 
 
+class Summarised(EngineEvent):
+    """The model has summarised these messages; None: it was stopped, or failed."""
+
+    def __init__(self, messages: Sequence[Message], text: str | None, error: TriattnError | None = None) -> None:
+        super().__init__()
+        self.messages, self.text, self.error = messages, text, error
+
+
 class TurnEnded(EngineEvent):
     """The answer is stored as it is; with the error that ended it, if one did."""
 

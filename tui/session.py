@@ -13,7 +13,7 @@ from typing import Any
 from triattn_local.config import SamplingConfig, ThinkingConfig
 from triattn_local.errors import UsageError
 from triattn_local.sessions import Attachment, Message, Session, SessionStore
-from triattn_local.sessions.model import newest_leaf, path_to, siblings
+from triattn_local.sessions.model import newest_leaf, path_to, read_of, siblings, summarised
 
 _TITLE_LENGTH = 60
 THINKING_OPTIONS = {"think": "enabled", "effort": "effort", "think_budget": "budget_tokens"}
@@ -47,17 +47,33 @@ class OpenSession:
     @property
     def read(self) -> list[Message]:
         """Of the branch, what the model reads."""
-        return [message for message in self.path if not message.left_out]
+        return read_of(self.path)
 
     def turn_of(self, message: Message) -> list[Message]:
-        """A message of the user on the branch that is read, and the answer to it; or the other way round."""
+        """A message of the user on the branch that is read, and all up to the next one: given any of them."""
         path = self.path
-        question = message.id if message.role == "user" else message.parent
-        return [m for m in path if question in (m.id, m.parent if m.role == "assistant" else None)]
+        at = next((i for i, m in enumerate(path) if m.id == message.id), None)
+        if at is None:
+            return []
+        begin = next((i for i in range(at, -1, -1) if path[i].role == "user"), 0)
+        end = next((i for i in range(begin + 1, len(path)) if path[i].role == "user"), len(path))
+        return path[begin:end]
 
     def leave_out(self, messages: Iterable[Message], out: bool = True) -> None:
-        """Keep the model from reading messages, or let it read them again."""
-        self._store.leave_out([message.id for message in messages], out)
+        """Keep the model from reading messages, or let it read them again: all those that have one summary together."""
+        ids = [message.id for message in messages if message.id > 0]
+        if not out:
+            for block in summarised(self.path):
+                of = [message.id for message in block]
+                ids += [id_ for id_ in of if id_ not in ids] if set(of) & set(ids) else []
+        self._store.leave_out(ids, out)
+        self.reload()
+
+    def summarise(self, read: Sequence[Message], text: str) -> None:
+        """Have a summary in the place of what the model reads up to the last of these messages."""
+        path = self.path
+        last = next(i for i, message in enumerate(path) if message.id == abs(read[-1].id))
+        self._store.summarise([message.id for message in path[: last + 1]], text)
         self.reload()
 
     def withdraw(self, answer: Message) -> None:
@@ -86,6 +102,13 @@ class OpenSession:
         answer = self._store.add(message.session, message.id, "assistant", state="streaming")
         self.reload()
         return answer
+
+    def result_of(self, answer: Message, call: Mapping[str, Any], text: str, **report: Any) -> Message:
+        """What came of a call that an answer makes, below the last message of the branch that is read."""
+        told = {"call": call["id"], "name": call["name"], "arguments": call["arguments"], **report}
+        result = self._store.add(answer.session, self.path[-1].id, "tool", text, report=told)
+        self.reload()
+        return result
 
     def switch(self, message: Message, step: int) -> bool:
         """Go to a neighbouring alternative of a message; False at the last one."""

@@ -4,56 +4,40 @@ from __future__ import annotations
 
 from textual.theme import Theme
 
-DARK = Theme(
-    name="triattn-dark",
-    dark=True,
-    primary="#7fa7c9",
-    secondary="#8fae9b",
-    accent="#d6a96a",
-    foreground="#d3d6db",
-    background="#14161a",
-    surface="#191c21",
-    panel="#21252c",
-    success="#8fae7f",
-    warning="#d6a96a",
-    error="#d07a74",
-    variables={
-        "block-cursor-background": "#7fa7c9",
-        "block-cursor-foreground": "#14161a",
-        "footer-key-foreground": "#d6a96a",
-        "input-selection-background": "#7fa7c9 35%",
-        "scrollbar": "#2b3038",
-        "scrollbar-background": "#14161a",
-        "scrollbar-hover": "#3c434e",
-        "scrollbar-active": "#7fa7c9",
-    },
-)
 
-LIGHT = Theme(
-    name="triattn-light",
-    dark=False,
-    primary="#2f6390",
-    secondary="#4a7560",
-    accent="#9a5f1f",
-    foreground="#2a2d33",
-    background="#fbf9f5",
-    # warmer ones would be pink among 256 colours
-    surface="#f4f3f1",
-    panel="#ebe9e5",
-    success="#4f7a3a",
-    warning="#9a5f1f",
-    error="#a83b35",
-    variables={
-        "block-cursor-background": "#2f6390",
-        "block-cursor-foreground": "#fbf9f5",
-        "footer-key-foreground": "#9a5f1f",
-        "input-selection-background": "#2f6390 25%",
-        "scrollbar": "#dbd8d2",
-        "scrollbar-background": "#fbf9f5",
-        "scrollbar-hover": "#c7c3bc",
-        "scrollbar-active": "#2f6390",
-    },
+def _theme(name: str, selected: str, bar: str, bar_pointed: str, **colours: str) -> Theme:
+    """A theme whose cursor, keys and scrollbar have the colours of the rest."""
+    return Theme(
+        name=name,
+        dark=name.endswith("dark"),
+        warning=colours["accent"],
+        variables={
+            "block-cursor-background": colours["primary"],
+            "block-cursor-foreground": colours["background"],
+            "footer-key-foreground": colours["accent"],
+            "input-selection-background": f"{colours['primary']} {selected}",
+            "scrollbar": bar,
+            "scrollbar-background": colours["background"],
+            "scrollbar-hover": bar_pointed,
+            "scrollbar-active": colours["primary"],
+        },
+        **colours,  # type: ignore[arg-type]  # none of them is a number or a truth
+    )
+
+
+# fmt: off
+DARK = _theme(
+    "triattn-dark", "35%", "#2b3038", "#3c434e",
+    primary="#7fa7c9", secondary="#8fae9b", accent="#d6a96a", success="#8fae7f", error="#d07a74",
+    foreground="#d3d6db", background="#14161a", surface="#191c21", panel="#21252c",
 )
+LIGHT = _theme(
+    "triattn-light", "25%", "#dbd8d2", "#c7c3bc",
+    primary="#2f6390", secondary="#4a7560", accent="#9a5f1f", success="#4f7a3a", error="#a83b35",
+    # warmer ones would be pink among 256 colours
+    foreground="#2a2d33", background="#fbf9f5", surface="#f4f3f1", panel="#ebe9e5",
+)
+# fmt: on
 
 THEMES = (DARK, LIGHT)
 DEFAULT = DARK.name

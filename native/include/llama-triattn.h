@@ -24,9 +24,9 @@
 //   key, variable                              type    values, default
 //   triattention.budget      TRIATTN_BUDGET       u32     tokens that each head keeps of a sequence, or "off" (default)
 //   triattention.window      TRIATTN_WINDOW       u32     128
-//   triattention.n_keep      TRIATTN_KEEP         u32     4
+//   triattention.n_keep      TRIATTN_KEEP         u32     4, or "auto": 4, and pin 0.5
 //   triattention.mode        TRIATTN_MODE         string  shared, per-head, per-layer-head (default)
-//   triattention.policy      TRIATTN_POLICY       string  triattention (default), streaming, knorm, random
+//   triattention.policy      TRIATTN_POLICY       string  triattention (default), streaming, knorm, random, snapkv, h2o, tova, rkv
 //   triattention.aggregate   TRIATTN_AGGREGATE    string  mean (default), max: how `shared` makes one score of all heads
 //   triattention.terms       TRIATTN_TERMS        string  both (default), trig, norm
 //   triattention.weight_r    TRIATTN_WEIGHT_R     bool    true
@@ -39,8 +39,14 @@
 //   triattention.recall_block    TRIATTN_RECALL_BLOCK    u32  16
 //   triattention.recall_queries  TRIATTN_RECALL_QUERIES  u32  24
 //   triattention.recall_period   TRIATTN_RECALL_PERIOD   u32  2
+//   triattention.pin             TRIATTN_PIN             f32  0: part of the budget that a prompt may take that is pinned, see below
+//   triattention.weight_q        TRIATTN_WEIGHT_Q        f32  0: how much what the last queries attend to counts beside the centres
 //   triattention.stats       TRIATTN_STATS        string  path of a sidecar GGUF with the statistics (overrides the model's)
 
+//
+// Pinning (`pin`). Reasoning is about its prompt: programs that know where one ends, llama-server among them, pin it whole while it
+// takes at most this part of the budget, else as much of it as its system prompt and tools are, while these do. A context by
+// itself pins nothing that llama_triattn_pin() does not ask for.
 //
 // The cold tier (`cold`). Rows of K and V are copied to host memory before a round drops them. At the end of a prompt, before its
 // last token is read, and every recall_period tokens of an answer, the last queries of each layer are compared with all rows that
@@ -75,6 +81,11 @@ extern "C" {
         LLAMA_TRIATTN_POLICY_STREAMING    = 1, // the first n_keep and the most recent (StreamingLLM, arXiv:2309.17453)
         LLAMA_TRIATTN_POLICY_KNORM        = 2, // the smallest key norm is kept (arXiv:2406.11430)
         LLAMA_TRIATTN_POLICY_RANDOM       = 3,
+        // what recorded queries attended to; equations in llama-triattn-attention.h
+        LLAMA_TRIATTN_POLICY_SNAPKV       = 4, // the last 32 (arXiv:2404.14469)
+        LLAMA_TRIATTN_POLICY_H2O          = 5, // all of them, added up (arXiv:2306.14048)
+        LLAMA_TRIATTN_POLICY_TOVA         = 6, // the last one (arXiv:2401.06104)
+        LLAMA_TRIATTN_POLICY_RKV          = 7, // the last 8, less what keys say twice (arXiv:2505.24133)
     };
 
     enum llama_triattn_mode {
@@ -118,7 +129,11 @@ extern "C" {
         uint32_t recall_block;   // tokens that come back together at the end of a prompt
         uint32_t recall_queries; // last queries of a prompt that a recall is made for
         uint32_t recall_period;  // tokens between recalls while text streams; 0: none
+        float    pin;            // part of the budget that a prompt may take to be pinned by programs that know where it ends; 0: they do not
+        float    weight_q;       // weight of the z-score of the log of what the last recall_queries queries attend to, beside that of the centres
     };
+
+    #define LLAMA_TRIATTN_PIN_AUTO 0.5f // of "n_keep" = "auto"
 
     #define LLAMA_TRIATTN_COLD_OFF  0u
     #define LLAMA_TRIATTN_COLD_AUTO UINT32_MAX // three quarters of what is free when the context is made
@@ -150,6 +165,7 @@ extern "C" {
         uint64_t n_rows_recalled;    // K rows that came back, summed over layers and heads
         uint64_t t_store_us;         // rows out
         uint64_t t_recall_us;        // scoring the store and rows in, without t_store_us of the same tokens
+        uint64_t n_pinned;           // cells of the cache that hold pinned tokens now
     };
 
     LLAMA_API struct llama_triattn_params llama_triattn_default_params(void);
@@ -176,6 +192,11 @@ extern "C" {
     // Of a context without eviction: OFF, with n_cells and kv_bytes_other filled in.
     LLAMA_API int32_t llama_triattn_get_stats(const struct llama_context * ctx, struct llama_triattn_stats * stats);
 
+    // Compute buffers: names of up to n_max buffer types (CPU, CUDA0, CUDA_Host), which live as long as the library, and
+    // their bytes, as they would be if the model was loaded without allocation. Returns how many there are.
+    LLAMA_API int32_t llama_triattn_get_compute(
+            const struct llama_context * ctx, const char ** names, uint64_t * bytes, int32_t n_max);
+
     // T: the first position from which every token is present in every head; 0 while nothing was evicted or eviction is off.
     // A sequence can be rewound to T and later, not to before.
     LLAMA_API llama_pos llama_triattn_seq_pos_whole(const struct llama_context * ctx, llama_seq_id seq_id);
@@ -187,8 +208,22 @@ extern "C" {
     // Cells that the sequence takes, 0 if eviction is off.
     LLAMA_API int32_t llama_triattn_seq_n_cells(const struct llama_context * ctx, llama_seq_id seq_id);
 
-    // Round now, down to n_tokens tokens (0: the budget). Returns the number of tokens evicted, or a negative status.
+    // Round now, down to n_tokens tokens (0: the budget), or to what is pinned. Returns the number of tokens evicted, or a negative
+    // status.
     LLAMA_API int32_t llama_triattn_evict(struct llama_context * ctx, llama_seq_id seq_id, uint32_t n_tokens);
+
+    // Pin the tokens [p0, p1) of a sequence: no round evicts them, and no recall puts others in their place. They may be still to come,
+    // and count in the budget: with n_keep, the window and all that is pinned (by sequences that share cells too) some of it must be
+    // left, else BAD_PARAM, and nothing changes. What is before T and was not pinned already cannot be pinned any more, but for the
+    // first n_keep. Pins are saved and restored with the sequence, copied and removed with it, and cut with it: llama_memory_seq_rm()
+    // takes them from the positions that it removes, also where no token is yet. A negative p0 is the beginning, a negative p1 of
+    // unpin the end. pin returns the number of tokens of [p0, p1) that are pinned now, or a negative status.
+    LLAMA_API int32_t llama_triattn_pin  (struct llama_context * ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+    LLAMA_API int32_t llama_triattn_unpin(struct llama_context * ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+
+    // The pinned ranges of a sequence, ascending: [p0s[i], p1s[i]). Returns their number, or a negative status; writes at most n_max.
+    LLAMA_API int32_t llama_triattn_get_pins(
+            const struct llama_context * ctx, llama_seq_id seq_id, llama_pos * p0s, llama_pos * p1s, int32_t n_max);
 
     // Score the candidates of the sequence as a round would, without evicting: the scores below are of this moment then.
     // Returns the number of candidates, or a negative status.
@@ -235,6 +270,17 @@ extern "C" {
 
     // Model layers that evict, in cache order. Returns their number; writes at most n_max.
     LLAMA_API int32_t llama_triattn_get_layers(const struct llama_context * ctx, int32_t * layers, int32_t n_max);
+
+    // Queries of model layer `il` that are recorded of the sequence, where a policy, weight_q or the cold tier asks for it: positions, ascending,
+    // and rows of n_head*head_dim numbers, after RoPE, rotated where the cached keys are, times the scale of attention: a product with a cached
+    // key is a logit. Either array may be NULL. Returns their number, or a negative status; writes at most n_max.
+    LLAMA_API int32_t llama_triattn_get_queries(
+                  struct llama_context * ctx,
+                          llama_seq_id   seq_id,
+                               int32_t   il,
+                             llama_pos * pos,
+                                 float * rows,
+                               int32_t   n_max);
 
     // What KV head `head_kv` of layer `il` holds of the sequence: positions and the cells that they lie in, in order of cells.
     // Either array may be NULL. Returns the number of tokens, or a negative status; writes at most n_max.

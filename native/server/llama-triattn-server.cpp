@@ -1,5 +1,7 @@
 #include "llama-triattn-server.h"
 
+#include "llama-triattn-memory.h"
+
 #include "common.h"
 #include "gguf.h"
 #include "log.h"
@@ -262,7 +264,33 @@ bool llama_triattn_server::ends_batch(int32_t id_slot, int32_t n_tokens) const {
     return std::find(places.begin(), places.end(), n_tokens) != places.end();
 }
 
+int32_t llama_triattn_server::n_to_pin(const server_task & task) const {
+    const int32_t n_room = (int32_t) params.budget - (int32_t) (params.window + params.n_keep) - 1;
+    const int32_t n_max  = std::min((int32_t) (params.pin*params.budget), n_room);
+
+    for (const int32_t n : { task.n_tokens(), task.params.n_prefix }) {
+        if (n > 0 && n <= n_max && (size_t) n <= task.tokens.size()) {
+            return n;
+        }
+    }
+    return 0;
+}
+
+void llama_triattn_server::pin(int32_t id_slot, int32_t n_tokens) {
+    for (auto * c : contexts) {
+        llama_triattn_unpin(c, id_slot, n_tokens, -1);
+        // a draft model that does not evict, or has less of a budget, drafts all the same
+        if (n_tokens > 0 && llama_triattn_pin(c, id_slot, 0, n_tokens) < 0 && c == ctx) {
+            SRV_WRN("slot %d: its first %d tokens are not pinned: %s\n", id_slot, n_tokens, llama_triattn_last_error());
+        }
+    }
+}
+
 void llama_triattn_server::reach(int32_t id_slot, const server_prompt & prompt, int32_t n_tokens, const loras & lora) {
+    if (ctx && slots[id_slot].n_pin >= 0) {
+        pin(id_slot, slots[id_slot].n_pin);
+        slots[id_slot].n_pin = -1;
+    }
     if (ends_batch(id_slot, n_tokens)) {
         save(id_slot, prompt, n_tokens, lora);
     }
@@ -310,6 +338,9 @@ int32_t llama_triattn_server::resume(
 
     if (ctx_draft && std::min(n_past, n_max) < llama_triattn_seq_pos_whole(ctx_draft, id_slot)) {
         n_past = 0; // the draft model's sequence cannot be cut there
+    }
+    if (ctx) {
+        slots[id_slot].n_pin = n_to_pin(task); // once what is not of this prompt is cut off, and its pins
     }
     if (!is_keeping) {
         return n_past;
@@ -512,7 +543,14 @@ void llama_triattn_server::describe(int32_t id_slot, json & slot) const {
         { "n_recalls",          stats.n_recalls },
         { "n_rows_recalled",    stats.n_rows_recalled },
         { "n_tokens_destroyed", stats.n_tokens_destroyed },
+        { "n_pinned",           stats.n_pinned },
     };
+}
+
+void llama_triattn_server::look(int32_t id_slot, const server_prompt & prompt) const {
+    if (llama_triattn_memory::is_looked_at()) {
+        llama_triattn_memory::note(id_slot, contexts[0], ctx != nullptr, prompt);
+    }
 }
 
 static struct {
@@ -571,5 +609,6 @@ std::string llama_triattn_server::metrics() const {
     add("counter", "rows_recalled_total",   "Rows that came back, summed over layers and heads",   stats.n_rows_recalled);
     add("counter", "recall_seconds_total",  "Time spent in recalls",                               stats.t_recall_us/1e6);
     add("counter", "tokens_destroyed_total", "Tokens that had to leave that memory for good",      stats.n_tokens_destroyed);
+    add("gauge",   "pinned",                "Cells that hold pinned tokens, all slots",            stats.n_pinned);
     return res.str();
 }

@@ -77,6 +77,7 @@ public:
     void observe();
 
     void        describe(int32_t id_slot, json & slot) const; // for /slots: adds "triattention"
+    void        look(int32_t id_slot, const server_prompt & prompt) const; // for /memory, while somebody looks at it
     std::string metrics() const;                              // for /metrics: Prometheus text, "" if nothing evicts
 
     // Figures of a model that leaves the memory: noted before it goes, told to those who ask while it is away, whom upstream
@@ -98,6 +99,7 @@ private:
 
     struct slot_info {
         std::vector<int32_t> places;        // numbers of tokens at which the prompt is saved
+        int32_t              n_pin     = -1; // tokens of the prompt to pin once its first batch begins; -1: that is done
         int32_t              n_prompt  = 0; // tokens of the last prompt
         int32_t              n_cells   = 0;
         llama_pos            pos_whole = 0;
@@ -124,6 +126,11 @@ private:
     uint64_t n_tokens_restored = 0;
 
     size_t size() const;
+
+    // The first tokens of a prompt that are pinned: all while they fit, else system prompt and tools. No round comes before the end of
+    // a prompt that fits, so that an answer does not depend on what its first tokens were pinned for before.
+    int32_t n_to_pin(const server_task & task) const;
+    void    pin(int32_t id_slot, int32_t n_tokens);
 
     // tokens of the prompt that are there once the state is restored, and cut if need be; 0: of no use
     int32_t n_usable(const state & s, int32_t n_shared) const;

@@ -1,12 +1,15 @@
 #include "llama-triattn.h"
+#include "llama-triattn-layer.h"
 
 #include "llama-triattn-cache.h"
+#include "llama-triattn-rope.h"
 
 #include "llama-context.h"
 #include "llama-model.h"
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <functional>
 
 // No exception crosses the C API: what was thrown becomes the last error and a status.
@@ -54,6 +57,8 @@ struct llama_triattn_params llama_triattn_default_params(void) {
     res.recall_block   = 16;
     res.recall_queries = 24;
     res.recall_period  = 2;
+    res.pin            = 0.0f;
+    res.weight_q       = 0.0f;
     return res;
 }
 
@@ -83,7 +88,7 @@ int32_t llama_triattn_check_stats(const struct llama_model * model) {
     }
     return guarded(LLAMA_TRIATTN_BAD_STATS, [&] {
         std::string why;
-        const int32_t res = model->triattn->check_stats(model->hparams, why);
+        const int32_t res = llama_triattn_check_model_stats(*model, why);
         llama_triattn_set_error(why);
         return res;
     });
@@ -91,6 +96,34 @@ int32_t llama_triattn_check_stats(const struct llama_model * model) {
 
 const char * llama_triattn_fingerprint(const struct llama_model * model) {
     return model && model->triattn ? model->triattn->get_fingerprint().c_str() : "";
+}
+
+int32_t llama_triattn_get_layer(
+        const struct llama_model * model, const struct llama_context * ctx, int32_t il, struct llama_triattn_layer_info * info) {
+    if (!model || !info || il < 0 || il >= (int32_t) model->hparams.n_layer_all) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "model or info is NULL, or the model has no such layer");
+    }
+    return guarded(LLAMA_TRIATTN_BAD_PARAM, [&] {
+        const auto & hparams  = model->hparams;
+        const auto   rotation = llama_triattn_rotation_of(*model, il);
+
+        *info = {};
+        info->n_head        = hparams.n_head(il);
+        info->n_head_kv     = hparams.n_head_kv(il);
+        info->n_embd_head_k = hparams.n_embd_head_k(il);
+        info->n_embd_head_v = hparams.n_embd_head_v(il);
+        info->rope_mode     = rotation.mode;
+        info->rope_offset   = rotation.offset;
+        info->n_rot         = rotation.n_rot;
+        info->n_band        = rotation.n_band;
+        info->rope_factor   = llama_triattn_rope_factor(*model, ctx ? &ctx->get_cparams() : nullptr, il);
+        info->v_in_k        = hparams.is_mla();
+
+        const std::string why = llama_triattn_why_kept(*model, il);
+        info->evicts = why.empty();
+        snprintf(info->why, sizeof(info->why), "%s", why.c_str());
+        return LLAMA_TRIATTN_OK;
+    });
 }
 
 const char * llama_triattn_last_error(void) {
@@ -132,6 +165,26 @@ int32_t llama_triattn_get_stats(const struct llama_context * ctx, struct llama_t
     });
 }
 
+int32_t llama_triattn_get_compute(const struct llama_context * ctx, const char ** names, uint64_t * bytes, int32_t n_max) {
+    if (!ctx) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "ctx is NULL");
+    }
+    return guarded(LLAMA_TRIATTN_FAILED, [&] {
+        int32_t n = 0;
+        for (const auto & [buft, size] : ctx->memory_breakdown()) {
+            if (size.compute == 0) {
+                continue;
+            }
+            if (names && bytes && n < n_max) {
+                names[n] = ggml_backend_buft_name(buft);
+                bytes[n] = size.compute;
+            }
+            n++;
+        }
+        return n;
+    });
+}
+
 llama_pos llama_triattn_seq_pos_whole(const struct llama_context * ctx, llama_seq_id seq_id) {
     const auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
     return triattn && seq_id >= 0 && seq_id < LLAMA_MAX_SEQ ? triattn->seq_pos_whole(seq_id) : 0;
@@ -169,6 +222,42 @@ int32_t llama_triattn_evict(struct llama_context * ctx, llama_seq_id seq_id, uin
             return fail(LLAMA_TRIATTN_BAD_PARAM, "n_tokens must be larger than n_keep + window");
         }
         return triattn.evict(*ctx, seq_id, n, true);
+    });
+}
+
+// What concerns one sequence and is no round.
+static int32_t with_sequence(
+        const struct llama_context * ctx, llama_seq_id seq_id, const std::function<int32_t(llama_triattn &)> & fn) {
+    auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
+    if (!triattn) {
+        return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
+    }
+    if (seq_id < 0 || seq_id >= (llama_seq_id) ctx->n_seq_max()) {
+        return fail(LLAMA_TRIATTN_BAD_PARAM, "no such sequence");
+    }
+    return guarded(LLAMA_TRIATTN_BAD_PARAM, [&] { return fn(*triattn); });
+}
+
+int32_t llama_triattn_pin(struct llama_context * ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    return with_sequence(ctx, seq_id, [&](llama_triattn & triattn) { return triattn.pin(seq_id, p0, p1); });
+}
+
+int32_t llama_triattn_unpin(struct llama_context * ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    return with_sequence(ctx, seq_id, [&](llama_triattn & triattn) {
+        triattn.unpin(seq_id, p0, p1);
+        return LLAMA_TRIATTN_OK;
+    });
+}
+
+int32_t llama_triattn_get_pins(
+        const struct llama_context * ctx, llama_seq_id seq_id, llama_pos * p0s, llama_pos * p1s, int32_t n_max) {
+    return with_sequence(ctx, seq_id, [&](llama_triattn & triattn) {
+        const auto & ranges = triattn.get_pins().ranges(seq_id);
+        for (int32_t i = 0; i < std::min((int32_t) ranges.size(), n_max); ++i) {
+            if (p0s) { p0s[i] = ranges[i].first; }
+            if (p1s) { p1s[i] = ranges[i].second; }
+        }
+        return (int32_t) ranges.size();
     });
 }
 
@@ -261,6 +350,19 @@ int32_t llama_triattn_get_layers(const struct llama_context * ctx, int32_t * lay
     return copy_out(triattn->get_layers(), layers, n_max);
 }
 
+int32_t llama_triattn_get_queries(
+        struct llama_context * ctx, llama_seq_id seq_id, int32_t il, llama_pos * pos, float * rows, int32_t n_max) {
+    return with_sequence(ctx, seq_id, [&](llama_triattn & triattn) {
+        ctx->synchronize();
+        std::vector<llama_pos> res_pos;
+        std::vector<float>     res_rows;
+        triattn.get_queries(seq_id, il, res_pos, res_rows);
+        const size_t n_embd = res_pos.empty() ? 0 : res_rows.size()/res_pos.size();
+        copy_out(res_rows, rows, (int32_t) (std::min<size_t>(std::max(n_max, 0), res_pos.size())*n_embd));
+        return copy_out(res_pos, pos, n_max);
+    });
+}
+
 int32_t llama_triattn_get_kept(
         const struct llama_context * ctx,
                       llama_seq_id   seq_id,
@@ -339,6 +441,11 @@ void llama_triattn::get_stats(llama_triattn_stats & stats) const {
     stats.n_cells = (uint64_t) kv.get_size()*kv.n_stream;
     for (const auto & of_stream : kv.v_cells) {
         stats.n_cells_used += of_stream.get_used();
+    }
+    for (uint32_t s = 0; s < kv.n_stream; ++s) {
+        for (const auto i : cells->used(s, -1)) {
+            stats.n_pinned += is_pinned(s, i, pins);
+        }
     }
     stats.kv_bytes      = kv.size_k_bytes() + kv.size_v_bytes();
     stats.kv_bytes_full = stats.kv_bytes/kv.get_size()*n_cells_full;

@@ -107,6 +107,7 @@ llama_triattn::llama_triattn(
     scorer = std::make_unique<llama_triattn_scorer>(model, params, cparams, layers);
 
     init_cold(cparams);
+    init_queries(cparams);
 
     std::vector<llama_triattn_labels *> streams;
     for (auto & of_stream : kv.v_cells) {
@@ -172,13 +173,18 @@ void llama_triattn::check_cells() const {
 void llama_triattn::clear() {
     cells->clear();
     why_failed.clear();
+    pins = {};
 
-    for (llama_seq_id s = 0; store && s < (llama_seq_id) readings.size(); ++s) {
+    for (llama_seq_id s = 0; (store || attention) && s < (llama_seq_id) cells->n_seq(); ++s) {
         forget(s);
     }
 }
 
 void llama_triattn::forget(llama_seq_id seq_id) {
+    unpin(seq_id, 0, -1);
+    if (attention) {
+        attention->clear(seq_id);
+    }
     if (store) {
         store->clear(seq_id);
         readings[seq_id] = {};
@@ -204,9 +210,18 @@ bool llama_triattn::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
                 seq_id < 0 ? -1 : cells->whole(seq_id));
         return false;
     }
-    for (const auto s : seq_id < 0 ? cells->seqs() : std::vector<llama_seq_id>{ seq_id }) {
+    for (llama_seq_id s = 0; s < (llama_seq_id) cells->n_seq(); ++s) {
+        if (seq_id >= 0 && s != seq_id) {
+            continue;
+        }
+        if (!is_in_parts) { // what is read again at once stays pinned
+            unpin(s, p0, p1);
+        }
         if (n_used(s) == 0) {
             continue;
+        }
+        if (attention) {
+            attention->cut(s, p0);
         }
         if (!cells->can_cut(s, p0, p1)) {
             if (!rebuild(s, p0)) {
@@ -247,6 +262,11 @@ bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
     const bool is_new = n_used(seq_id_dst) == 0 || cells->stream(seq_id_src) != cells->stream(seq_id_dst);
 
     cells->copy(seq_id_src, seq_id_dst, p0, p1);
+    if (is_new) {
+        pins.copy(seq_id_src, seq_id_dst, std::max(p0, 0), end);
+    } else {
+        unpin(seq_id_dst, 0, -1); // what it had and what it got are two texts
+    }
     if (store) {
         if (is_new && p0 <= 0) {
             store->copy(seq_id_src, seq_id_dst);
@@ -257,13 +277,21 @@ bool llama_triattn::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
         auto aside = is_new && p0 <= 0 ? readings[seq_id_src].aside : decltype(reading::aside)();
         readings[seq_id_dst] = {};
         readings[seq_id_dst].aside = std::move(aside);
-        if (seq_id_dst < (llama_seq_id) n_recorded) {
-            queries->clear(seq_id_dst);
-            if (is_new && p0 <= 0 && end > seq_pos_max(seq_id_src) && seq_id_src < (llama_seq_id) n_recorded) {
-                if (lctx) {
-                    ggml_backend_sched_synchronize(lctx->get_sched()); // the last batch may still write them
-                }
-                queries->restore(seq_id_dst, queries->save(seq_id_src));
+    }
+    if (queries && seq_id_dst < (llama_seq_id) n_recorded) {
+        queries->clear(seq_id_dst);
+        if (attention) {
+            attention->clear(seq_id_dst);
+        }
+        if (is_new && p0 <= 0 && end > seq_pos_max(seq_id_src) && seq_id_src < (llama_seq_id) n_recorded) {
+            if (lctx) {
+                ggml_backend_sched_synchronize(lctx->get_sched()); // the last batch may still write them
+            }
+            queries->restore(seq_id_dst, queries->save(seq_id_src));
+            if (attention) {
+                attention->copy(seq_id_src, seq_id_dst);
+            }
+            if (store) {
                 readings[seq_id_dst] = readings[seq_id_src];
             }
         }

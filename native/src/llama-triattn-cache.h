@@ -3,10 +3,11 @@
 // Eviction as the KV cache sees it. One object per evicting llama_kv_cache; the hooks in upstream files call nothing else. What it
 // does is told in files of one idea each:
 //
-//   -cache   the object, and what llama.cpp does to sequences     -memory  which cache evicts, and what memories of parts ask it
+//   -cache   the object, and what llama.cpp does to sequences     -halves  which cache evicts, and what memories of parts ask it
 //   -cells   which tokens the cells hold, and T                   -round   when a round is due, and what it does
 //   -state   saving and restoring                                 -cold    rows out, recall, going back
-//   -decode  when a recall comes                                  -api     the C API, and what it reads
+//   -decode  when a recall comes                                  -pin     tokens that no round takes
+//   -api     the C API, and what it reads
 //
 // Two words are used with care here:
 //   cell   a row index of the K and V tensors of one stream
@@ -14,9 +15,11 @@
 // Before the first round a cell holds one token in every head. Afterwards every head (every *set*, see
 // llama_triattn_mode) holds its own tokens in the cells of the sequence: llama-triattn-cells.h.
 
+#include "llama-triattn-attention.h"
 #include "llama-triattn-cells.h"
 #include "llama-triattn-model.h"
 #include "llama-triattn-move.h"
+#include "llama-triattn-pin.h"
 #include "llama-triattn-queries.h"
 #include "llama-triattn-recall.h"
 #include "llama-triattn-rows.h"
@@ -125,6 +128,15 @@ public:
     // Bring back what the last queries want, see llama-triattn-cold.cpp. Number of rows, or a negative llama_triattn_status.
     int32_t recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ahead = 0);
 
+    // Tokens that no round takes, see llama-triattn-pin.cpp. Number of those of [p0, p1) that are pinned now; throws
+    // std::runtime_error where they do not fit.
+    int32_t pin  (llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+    void    unpin(llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+
+    const llama_triattn_pins & get_pins() const { return pins; }
+
+    uint32_t n_pinned(llama_seq_id seq_id) const; // cells of its pinned tokens that are there
+
     // what the C API asks for runs as a memory update too, so that the context knows that its graphs are gone
     int32_t request(llama_context & lctx, std::function<int32_t()> fn);
 
@@ -153,6 +165,9 @@ public:
     bool get_kept  (llama_seq_id seq_id, int32_t il, int32_t head_kv, std::vector<llama_pos> & pos, std::vector<int32_t> & cells) const;
     bool get_scores(int32_t il, int32_t head, std::vector<float> & scores, std::vector<int32_t> & cells) const;
 
+    // scaled; throws std::runtime_error where none are recorded
+    void get_queries(llama_seq_id seq_id, int32_t il, std::vector<llama_pos> & pos, std::vector<float> & rows) const;
+
     int32_t get_rows(llama_seq_id seq_id, int32_t il, int32_t head_kv, bool is_v, const int32_t * cells, int32_t n_cells, void * data) const;
     void    get_rows_info(bool is_v, int32_t & type, int32_t & n_rot) const;
 
@@ -175,6 +190,8 @@ private:
     std::vector<std::unique_ptr<llama_triattn_labels>> labels; // [n_stream] those of kv
     std::unique_ptr<llama_triattn_cells> cells;
 
+    llama_triattn_pins pins;
+
     llama_triattn_stats counters = {};
 
     std::function<int32_t()> requested;
@@ -192,10 +209,11 @@ private:
     std::vector<llama_triattn_layer_scores> last_scores;
     std::vector<int32_t>                    last_cells;
 
+    std::unique_ptr<llama_triattn_queries> queries; // nullptr where nothing asks for them
+
     // the cold tier, nullptr where it is off
 
     std::unique_ptr<llama_triattn_store>    store;
-    std::unique_ptr<llama_triattn_queries>  queries;
     std::unique_ptr<llama_triattn_recaller> recaller;
 
     struct reading {
@@ -240,6 +258,22 @@ private:
 
     void init_cold(const llama_cparams & cparams);
 
+    // What the last queries attend to, nullptr where no score asks for it; `queries` is there without a cold tier too then.
+    std::unique_ptr<llama_triattn_attention> attention;
+
+    void init_queries(const llama_cparams & cparams);
+
+    llama_triattn_attention::sequence sequence_of(llama_seq_id seq_id, const std::vector<int32_t> & cand) const;
+
+    struct attention_state {
+        std::vector<uint8_t> queries;
+        std::vector<uint8_t> sums;
+    };
+
+    void write_attention(llama_io_write_i & io, llama_seq_id seq_id) const;
+    attention_state read_attention(llama_io_read_i & io) const;
+    void take_attention(llama_seq_id seq_id, const attention_state & state);
+
     // Copy to the store what is not there yet. False if some of it cannot be.
     bool store_rows(llama_seq_id seq_id);
     void give_up_store(llama_seq_id seq_id, const char * why);
@@ -275,12 +309,28 @@ private:
 
     llama_pos period_of(llama_seq_id seq_id) const; // tokens from one recall to the next while text streams
 
+    // cells of the sequence that no round takes, its window apart: the first ones and what it or a sequence that shares them has pinned
+    uint32_t n_protected(llama_seq_id seq_id, const llama_triattn_pins & pins) const;
+
+    // by any of its sequences
+    bool is_pinned(uint32_t strm, uint32_t cell, const llama_triattn_pins & pins) const;
+
+    // in states, [1], or [n_seq] of a whole context
+    using saved_pins = std::vector<std::vector<llama_triattn_pins::range>>;
+
+    void write_pins(llama_io_write_i & io, llama_seq_id seq_id) const;
+    saved_pins read_pins(llama_io_read_i & io, llama_seq_id seq_id) const;
+    void take_pins(llama_seq_id seq_id, const saved_pins & saved);
+
     // rows were written in part: nothing of the stream can be trusted
     void lose(uint32_t strm);
 
     bool decode_parts(llama_context & lctx, const llama_batch_ext & batch, int & res);
 
     uint32_t set_of(size_t i_layer, uint32_t head_kv) const;
+
+    // cells that a round may empty
+    std::vector<int32_t> candidates(llama_seq_id seq_id) const;
 
     // holds so many tokens that a round must come, and enough that may go
     bool is_over(llama_seq_id seq_id, bool forced) const;

@@ -154,7 +154,7 @@ int32_t llama_triattn_cells::whole_from(int32_t seq) const {
     return first->first + is_split;
 }
 
-std::vector<int32_t> llama_triattn_cells::candidates(int32_t seq) const {
+std::vector<int32_t> llama_triattn_cells::candidates(int32_t seq, const std::function<bool(uint32_t cell)> & is_pinned) const {
     const auto & labels = *streams[stream_of[seq]];
 
     std::unordered_map<int32_t, std::pair<int32_t, uint32_t>> ends;
@@ -173,6 +173,9 @@ std::vector<int32_t> llama_triattn_cells::candidates(int32_t seq) const {
             break;
         }
         const uint32_t i = cell.second;
+        if (is_pinned && is_pinned(i)) {
+            continue;
+        }
         if (labels.n_seq(i) == 1 || std::all_of(all.begin(), all.end(), [&](int32_t s) {
                 return stream_of[s] != stream_of[seq] || !labels.has(i, s) || cell < window_of(s);
             })) {
@@ -279,12 +282,18 @@ void llama_triattn_cells::bring_back(int32_t seq, const std::vector<placed> & of
     }
 }
 
-llama_triattn_cells::plan llama_triattn_cells::plan_cut(int32_t seq, int32_t p0, uint32_t n_max) const {
+llama_triattn_cells::plan llama_triattn_cells::plan_cut(
+        int32_t seq, int32_t p0, uint32_t n_max, const std::function<bool(int32_t pos)> & is_pinned) const {
     const uint32_t strm   = stream_of[seq];
     const uint32_t n      = std::min<uint32_t>(p0, n_max);
     const int32_t  n_keep = std::min<int32_t>(with.n_keep, p0);
     const int32_t  window = std::max<int32_t>(p0 - (int32_t) with.window, n_keep); // its first position
-    const uint32_t n_free = n - n_keep - (p0 - window);                           // tokens of a set's choice
+
+    std::vector<uint8_t> is_common(p0, 0); // all sets hold it
+    for (int32_t p = 0; p < p0; ++p) {
+        is_common[p] = p < n_keep || p >= window || (is_pinned && is_pinned(p));
+    }
+    const uint32_t n_free = n - std::count(is_common.begin(), is_common.end(), 1); // tokens of a set's choice
 
     plan res;
     res.whole = (int32_t) n < p0 ? window : 0;
@@ -295,7 +304,7 @@ llama_triattn_cells::plan llama_triattn_cells::plan_cut(int32_t seq, int32_t p0,
         std::vector<std::pair<float, int32_t>> held;
         for (const auto & [label, cell] : of(seq)) {
             const int32_t p = token(strm, cell, set);
-            if (p >= n_keep && p < window) {
+            if (p < p0 && !is_common[p]) {
                 held.emplace_back(with.is_marked ? rank(strm, cell, set) : 0.0f, p);
             }
         }
@@ -308,14 +317,19 @@ llama_triattn_cells::plan llama_triattn_cells::plan_cut(int32_t seq, int32_t p0,
             is_taken[held[i].second] = 1;
         }
         for (int32_t p = window - 1; p >= n_keep && n_taken < n_free; --p) {
-            n_taken += !is_taken[p];
+            n_taken += !is_taken[p] && !is_common[p];
             is_taken[p] = 1;
         }
-        for (int32_t p = 0; p < p0; ++p) {
-            if (p < n_keep || p >= window || is_taken[p]) {
-                res.tokens[set].push_back(p);
+        const auto take = [&](int32_t first, int32_t end, bool common) {
+            for (int32_t p = first; p < end; ++p) {
+                if (common ? is_common[p] : is_taken[p] && !is_common[p]) {
+                    res.tokens[set].push_back(p);
+                }
             }
-        }
+        };
+        take(0, window, true);
+        take(0, window, false);
+        take(window, p0, true);
     }
     return res;
 }
@@ -334,7 +348,7 @@ void llama_triattn_cells::replace(int32_t seq, const plan & p) {
     drop(seq);
 
     for (size_t i = 0; i < p.cells.size(); ++i) {
-        // tokens ascend in every set, so that the first and the last ones, which are the same in all, lie in the same cells
+        // what all sets have comes before and behind the rest, and so lies in the same cells
         streams[strm]->set (p.cells[i], p.tokens[0][i]);
         streams[strm]->join(p.cells[i], seq);
         for (uint32_t set = 0; set < with.n_set; ++set) {

@@ -120,7 +120,8 @@ public:
 
     // Cells that it may empty, ascending. Those that the sequence shares with others are among them if no window protects them:
     // they go from all sequences at once.
-    std::vector<int32_t> candidates(int32_t seq) const;
+    // is_pinned: cells that no round empties, empty: none.
+    std::vector<int32_t> candidates(int32_t seq, const std::function<bool(uint32_t cell)> & is_pinned = {}) const;
 
     // Candidates that belong to the same sequences, as indices into `cand`, ascending. Tokens move within a group only.
     std::vector<std::vector<uint32_t>> groups(uint32_t strm, const std::vector<int32_t> & cand) const;
@@ -137,15 +138,15 @@ public:
 
     void bring_back(int32_t seq, const std::vector<placed> & of_set, uint8_t mark = 1);
 
-    // A sequence that is cut at p0, not 0, and made anew of tokens that are stored: in each set of at most n_max the first ones, the
-    // window, the best of what the set has between them, and then the last before the window.
+    // A sequence that is cut at p0, not 0, and made anew of tokens that are stored: in each set of at most n_max the first ones, what
+    // is pinned (positions), the window, the best of what else the set has, and then the last before the window.
     struct plan {
         int32_t whole = 0; // T
         std::vector<int32_t> cells;
-        std::vector<std::vector<int32_t>> tokens; // [n_set][cells], ascending
+        std::vector<std::vector<int32_t>> tokens; // [n_set][cells]; what all sets have lies in the same cells
     };
 
-    plan plan_cut(int32_t seq, int32_t p0, uint32_t n_max) const;
+    plan plan_cut(int32_t seq, int32_t p0, uint32_t n_max, const std::function<bool(int32_t pos)> & is_pinned = {}) const;
     void replace (int32_t seq, const plan & p); // its cells were available: nothing else was done since
     void drop    (int32_t seq);                 // labels too
 

@@ -1,3 +1,4 @@
+#include "llama-triattn-bytes.h"
 #include "llama-triattn-cache.h"
 
 #include "llama-triattn-slabs.h"
@@ -72,15 +73,12 @@ void llama_triattn::init_cold(const llama_cparams & cparams) {
     const uint64_t n_wanted = params.cold == LLAMA_TRIATTN_COLD_AUTO ? free_host_memory()/4*3 : (uint64_t) params.cold << 10;
 
     store    = std::make_unique<llama_triattn_store>(sizes, kv.seq_to_stream.size(), params.n_keep, std::min(n_all, n_wanted));
-    n_ring     = std::max(params.recall_queries, params.recall_period);
-    n_recorded = cparams.n_seq_max;
-    queries  = std::make_unique<llama_triattn_queries>(layers, cparams.n_seq_max, n_ring);
     recaller = std::make_unique<llama_triattn_recaller>(kv.type_k(), cparams.n_threads);
 
     readings.resize(kv.seq_to_stream.size());
 
-    LLAMA_LOG_INFO("%s: cold tier of %.1f MiB at most, %zu bytes a token; queries %.1f MiB\n", __func__,
-            store->n_bytes_max()/1048576.0, store->token_bytes(), queries->n_bytes()/1048576.0);
+    LLAMA_LOG_INFO("%s: cold tier of %.1f MiB at most, %zu bytes a token\n", __func__,
+            store->n_bytes_max()/1048576.0, store->token_bytes());
 }
 
 void llama_triattn::set_recall(float share, uint32_t block, uint32_t n_query, uint32_t period) {
@@ -279,8 +277,8 @@ void llama_triattn::choose_recall(
         if (is_wanted[p] && mark != CHOSEN) {
             mark = RECALLED_NOW;
         }
-        if (is_wanted[p] || labels.n_seq(cell) > 1 || !store->has(seq_id, p)) {
-            continue; // wanted, or not only its own, or it could not come back
+        if (is_wanted[p] || labels.n_seq(cell) > 1 || !store->has(seq_id, p) || pins.has(seq_id, label)) {
+            continue; // wanted, or not only its own, or it could not come back, or it must not go
         }
         const bool was_recalled = mark != CHOSEN;
         victims.push_back({ !was_recalled, was_recalled ? weights[p] : cells->rank(strm, cell, set), (int32_t) cell });
@@ -385,7 +383,7 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
     recall_bounds b;
     b.p0        = params.n_keep;
     b.p1        = std::min(cells->whole(seq_id), (llama_pos) size); // from T on every head has every token
-    b.n_max     = (uint32_t) std::lround(params.recall*params.budget);
+    b.n_max     = (uint32_t) std::lround(params.recall*(params.budget - std::min(n_pinned(seq_id), params.budget)));
     b.n_block   = is_prompt ? params.recall_block : 1;
     b.must_earn = !is_prompt;
     b.least     = is_prompt ? -INFINITY : is_per_layer ? LEAST_STREAM : expf(LEAST_STREAM);
@@ -419,6 +417,9 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
                 if (w[p] > -INFINITY && w[p] < before) {
                     w[p] = before;
                 }
+            }
+            for (const auto & [p0, p1] : pins.ranges(seq_id)) { // they are there, and take no place of what comes back
+                std::fill(w + std::min<size_t>(p0, size), w + std::min<size_t>(p1, size), -INFINITY);
             }
             if (is_per_layer) {
                 choose_recall(seq_id, set, w, b, of_set[set]);
@@ -532,7 +533,7 @@ bool llama_triattn::call_again(llama_seq_id seq_id, const std::vector<std::vecto
                 continue;
             }
             is_hot[p] = 1;
-            if (p >= (llama_pos) params.n_keep && labels.n_seq(cell) == 1 && store->has(seq_id, p)) {
+            if (p >= (llama_pos) params.n_keep && labels.n_seq(cell) == 1 && store->has(seq_id, p) && !pins.has(seq_id, label)) {
                 victims.emplace_back(cells->rank(strm, cell, set), (int32_t) cell);
             }
         }
@@ -561,34 +562,13 @@ void llama_triattn::lose(uint32_t strm) {
 // states
 //
 
-static void write_bytes(llama_io_write_i & io, const std::vector<uint8_t> & data) {
-    const uint64_t size = data.size();
-    io.write(&size, sizeof(size));
-    if (size > 0) {
-        io.write(data.data(), size);
-    }
-}
-
-static std::vector<uint8_t> read_bytes(llama_io_read_i & io) {
-    std::vector<uint8_t> res;
-    uint64_t size = 0;
-    io.read(&size, sizeof(size));
-    while (size > 0) {
-        const size_t n = std::min<uint64_t>(size, 1 << 20); // no more memory than there are bytes, whatever a damaged state says
-        res.resize(res.size() + n);
-        io.read(res.data() + res.size() - n, n);
-        size -= n;
-    }
-    return res;
-}
-
 void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const std::vector<uint32_t> & idxs) const {
     const auto & reading = readings[seq_id];
     const uint64_t retained = store->retain(seq_id);
     const auto     where    = store->where(seq_id);
 
     io.write(&retained,         sizeof(retained));
-    write_bytes(io, where);
+    llama_triattn_write_bytes(io, where);
     io.write(&reading.at,       sizeof(reading.at));
     io.write(&reading.n_prompt, sizeof(reading.n_prompt));
     io.write(&n_ring,           sizeof(n_ring));
@@ -596,21 +576,21 @@ void llama_triattn::write_cold(llama_io_write_i & io, llama_seq_id seq_id, const
     io.write(&n_aside, sizeof(n_aside));
     for (const auto & of_set : reading.aside) {
         const auto * data = (const uint8_t *) of_set.data();
-        write_bytes(io, { data, data + of_set.size()*sizeof(of_set[0]) });
+        llama_triattn_write_bytes(io, { data, data + of_set.size()*sizeof(of_set[0]) });
     }
     for (const auto i : idxs) {
         io.write(cells->ranks_of   (cells->stream(seq_id), i), n_set*sizeof(float));
         io.write(cells->marks_of   (cells->stream(seq_id), i), n_set*sizeof(uint8_t));
     }
     const auto data = seq_id < (llama_seq_id) n_recorded ? queries->save(seq_id) : std::vector<uint8_t>();
-    write_bytes(io, data);
+    llama_triattn_write_bytes(io, data);
 }
 
 llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_t n_cells, uint32_t version) const {
     cold_state res;
     io.read(&res.retained,         sizeof(res.retained));
     if (version > 3) {
-        res.where = read_bytes(io);
+        res.where = llama_triattn_read_bytes(io);
     }
     io.read(&res.reading.at,       sizeof(res.reading.at));
     io.read(&res.reading.n_prompt, sizeof(res.reading.n_prompt));
@@ -623,7 +603,7 @@ llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_
         throw std::runtime_error("the saved state cannot be restored: it is damaged");
     }
     for (uint32_t i = 0; i < n_aside; ++i) {
-        const auto data = read_bytes(io);
+        const auto data = llama_triattn_read_bytes(io);
         res.reading.aside.emplace_back(data.size()/sizeof(llama_pos));
         std::copy_n(data.begin(), res.reading.aside.back().size()*sizeof(llama_pos), (uint8_t *) res.reading.aside.back().data());
     }
@@ -633,7 +613,7 @@ llama_triattn::cold_state llama_triattn::read_cold(llama_io_read_i & io, uint32_
         io.read(&res.ranks   [(size_t) i*n_set], n_set*sizeof(float));
         io.read(&res.recalled[(size_t) i*n_set], n_set*sizeof(uint8_t));
     }
-    res.queries = read_bytes(io);
+    res.queries = llama_triattn_read_bytes(io);
     return res;
 }
 
@@ -710,7 +690,7 @@ bool llama_triattn::rebuild(llama_seq_id seq_id, llama_pos p0) {
     ggml_backend_sched_synchronize(lctx->get_sched());
 
     // what a head holds of the text before the window stays, the best first; the rest of its places goes to the last tokens before it
-    const auto plan = cells->plan_cut(seq_id, p0, params.budget);
+    const auto plan = cells->plan_cut(seq_id, p0, params.budget, [&](llama_pos p) { return pins.has(seq_id, p); });
 
     std::vector<recalled_tokens> of_set(n_set);
     for (uint32_t set = 0; set < n_set; ++set) {

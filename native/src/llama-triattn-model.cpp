@@ -104,9 +104,15 @@ static const triattn_setting g_settings[] = {
         }
     } },
     { "window",     "TRIATTN_WINDOW",     [](llama_triattn_params & p, const std::string & v) { p.window     = parse_u32(v); } },
-    { "n_keep",     "TRIATTN_KEEP",       [](llama_triattn_params & p, const std::string & v) { p.n_keep     = parse_u32(v); } },
+    { "n_keep",     "TRIATTN_KEEP",       [](llama_triattn_params & p, const std::string & v) {
+        if (v == "auto") {
+            p.pin = LLAMA_TRIATTN_PIN_AUTO;
+        } else {
+            p.n_keep = parse_u32(v);
+        }
+    } },
     { "mode",       "TRIATTN_MODE",       [](llama_triattn_params & p, const std::string & v) { p.mode       = parse_name(v, { "shared", "per-head", "per-layer-head" }); } },
-    { "policy",     "TRIATTN_POLICY",     [](llama_triattn_params & p, const std::string & v) { p.policy     = parse_name(v, { "triattention", "streaming", "knorm", "random" }); } },
+    { "policy",     "TRIATTN_POLICY",     [](llama_triattn_params & p, const std::string & v) { p.policy     = parse_name(v, { "triattention", "streaming", "knorm", "random", "snapkv", "h2o", "tova", "rkv" }); } },
     { "aggregate",  "TRIATTN_AGGREGATE",  [](llama_triattn_params & p, const std::string & v) { p.aggregate  = parse_name(v, { "mean", "max" }); } },
     { "terms",      "TRIATTN_TERMS",      [](llama_triattn_params & p, const std::string & v) { p.terms      = parse_name(v, { "both", "trig", "norm" }); } },
     { "weight_r",   "TRIATTN_WEIGHT_R",   [](llama_triattn_params & p, const std::string & v) { p.weight_r   = parse_bool(v); } },
@@ -119,6 +125,8 @@ static const triattn_setting g_settings[] = {
     { "recall_block",   "TRIATTN_RECALL_BLOCK",   [](llama_triattn_params & p, const std::string & v) { p.recall_block   = parse_u32(v); } },
     { "recall_queries", "TRIATTN_RECALL_QUERIES", [](llama_triattn_params & p, const std::string & v) { p.recall_queries = parse_u32(v); } },
     { "recall_period",  "TRIATTN_RECALL_PERIOD",  [](llama_triattn_params & p, const std::string & v) { p.recall_period  = parse_u32(v); } },
+    { "pin",            "TRIATTN_PIN",            [](llama_triattn_params & p, const std::string & v) { p.pin            = parse_f32(v); } },
+    { "weight_q",       "TRIATTN_WEIGHT_Q",       [](llama_triattn_params & p, const std::string & v) { p.weight_q       = parse_f32(v); } },
 };
 
 void llama_triattn_model::check(const llama_triattn_params & p) {
@@ -142,6 +150,12 @@ void llama_triattn_model::check(const llama_triattn_params & p) {
     if (!(p.weight_v >= 0.0f && p.weight_v <= 100.0f)) {
         throw std::runtime_error(format("weight_v %g is not from 0 to 100", p.weight_v));
     }
+    if (!(p.weight_q >= 0.0f && p.weight_q <= 100.0f)) {
+        throw std::runtime_error(format("weight_q %g is not from 0 to 100", p.weight_q));
+    }
+    if (!(p.pin >= 0.0f && p.pin <= 0.9f)) {
+        throw std::runtime_error(format("pin %g is not from 0 to 0.9", p.pin));
+    }
     if (!(p.recall >= 0.0f && p.recall <= 0.9f)) {
         throw std::runtime_error(format("recall %g is not from 0 to 0.9", p.recall));
     }
@@ -152,7 +166,7 @@ void llama_triattn_model::check(const llama_triattn_params & p) {
     }
     const bool ok =
         p.mode      >= 0 && p.mode      <= LLAMA_TRIATTN_MODE_PER_LAYER_HEAD &&
-        p.policy    >= 0 && p.policy    <= LLAMA_TRIATTN_POLICY_RANDOM       &&
+        p.policy    >= 0 && p.policy    <= LLAMA_TRIATTN_POLICY_RKV          &&
         p.aggregate >= 0 && p.aggregate <= LLAMA_TRIATTN_AGGREGATE_MAX       &&
         p.terms     >= 0 && p.terms     <= LLAMA_TRIATTN_TERMS_NORM          &&
         p.offsets   >= 0 && p.offsets   <= LLAMA_TRIATTN_OFFSETS_LINEAR;
@@ -348,10 +362,8 @@ llama_triattn_status llama_triattn_model::check_stats(const llama_hparams & hpar
             return LLAMA_TRIATTN_BAD_STATS;
         }
         const size_t n_mean = (size_t) hparams.n_head(il)*hparams.n_embd_head_k(il);
-        const size_t n_abs  = (size_t) hparams.n_head(il)*(hparams.n_rot(il)/2);
-        if (c.q_mean.size() != n_mean || c.q_abs.size() != n_abs) {
-            why = format("%s: layer %d has q_mean[%zu] and q_abs[%zu], the model needs %zu and %zu",
-                    where.c_str(), il, c.q_mean.size(), c.q_abs.size(), n_mean, n_abs);
+        if (c.q_mean.size() != n_mean) {
+            why = format("%s: layer %d has q_mean[%zu], the model needs %zu", where.c_str(), il, c.q_mean.size(), n_mean);
             return LLAMA_TRIATTN_BAD_STATS;
         }
         for (float a : c.q_abs) {

@@ -2,7 +2,7 @@
 
 // Moving: rows change cells, bit for bit, each KV head by itself. Knows nothing of scores or of positions.
 
-#include "llama-triattn-layer.h"
+#include "llama-triattn-cache-layer.h"
 
 #include <cstdint>
 #include <vector>

@@ -3,7 +3,7 @@
 // The last queries of each sequence and layer, as attention saw them: after RoPE, and rotated where the cached keys are, so that a
 // product with a cached key is the attention logit. The graph of each batch writes them into a ring that lies where the layer does.
 
-#include "llama-triattn-layer.h"
+#include "llama-triattn-cache-layer.h"
 
 #include "ggml-cpp.h"
 
@@ -47,7 +47,6 @@ public:
 
     uint64_t n_bytes() const;
 
-private:
     struct ring {
         ggml_tensor * q     = nullptr; // F16 [n_embd_head*n_head, n_seq*n_ring + 1]: the last row takes what nobody wants
         ggml_tensor * sinks = nullptr;
@@ -55,6 +54,12 @@ private:
         float    kq_scale = 0.0f;
         uint32_t n_head   = 0;
     };
+
+    // for graphs: the queries of a model layer, and the row of one that is recorded
+    const ring & of_layer(int32_t il) const { return rings.at(il); }
+    int32_t row_of(llama_seq_id seq_id, llama_pos pos) const { return seq_id*n_ring + pos % n_ring; }
+
+private:
 
     const uint32_t n_seq;
     const uint32_t n_ring;

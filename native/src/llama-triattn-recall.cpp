@@ -5,8 +5,25 @@
 #include <cstring>
 #include <stdexcept>
 
-#if defined(__F16C__)
+// A library for all processors has these loops more than once, and the loader takes what the processor can do.
+#if defined(LLAMA_TRIATTN_PORTABLE)
+#define TRIATTN_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define TRIATTN_F16C   __attribute__((target("avx,f16c")))
+#define TRIATTN_HAS_F16C __builtin_cpu_supports("f16c")
+#else
+#define TRIATTN_CLONES
+#define TRIATTN_F16C
+#define TRIATTN_HAS_F16C true
+#endif
+
+#if defined(__F16C__) || defined(LLAMA_TRIATTN_PORTABLE)
 #include <immintrin.h>
+
+TRIATTN_F16C static void read_f16(const uint8_t * src, size_t n, float * dst) {
+    for (size_t i = 0; i < n; i += 8) {
+        _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (src + 2*i))));
+    }
+}
 #endif
 
 // logits of one graph, in elements: beyond it, KV heads come one after another
@@ -94,21 +111,19 @@ static void read_keys(const triattn_logits & l, const uint8_t * k, std::vector<f
         memcpy(res.data(), k, n*sizeof(float));
         return;
     }
-    size_t i = 0;
-#if defined(__F16C__)
-    for (; l.type == GGML_TYPE_F16 && i < n; i += 8) {
-        _mm256_storeu_ps(res.data() + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (k + 2*i))));
+#if defined(__F16C__) || defined(LLAMA_TRIATTN_PORTABLE)
+    if (l.type == GGML_TYPE_F16 && TRIATTN_HAS_F16C) {
+        read_f16(k, n, res.data()); // n is a multiple of N_BLOCK
+        return;
     }
 #endif
-    if (i < n) {
-        ggml_get_type_traits(l.type)->to_float(k, res.data(), n);
-    }
+    ggml_get_type_traits(l.type)->to_float(k, res.data(), n);
 }
 
 typedef float triattn_vec __attribute__((vector_size(llama_triattn_store::N_BLOCK*sizeof(float))));
 
 // n queries with a block of keys: as many at once as their sums fit into registers
-static void multiply(const float * k, const float * q, uint32_t n_embd, uint32_t n, float * out) {
+TRIATTN_CLONES static void multiply(const float * k, const float * q, uint32_t n_embd, uint32_t n, float * out) {
     uint32_t i = 0;
     for (; i + 4 <= n; i += 4, q += 4*(size_t) n_embd, out += 4*N_BLOCK) {
         triattn_vec x, s0 = {}, s1 = {}, s2 = {}, s3 = {};
@@ -152,7 +167,7 @@ static void compute_products(ggml_tensor * /*dst*/, int ith, int nth, void * use
 }
 
 // One query after another: the sum that its softmax divides by.
-static void compute_sums(ggml_tensor * /*dst*/, int ith, int nth, void * userdata) {
+TRIATTN_CLONES static void compute_sums(ggml_tensor * /*dst*/, int ith, int nth, void * userdata) {
     auto & l = *(triattn_logits *) userdata;
     const auto & w = *l.wanting;
 
@@ -197,7 +212,7 @@ static void compute_sums(ggml_tensor * /*dst*/, int ith, int nth, void * userdat
 }
 
 // One block after another: the largest weight that its tokens get.
-static void compute_weights(ggml_tensor * /*dst*/, int ith, int nth, void * userdata) {
+TRIATTN_CLONES static void compute_weights(ggml_tensor * /*dst*/, int ith, int nth, void * userdata) {
     auto & l = *(triattn_logits *) userdata;
 
     const uint32_t n_query = l.wanting->n_query;

@@ -34,12 +34,16 @@ int32_t llama_triattn::fail(const char * why) {
     return LLAMA_TRIATTN_FAILED;
 }
 
+std::vector<int32_t> llama_triattn::candidates(llama_seq_id seq_id) const {
+    return cells->candidates(seq_id, [&](uint32_t cell) { return is_pinned(cells->stream(seq_id), cell, pins); });
+}
+
 bool llama_triattn::is_over(llama_seq_id seq_id, bool forced) const {
     const uint32_t used = n_used(seq_id);
 
     return forced ?
-        used >  params.budget                 && !cells->candidates(seq_id).empty() :
-        used >= params.budget + params.window &&  cells->candidates(seq_id).size() >= params.window;
+        used >  params.budget                 && !candidates(seq_id).empty() :
+        used >= params.budget + params.window &&  candidates(seq_id).size() >= params.window;
 }
 
 bool llama_triattn::is_due(bool forced) const {
@@ -120,8 +124,14 @@ bool llama_triattn::score_sets(
     const bool with_heads = is_requested || ranking;
 
     last_cells.clear();
-    if (!scorer->compute(lctx, layers, cand, strm, k_rotation(), kv.v_trans, kv.seq_pos_max(seq_id) + 1, last_scores, with_heads, counters)) {
+    if (llama_triattn_attention::is_policy(params.policy)) {
+        if (!attention->score(lctx, layers, *queries, sequence_of(seq_id, cand), last_scores, counters)) {
+            return fail("the attention of recorded queries cannot be computed: the device has no memory left for it, or failed"), false;
+        }
+    } else if (!scorer->compute(lctx, layers, cand, strm, k_rotation(), kv.v_trans, kv.seq_pos_max(seq_id) + 1, last_scores, with_heads, counters)) {
         return fail("the scores cannot be computed: the device has no memory left for them, or failed"), false;
+    } else if (attention && !attention->add(lctx, layers, *queries, sequence_of(seq_id, cand), last_scores, counters)) {
+        return fail("the attention of recorded queries cannot be computed: the device has no memory left for it, or failed"), false;
     }
     if (with_heads) {
         last_cells = cand;
@@ -164,7 +174,7 @@ bool llama_triattn::rank_sets(
 }
 
 int32_t llama_triattn::score(llama_context & lctx, llama_seq_id seq_id) {
-    const auto cand = cells->candidates(seq_id);
+    const auto cand = candidates(seq_id);
     if (cand.empty()) {
         return 0;
     }
@@ -177,7 +187,7 @@ int32_t llama_triattn::evict(llama_context & lctx, llama_seq_id seq_id, uint32_t
 
     const uint32_t strm = cells->stream(seq_id);
     const uint32_t used = n_used(seq_id);
-    const auto     cand = cells->candidates(seq_id);
+    const auto     cand = candidates(seq_id);
 
     const uint32_t n_cand = cand.size();
     const uint32_t n_drop = used > n_tokens ? std::min(used - n_tokens, n_cand) : 0;

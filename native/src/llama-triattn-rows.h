@@ -3,7 +3,7 @@
 // Rows between the cells of a cache and host memory, bit for bit. On the host they are copied; on a device they go through graphs of
 // their own on the device's backend, so that the context's scheduler and its graph stay as they are.
 
-#include "llama-triattn-layer.h"
+#include "llama-triattn-cache-layer.h"
 
 #include <cstdint>
 #include <string>

@@ -1,6 +1,7 @@
 #include "llama-triattn-scope.h"
 
 #include "llama-triattn-cache.h"
+#include "llama-triattn-rope.h"
 
 #include "llama-model.h"
 
@@ -11,27 +12,13 @@ static thread_local llama_triattn_scope * g_scope = nullptr;
 
 // Why this model or context cannot evict, "" if it can.
 static std::string why_unsupported(const llama_model & model, const llama_cparams & cparams) {
-    const auto & hparams = model.hparams;
-
     if (!cparams.causal_attn || cparams.embeddings) {
         return "an embedding context or one without causal attention cannot evict";
-    }
-    if (llama_model_has_encoder(&model)) {
-        return "an encoder model cannot evict";
-    }
-    if (hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f) {
-        return "ALiBi needs the position of each cell, which heads of their own sets do not have";
-    }
-    if (hparams.rope_type == LLAMA_ROPE_TYPE_NONE || hparams.rope_type == LLAMA_ROPE_TYPE_VISION) {
-        return "the model has no RoPE, which the scores are made of";
-    }
-    if (hparams.is_mla()) {
-        return "multi-head latent attention caches a latent vector instead of keys";
     }
     if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
         return "tensor split mode cannot move rows of the cache; use --split-mode layer";
     }
-    return "";
+    return llama_triattn_why_unsupported(model);
 }
 
 llama_triattn_scope::llama_triattn_scope(
@@ -61,7 +48,7 @@ llama_triattn_scope::llama_triattn_scope(
 
     if (params.policy == LLAMA_TRIATTN_POLICY_TRIATTENTION) {
         std::string why_stats;
-        if (model.triattn->check_stats(model.hparams, why_stats) != LLAMA_TRIATTN_OK) {
+        if (llama_triattn_check_model_stats(model, why_stats) != LLAMA_TRIATTN_OK) {
             llama_triattn_refuse(why_stats);
         }
     }

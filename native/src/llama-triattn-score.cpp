@@ -1,6 +1,7 @@
 #include "llama-triattn-score.h"
 
 #include "llama-triattn-model.h"
+#include "llama-triattn-rope.h"
 
 #include "llama-context.h"
 #include "llama-graph.h"
@@ -16,16 +17,6 @@
 
 // variance below which scores count as equal
 static const float Z_EPS = 1e-12f;
-
-// M-RoPE gives text tokens the same position in every section, which makes it plain NEOX (as in llama.cpp's K-shift).
-static int rope_mode(const llama_hparams & hparams) {
-    return hparams.rope_type == LLAMA_ROPE_TYPE_NORM ? LLAMA_ROPE_TYPE_NORM : LLAMA_ROPE_TYPE_NEOX;
-}
-
-// c: what ggml_rope_ext multiplies a vector with, beside rotating it (ggml-cpu/ops.cpp, rope_yarn)
-static float rope_magnitude(const llama_cparams & cparams, float freq_scale) {
-    return cparams.yarn_attn_factor*(cparams.yarn_ext_factor != 0.0f ? 1.0f + 0.1f*logf(1.0f/freq_scale) : 1.0f);
-}
 
 static std::vector<int32_t> make_offsets(const llama_triattn_params & params) {
     std::vector<int32_t> res;
@@ -44,8 +35,9 @@ static std::vector<int32_t> make_offsets(const llama_triattn_params & params) {
 // a_f - |q_mean_f| per band of each head (= a_f (1 - R_f)), or a_f alone
 static std::vector<float> make_weights(
         const llama_triattn_centres & c,
-        uint32_t n_head, uint32_t n_embd_head, uint32_t n_rot, int mode, bool weight_r, float magnitude) {
-    const uint32_t n_band = n_rot/2;
+        uint32_t n_head, uint32_t n_embd_head, const llama_triattn_rotation & rotation, bool weight_r, float magnitude) {
+    const uint32_t n_band = rotation.n_band;
+    const int      mode   = rotation.mode;
 
     std::vector<float> res((size_t) n_head*n_band);
     for (uint32_t h = 0; h < n_head; ++h) {
@@ -53,7 +45,7 @@ static std::vector<float> make_weights(
         const float * a = c.q_abs .data() + (size_t) h*n_band;
         for (uint32_t f = 0; f < n_band; ++f) {
             const float x = mode == LLAMA_ROPE_TYPE_NORM ? q[2*f]     : q[f];
-            const float y = mode == LLAMA_ROPE_TYPE_NORM ? q[2*f + 1] : q[f + n_band];
+            const float y = mode == LLAMA_ROPE_TYPE_NORM ? q[2*f + 1] : mode < 0 ? 0.0f : q[f + n_band];
             res[(size_t) h*n_band + f] = magnitude*(weight_r ? a[f] - hypotf(x, y) : a[f]);
         }
     }
@@ -70,8 +62,6 @@ llama_triattn_scorer::llama_triattn_scorer(
         return;
     }
 
-    const auto & hparams = model.hparams;
-
     for (const auto & layer : layers) {
         ggml_init_params init = {
             /*.mem_size   =*/ (3*layer.ils.size() + 1)*ggml_tensor_overhead(),
@@ -83,10 +73,10 @@ llama_triattn_scorer::llama_triattn_scorer(
         for (const int32_t il : layer.ils) {
             auto & t = tensors[il];
             t.future = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, layer.n_embd_head_k, layer.n_head);
-            t.weight = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, hparams.n_rot(il)/2, layer.n_head);
+            t.weight = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, llama_triattn_rotation_of(model, il).n_band, layer.n_head);
             ggml_format_name(t.future, "triattn_future-%d", il);
             ggml_format_name(t.weight, "triattn_weight-%d", il);
-            if (rope_mode(hparams) == LLAMA_ROPE_TYPE_NORM) {
+            if (llama_triattn_rotation_of(model, il).mode == LLAMA_ROPE_TYPE_NORM) {
                 // neighbours are pairs throughout the head, so a part of it will do
                 const int64_t n_block = layer.n_embd_head_k % 16 == 0 ? 16 : layer.n_embd_head_k;
                 t.pairs = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_block, n_block/2);
@@ -108,8 +98,8 @@ llama_triattn_scorer::llama_triattn_scorer(
 
         for (const int32_t il : layer.ils) {
             const auto & c = model.triattn->centres(il);
-            const auto   w = make_weights(c, layer.n_head, layer.n_embd_head_k, hparams.n_rot(il), rope_mode(hparams),
-                    params.weight_r, rope_magnitude(cparams, model.get_rope_freq_scale(cparams, il)));
+            const auto   w = make_weights(c, layer.n_head, layer.n_embd_head_k, llama_triattn_rotation_of(model, il),
+                    params.weight_r, llama_triattn_rope_factor(model, &cparams, il));
 
             ggml_backend_tensor_set(tensors[il].future, c.q_mean.data(), 0, c.q_mean.size()*sizeof(float));
             ggml_backend_tensor_set(tensors[il].weight, w.data(),        0, w.size()*sizeof(float));
@@ -129,13 +119,12 @@ llama_triattn_scorer::llama_triattn_scorer(
 
 ggml_tensor * llama_triattn_scorer::build_rope(
         ggml_context * ctx, const llama_cparams & cparams, ggml_tensor * cur, ggml_tensor * pos, int32_t il, bool with_magnitude) const {
-    const auto & hparams = model.hparams;
-
+    const auto  rotation   = llama_triattn_rotation_of(model, il);
     const float freq_scale = model.get_rope_freq_scale(cparams, il);
-    const float magnitude  = with_magnitude ? 1.0f : rope_magnitude(cparams, freq_scale);
+    const float magnitude  = with_magnitude ? 1.0f : llama_triattn_rope_factor(model, &cparams, il);
 
     return ggml_rope_ext(ctx, cur, pos, model.get_rope_factors(cparams, il),
-            hparams.n_rot(il), rope_mode(hparams), cparams.n_ctx_orig_yarn,
+            rotation.n_rot, rotation.mode, cparams.n_ctx_orig_yarn,
             model.get_rope_freq_base(cparams, il), freq_scale,
             cparams.yarn_ext_factor, cparams.yarn_attn_factor/magnitude, cparams.yarn_beta_fast, cparams.yarn_beta_slow);
 }
@@ -158,7 +147,7 @@ bool llama_triattn_scorer::prepare(llama_context & lctx, llama_triattn_stats & c
     ggml_set_input(inp_pos);
 
     for (const auto & [il, t] : tensors) {
-        if (!model.hparams.has_rope(il)) {
+        if (llama_triattn_rotation_of(model, il).mode < 0) {
             continue; // frequency 0 throughout: every future query is the same
         }
 
@@ -213,13 +202,19 @@ static void compute_magnitudes(ggml_tensor * dst, int ith, int nth, void * /*use
     }
 }
 
-// |k_f| of the rotated bands, the same before and after RoPE.  k: [n_embd_head_k, n_head_kv, n_cand] -> [n_rot/2, n_head_kv, n_cand]
+// |k_f| of the rotated bands, the same before and after RoPE.  k: [n_embd_head_k, n_head_kv, n_cand] -> [n_band, n_head_kv, n_cand]
 ggml_tensor * llama_triattn_scorer::build_magnitudes(ggml_context * ctx, ggml_tensor * k, int32_t il, bool is_in_reach) const {
-    const int64_t n_band = model.hparams.n_rot(il)/2;
+    const auto rotation = llama_triattn_rotation_of(model, il);
+
+    if (rotation.mode < 0) {
+        return ggml_abs(ctx, k);
+    }
+
+    const int64_t n_band = rotation.n_band;
 
     if (is_in_reach) {
         // half of a round's time on a CPU, operation by operation
-        const bool is_norm = rope_mode(model.hparams) == LLAMA_ROPE_TYPE_NORM;
+        const bool is_norm = rotation.mode == LLAMA_ROPE_TYPE_NORM;
         const auto compute = is_norm ? compute_magnitudes<LLAMA_ROPE_TYPE_NORM> : compute_magnitudes<LLAMA_ROPE_TYPE_NEOX>;
         return ggml_custom_4d(ctx, GGML_TYPE_F32, n_band, k->ne[1], k->ne[2], 1, &k, 1, compute, GGML_N_TASKS_MAX, nullptr);
     }
@@ -274,7 +269,7 @@ ggml_tensor * llama_triattn_scorer::build_scores(
 
         if (params.terms != LLAMA_TRIATTN_TERMS_NORM) {
             ggml_tensor * w = ggml_reshape_3d(ctx, tensors.at(il).future, n_embd_head, layer.n_head, 1);
-            if (model.hparams.has_rope(il)) {
+            if (llama_triattn_rotation_of(model, il).mode >= 0) {
                 w = build_rope(ctx, cparams, w, pos, il, /*with_magnitude =*/ true);
             }
             w   = ggml_reshape_3d(ctx, w, n_embd_head, n_gqa, n_head_kv);

@@ -5,7 +5,7 @@
 
 #include "llama-triattn.h"
 #include "llama-triattn-graph.h"
-#include "llama-triattn-layer.h"
+#include "llama-triattn-cache-layer.h"
 #include "llama-triattn-select.h"
 
 #include "llama-cparams.h"

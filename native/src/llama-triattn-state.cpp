@@ -10,8 +10,8 @@
 // Saving and restoring what an evicting cache holds.
 //
 // header (with how rows lie in this cache) | for each stream: head, cells (index, position, ext, sequences), tokens of the sets | T |
-// of the cold tier: the number that it retains the sequence under, where its rows lie in a file, marks of the cells, recorded
-// queries | K and V as upstream writes them
+// what is pinned | recorded queries where there is no cold tier, what h2o has added up | of the cold tier: the number that it retains
+// the sequence under, where its rows lie in a file, marks of the cells, recorded queries | K and V as upstream writes them
 //
 // What the cold tier holds is not in a state. While the context lives it keeps what a state was saved with, as memory allows;
 // for others, and for later, it is in a file if it was written there before the state was taken.
@@ -20,7 +20,7 @@
 // restored sequence continues bit for bit.
 
 static const uint32_t STATE_MAGIC   = 0x41495254; // "TRIA"
-static const uint32_t STATE_VERSION = 4; // 3: without where the cold tier's rows lie; 2: without its number
+static const uint32_t STATE_VERSION = 5; // 4: without what is pinned and attended to; 3: without where the cold tier's rows lie; 2: without its number
 
 template <typename T>
 static void write_value(llama_io_write_i & io, const T & value) {
@@ -89,6 +89,8 @@ void llama_triattn::state_write(llama_io_write_i & io, llama_seq_id seq_id) cons
         write_value<uint32_t>(io, kv.v_heads[s]);
         cells->save([&](const void * data, size_t size) { io.write(data, size); }, s, seq_id);
 
+        write_pins(io, seq_id);
+        write_attention(io, seq_id);
         const uint32_t with_cold = store && seq_id >= 0;
         write_value<uint32_t>(io, with_cold);
         if (with_cold) {
@@ -144,6 +146,8 @@ void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id
         const uint32_t n_cells = saved.cells.size();
         require(head <= kv.get_size(), "it is damaged");
 
+        const auto pinned   = version > 4 ? read_pins(io, seq_id) : saved_pins();
+        const auto attended = version > 4 ? read_attention(io)    : attention_state();
         cold_state cold;
         if (version > 2 && read_value<uint32_t>(io)) {
             cold = read_cold(io, n_cells, version);
@@ -165,6 +169,8 @@ void llama_triattn::state_read_streams(llama_io_read_i & io, llama_seq_id seq_id
         idxs = cells->restore(saved, strm, seq_id, in_place);
         require(idxs.size() == n_cells, "the cache has too few free cells");
 
+        take_pins(seq_id, pinned);
+        take_attention(seq_id, attended);
         for (const auto id : cells->seqs()) {
             if (store && (seq_id < 0 || id == seq_id) && cells->stream(id) == strm) {
                 take_cold(id, cold, idxs);

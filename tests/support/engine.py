@@ -161,7 +161,9 @@ class Engine:
         return read_rows(self.ctx, il, head_kv, cells, seq_id=seq, is_v=True)
 
 
-def random_stats(path: Path, layers: Sequence[int], out: Path, seed: int = 0) -> TriattnStats:
+def random_stats(
+    path: Path, layers: Sequence[int], out: Path, seed: int = 0, unrotated: Sequence[int] = ()
+) -> TriattnStats:
     """Centres drawn at random, with the model's fingerprint: the selection is nonsense, its arithmetic is not."""
     info = read_model_info(path)
     rng = np.random.default_rng(seed)
@@ -169,7 +171,8 @@ def random_stats(path: Path, layers: Sequence[int], out: Path, seed: int = 0) ->
     for il in layers:
         mean = rng.standard_normal((info.n_head[il], info.head_dim)).astype(np.float32)
         q_mean.append(mean)
-        q_abs.append((np.abs(mean).max() * 2 + rng.random((info.n_head[il], info.n_rot // 2))).astype(np.float32))
+        n_band = info.head_dim if il in unrotated else info.n_rot // 2
+        q_abs.append((np.abs(mean).max() * 2 + rng.random((info.n_head[il], n_band))).astype(np.float32))
         k_mean.append(np.zeros((info.n_head_kv[il], info.head_dim), np.float32))
     stats = TriattnStats(
         layers=tuple(layers),

@@ -1,68 +1,61 @@
-"""A runtime that plays a script: what ``run`` does with its events is tested without a model.
-
-``FakeRuntime.load`` stands in for ``Runtime.load``; what was asked of it is kept in ``FakeRuntime.loads`` and in the
-instance.
-"""
+"""The scripted runtime with round numbers for a report, and with every word and call kept: for ``run``."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from scripted_runtime import ScriptedRuntime
 
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
 from triattn_local.engine.runtime import Cancel, Done, Event, Prefill, RuntimeStats, Token
 
-ANSWER = ("The", " sea", " is", " wide", ".")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class FakeRuntime:
-    loads: ClassVar[list[FakeRuntime]] = []
-    script: ClassVar[Sequence[str]] = ANSWER
+class FakeRuntime(ScriptedRuntime):
+    """What was asked of it stands in its attributes; 100 tokens of a prompt take a second, and 50 of an answer."""
+
+    script: ClassVar[Sequence[str]] = ("The", " sea", " is", " wide", ".")
+    """the tokens of the answer"""
     template: ClassVar[str] = "<chat>"
-    suggested: ClassVar[dict[str, float]] = {}
     on_load: ClassVar[Callable[[], None] | None] = None
     on_token: ClassVar[Callable[[int], None] | None] = None
     on_prefill: ClassVar[Callable[[int], None] | None] = None
 
-    def __init__(self, path: Path, config: RuntimeConfig, eviction: EvictionConfig | None, stats: Path | None) -> None:
-        self.path, self.config, self.eviction, self.stats_path = path, config, eviction, stats
-        self.closed = False
-        self.text = ""
-        self.messages: list[dict[str, Any]] | None = None
-        self.special: tuple[bool, bool] | None = None
-        self.max_tokens: int | None = None
-        self.sampling: SamplingConfig | None = None
-        self.stop: Sequence[str] | None = None
-        self.thinking: ThinkingConfig | None = None
-        self.interject: Callable[[], Sequence[int]] | None = None
+    def __init__(self, path: Path, config: RuntimeConfig, eviction: EvictionConfig | None) -> None:
+        super().__init__(path, config, eviction)
         self.vocabulary = SimpleNamespace(chat_template=self.template)
+        self.text = ""
+        self.messages: list[Mapping[str, Any]] | None = None
+        self.special: tuple[bool, bool] | None = None
         self.n_past = 0
+        self.asked: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """What `generate` was asked for."""
+        try:
+            return self.__dict__["asked"][name]
+        except KeyError:
+            raise AttributeError(name) from None
 
     @classmethod
     def load(
         cls,
-        path: Path,
+        path: Path | str,
         config: RuntimeConfig | None = None,
         eviction: EvictionConfig | None = None,
-        stats_path: Path | None = None,
-    ) -> FakeRuntime:
+        stats_path: Path | str | None = None,
+    ) -> Self:
         if cls.on_load is not None:
             cls.on_load()
-        runtime = cls(path, config or RuntimeConfig(), eviction, stats_path)
-        cls.loads.append(runtime)
-        return runtime
-
-    def __enter__(self) -> FakeRuntime:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.closed = True
+        return super().load(path, config, eviction, stats_path)
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         self.text, self.special = text, (add_special, parse_special)
@@ -74,17 +67,15 @@ class FakeRuntime:
     def token_bytes(self, token: int, *, special: bool = False) -> bytes:
         return b""
 
-    def suggested_sampling(self) -> dict[str, float]:
-        return dict(self.suggested)
-
     def apply_chat_template(
         self,
-        messages: Sequence[dict[str, Any]],
+        messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] = (),
         thinking: ThinkingConfig | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
-        self.messages, self.thinking = list(messages), thinking
+        self.messages, self.asked["thinking"] = list(messages), thinking
         return "<chat> " + " ".join(str(message["content"]) for message in messages)
 
     def generate(
@@ -95,9 +86,11 @@ class FakeRuntime:
         sampling: SamplingConfig | None = None,
         stop: Sequence[str] | None = None,
         cancel: Cancel | None = None,
+        ignore_eos: bool = False,
         interject: Callable[[], Sequence[int]] | None = None,
+        parts: Callable[[], object] | None = None,
     ) -> Iterator[Event]:
-        self.max_tokens, self.sampling, self.stop, self.interject = max_tokens, sampling, stop, interject
+        self.asked |= {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "interject": interject}
         n_prompt = len(prompt or ())
         for n_done in range(1, n_prompt + 1):
             self.n_past = n_done
@@ -122,19 +115,15 @@ class FakeRuntime:
         yield Done(reason, n_prompt, 0, n, n_prompt / 100, n / 50)  # type: ignore[arg-type]
 
     def stats(self) -> RuntimeStats:
-        return RuntimeStats(
-            n_ctx=self.config.n_ctx,
+        rounds = {"n_cells": 768, "n_evictions": 3, "tokens_evicted": 384} if self.eviction else {}
+        return dataclasses.replace(
+            super().stats(),
             n_past=self.n_past,
-            n_cells=768 if self.eviction else self.config.n_ctx,
             n_cells_used=self.n_past,
-            n_evictions=3 if self.eviction else 0,
-            tokens_evicted=384 if self.eviction else 0,
             evict_ms=12.3456,
             kv_bytes=1 << 20,
             kv_bytes_full=16 << 20,
-            pos_whole=0,
-            mode=self.eviction.mode if self.eviction else None,
-            budget_tokens=self.eviction.budget_tokens if self.eviction else None,
+            **rounds,
         )
 
 

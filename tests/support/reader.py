@@ -93,6 +93,9 @@ class ReaderContext:
             logits[ord(answer[len(written)]) if len(written) < len(answer) else END] = 20.0
         return logits
 
+    def pin_prompt(self, n_tokens: int) -> None:
+        """It forgets nothing."""
+
     def clear(self) -> None:
         self.tokens = []
 

@@ -12,19 +12,23 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from types import SimpleNamespace, TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from triattn_local.answers.text_stream import TextStream
+from triattn_local.answers.tool_calls import for_template
 from triattn_local.config import EvictionConfig, RuntimeConfig, SamplingConfig, ThinkingConfig
 from triattn_local.engine.runtime import Cancel, Done, Event, Prefill, RuntimeStats, Token
 from triattn_local.engine.snapshot import Snapshot
 from triattn_local.errors import StateError, TriattnError, UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 END = "<|im_end|>"
 TEMPLATE = "{{ '<|im_start|>' }} <think>"
@@ -57,6 +61,7 @@ class ScriptedRuntime:
         self.samplings: list[SamplingConfig | None] = []
         self.thoughts: list[ThinkingConfig | None] = []
         self.prompts: list[str] = []
+        self.stats_path: Path | str | None = None
         self.closed = False
         self.finished = threading.Event()
         """set whenever generate has ended"""
@@ -70,20 +75,28 @@ class ScriptedRuntime:
     @classmethod
     def load(
         cls,
-        path: Path,
+        path: Path | str,
         config: RuntimeConfig | None = None,
         eviction: EvictionConfig | None = None,
-        stats_path: Path | None = None,
-    ) -> ScriptedRuntime:
-        del stats_path
+        stats_path: Path | str | None = None,
+    ) -> Self:
         if cls.load_error is not None:
             raise cls.load_error
-        runtime = cls(path, config or RuntimeConfig(), eviction)
+        runtime = cls(Path(path), config or RuntimeConfig(), eviction)
+        runtime.stats_path = stats_path
         cls.loads.append(runtime)
         return runtime
 
     def close(self) -> None:
         self.closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     # text
 
@@ -108,13 +121,15 @@ class ScriptedRuntime:
 
     def apply_chat_template(
         self,
-        messages: Sequence[dict[str, Any]],
+        messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] = (),
         thinking: ThinkingConfig | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
         self.thoughts.append(thinking)
-        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}{END}\n" for m in messages)
+        turns = for_template(None, messages, tools)
+        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}{END}\n" for m in turns)
         return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
 
     # generate
@@ -131,8 +146,11 @@ class ScriptedRuntime:
         sampling: SamplingConfig | None = None,
         stop: Sequence[str] | None = None,
         cancel: Cancel | None = None,
+        ignore_eos: bool = False,
         interject: Callable[[], Sequence[int]] | None = None,
+        parts: Callable[[], object] | None = None,
     ) -> Iterator[Event]:
+        del ignore_eos
         try:
             yield from self._generate(list(prompt or self.tokens), max_tokens, sampling, stop, cancel, interject)
         finally:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
+from families import FAMILIES
 
 from triattn_local.cli import app
-from triattn_local.settings import OTHER_VARIABLES, fields
+from triattn_local.settings import OTHER_VARIABLES, table
 
 ROOT = Path(__file__).parents[2]
 CLI_PAGE = ROOT / "docs" / "cli.md"
 SETTINGS_PAGE = ROOT / "docs" / "configuration.md"
+MODELS_PAGE = ROOT / "docs" / "models.md"
 
 _BEGIN = "<!-- written by tests/support/write_docs.py: {} -->"
 _END = "<!-- end -->"
@@ -64,22 +66,40 @@ def cli_page() -> str:
 
 def settings_table() -> str:
     rows = ["| flag | environment | config.toml | default | |", "|---|---|---|---|---|"]
-    for name, entry in fields().items():
-        flag = f"`{entry.metadata['flag']}`" if entry.metadata["flag"] else ""
+    for name, entry in table().items():
+        flag = f"`{entry.flag}`" if entry.flag else ""
         default = f"`{_toml(entry.default)}`" if isinstance(entry.default, (bool, int, float, str)) else ""
-        rows.append(f"| {flag} | `TRIATTN_{name.upper()}` | `{name}` | {default} | {_cell(entry.metadata['help'])} |")
+        rows.append(f"| {flag} | `TRIATTN_{name.upper()}` | `{name}` | {default} | {_cell(entry.help)} |")
     rows += ["", "Not settings, and only read from the environment:", "", "| environment | |", "|---|---|"]
     rows += [f"| `{name}` | {text} |" for name, text in OTHER_VARIABLES.items()]
     return "\n".join(rows)
 
 
 def settings_page() -> str:
+    return _with_table(SETTINGS_PAGE, settings_table())
+
+
+def models_table() -> str:
+    """What tests/test_matrix.py tries."""
+    rows = ["| family | of its kind | layers that evict, of 4 | without RoPE | rewind |", "|---|---|---|---|---|"]
+    for name, family in FAMILIES.items():
+        layers, unrotated = (", ".join(map(str, part)) for part in (family.layers, family.unrotated))
+        rewind = "no: a recurrent state cannot go back" if family.is_hybrid else "to T and later"
+        rows.append(f"| `{name}` | {family.others} | {layers} | {unrotated} | {rewind} |")
+    return "\n".join(rows)
+
+
+def models_page() -> str:
+    return _with_table(MODELS_PAGE, models_table())
+
+
+def _with_table(path: Path, table: str) -> str:
     """The page, with its table written anew."""
     begin = _BEGIN.format("python tests/support/write_docs.py")
-    page = SETTINGS_PAGE.read_text(encoding="utf-8")
+    page = path.read_text(encoding="utf-8")
     pattern = re.escape(begin) + r".*?" + re.escape(_END)
-    assert re.search(pattern, page, re.DOTALL), f"{SETTINGS_PAGE} lost its marks"
-    return re.sub(pattern, lambda _: f"{begin}\n\n{settings_table()}\n\n{_END}", page, flags=re.DOTALL)
+    assert re.search(pattern, page, re.DOTALL), f"{path} lost its marks"
+    return re.sub(pattern, lambda _: f"{begin}\n\n{table}\n\n{_END}", page, flags=re.DOTALL)
 
 
 def _toml(value: object) -> str:
@@ -93,3 +113,4 @@ def _cell(text: str | None) -> str:
 if __name__ == "__main__":
     CLI_PAGE.write_text(cli_page(), encoding="utf-8")
     SETTINGS_PAGE.write_text(settings_page(), encoding="utf-8")
+    MODELS_PAGE.write_text(models_page(), encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +13,13 @@ from ..config import EvictionConfig
 from ..engine.contexts import Context, Model
 from ..engine.devices import Device, used_bytes
 from ..engine.native import EngineStats
+from ..support.closing import Closing
 from ..support.progress import Progress
 from .fill import UnknownLayoutError, repeat_cells
 from .report import Point
 
 
-class Contestant:
+class Contestant(Closing):
     """A context at one depth.
 
     Full attention goes back to its depth after each block; what has evicted cannot, and goes on: its speed does not
@@ -54,14 +54,6 @@ class Contestant:
 
     def close(self) -> None:
         self.context.close()
-
-    def __enter__(self) -> Contestant:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def fill(self, tokens: Sequence[int], progress: Progress) -> None:
         """Get full attention to its depth: one batch read, repeated, and the last batch read and timed."""

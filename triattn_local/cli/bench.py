@@ -8,119 +8,70 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ..errors import UsageError
 from ..settings import Settings
 from ..support import console, formats
 from .app import app
-from .flags import (
-    CACHE,
-    GRID,
-    AsJson,
-    Batch,
-    CacheTypeK,
-    CacheTypeV,
-    Cold,
-    FlashAttn,
-    GpuLayers,
-    Keep,
-    Mode,
-    Policy,
-    Stats,
-    Threads,
-    Window,
-    flag,
-    switch,
-)
+from .flags import CACHE, COMPUTE, GRID, AsJson, Given, Verbose, argument, option, with_settings
 
 
 @app.command()
+@with_settings(CACHE, COMPUTE, without=("ctx", "rope_scaling", "yield_cores"))
 def bench(
-    context: typer.Context,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MODEL...", help="Paths, or names that `ls` shows.", show_default=False),
-    ] = None,
+    *,
+    names: Annotated[list[str] | None, argument("MODEL...", "Paths, or names that `ls` shows.")] = None,
     geometry: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--geometry",
-            metavar="NAME",
-            help="The shape of a known model with random weights, written once; several times for several.",
-            show_default=False,
-            rich_help_panel=GRID,
+            "NAME",
+            "The shape of a known model with random weights, written once; several times for several.",
+            panel=GRID,
         ),
     ] = None,
     layers: Annotated[
-        int | None,
-        typer.Option(
-            "--layers",
-            metavar="N",
-            help="Only so many layers of each geometry, for a quick look.",
-            show_default=False,
-            rich_help_panel=GRID,
-        ),
+        int | None, option("--layers", "N", "Only so many layers of each geometry, for a quick look.", panel=GRID)
     ] = None,
     depths: Annotated[
         str,
-        typer.Option(
+        option(
             "--depths",
-            metavar="TOKENS",
-            help="Logical depths at which to compare; those beyond the context that a model was trained for are left "
-            "out.",
-            rich_help_panel=GRID,
+            "TOKENS",
+            "Logical depths at which to compare; those beyond the context that a model was trained for are left out.",
+            show_default=True,
+            panel=GRID,
         ),
     ] = "4k,8k",
     blocks: Annotated[
-        int,
-        typer.Option(
-            "--blocks", metavar="N", help="Blocks of --window tokens that each side decodes.", rich_help_panel=GRID
-        ),
+        int, option("--blocks", "N", "Blocks of --window tokens that each side decodes.", show_default=True, panel=GRID)
     ] = 5,
     parallel: Annotated[
         int,
-        typer.Option(
+        option(
             "--parallel",
-            metavar="N",
-            help="Sequences that decode in one batch; where they do not fit, as many as do.",
-            rich_help_panel=GRID,
+            "N",
+            "Sequences that decode in one batch; where they do not fit, as many as do.",
+            show_default=True,
+            panel=GRID,
         ),
     ] = 1,
     vram: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--vram",
-            metavar="SIZE",
-            help="Hold the GPU's memory to this, such as 24GiB: the rest is allocated and left alone.",
-            show_default=False,
-            rich_help_panel=GRID,
+            "SIZE",
+            "Hold the GPU's memory to this, such as 24GiB: the rest is allocated and left alone.",
+            panel=GRID,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Folder for bench.json and bench.md, and bench.png if matplotlib is installed.",
-            show_default=False,
-            rich_help_panel=GRID,
+        option(
+            "--out", "DIR", "Folder for bench.json and bench.md, and bench.png if matplotlib is installed.", panel=GRID
         ),
     ] = None,
-    budget: Annotated[int | None, flag("budget", "TOKENS", CACHE)] = None,
-    window: Window = None,
-    cold: Cold = None,
-    keep: Keep = None,
-    mode: Mode = None,
-    policy: Policy = None,
-    stats: Stats = None,
-    cache_type_k: CacheTypeK = None,
-    cache_type_v: CacheTypeV = None,
-    flash_attn: FlashAttn = None,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    batch: Batch = None,
-    verbose: Annotated[bool, switch("--verbose", "llama.cpp's own log on stderr.", "-v")] = False,
+    given: Given,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Time TriAttention beside full attention by logical depth, in one process, in turns, and weigh their memory.
@@ -129,7 +80,7 @@ def bench(
     Tables go to stdout, and one JSON object as the last line. `--geometry` needs no download: speed and memory do not
     depend on what the weights say.
     """
-    settings = Settings.load(context.params)
+    settings = Settings.load(given)
     config, eviction = settings.runtime(verbose=verbose), settings.eviction()
     if eviction is None:
         raise UsageError("compares eviction with full attention", where="--budget", fix="give a number of tokens")

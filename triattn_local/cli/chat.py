@@ -7,94 +7,34 @@ import sys
 from collections.abc import Mapping
 from typing import Annotated
 
-import typer
-
 from ..errors import ModelNotFoundError, StatsError, UsageError
 from ..settings import Settings
 from .app import app
-from .flags import (
-    Batch,
-    Cold,
-    Effort,
-    FlashAttn,
-    Keep,
-    MaxTokens,
-    MinP,
-    Mode,
-    NoEvict,
-    PlannedBudget,
-    PlannedCtx,
-    PlannedLayers,
-    PlannedTypeK,
-    PlannedTypeV,
-    Policy,
-    PresencePenalty,
-    Preset,
-    RepeatPenalty,
-    Seed,
-    Stats,
-    Stop,
-    System,
-    Temp,
-    Think,
-    ThinkBudget,
-    Threads,
-    TopK,
-    TopP,
-    Window,
-    YieldCores,
-    flag,
-    switch,
-)
+from .flags import ANSWER, CACHE, COMPUTE, LOOKS, Given, NoEvict, argument, option, switch, with_settings
 
 CHAT_SETTINGS: Mapping[str, object] = {"temp": 0.7}
 
 
 @app.command()
+@with_settings(ANSWER, LOOKS, CACHE, COMPUTE, planned=True)
 def chat(
-    context: typer.Context,
+    *,
     model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL", help="A path, or a name that `ls` shows; else the one used last.", show_default=False
-        ),
+        str | None, argument("MODEL", "A path, or a name that `ls` shows; else the one used last.")
     ] = None,
     go_on: Annotated[bool, switch("--continue", "Go on with the session used last.", "-c")] = False,
-    resume: Annotated[
-        str | None,
-        typer.Option("--resume", metavar="ID", help="Go on with this session; F2 lists them.", show_default=False),
+    resume: Annotated[str | None, option("--resume", "ID", "Go on with this session; F2 lists them.")] = None,
+    mcp: Annotated[
+        list[str] | None,
+        option(
+            "--mcp",
+            "SERVER",
+            "Tools that the model may call, of an MCP server: its command line, or its address. May be given several "
+            "times; config.toml has more under [mcp.NAME].",
+        ),
     ] = None,
-    system: System = None,
-    theme: Annotated[str | None, flag("theme", "NAME", "Looks")] = None,
-    ctx: PlannedCtx = None,
-    budget: PlannedBudget = None,
-    window: Window = None,
-    cold: Cold = None,
-    keep: Keep = None,
-    mode: Mode = None,
-    policy: Policy = None,
+    given: Given,
     no_evict: NoEvict = False,
-    stats: Stats = None,
-    cache_type_k: PlannedTypeK = None,
-    cache_type_v: PlannedTypeV = None,
-    flash_attn: FlashAttn = None,
-    threads: Threads = None,
-    yield_cores: YieldCores = None,
-    gpu_layers: PlannedLayers = None,
-    batch: Batch = None,
-    preset: Preset = None,
-    think: Think = None,
-    effort: Effort = None,
-    think_budget: ThinkBudget = None,
-    max_tokens: MaxTokens = None,
-    temp: Temp = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repeat_penalty: RepeatPenalty = None,
-    presence_penalty: PresencePenalty = None,
-    stop: Stop = None,
-    seed: Seed = None,
 ) -> None:
     """Talk with a model in the terminal.
 
@@ -104,7 +44,7 @@ def chat(
         raise UsageError("needs a terminal", where="chat", fix="for pipes and scripts there is: triattn-local run")
     if go_on and resume is not None:
         raise UsageError("--continue and --resume name two sessions", where="chat", fix="leave one of the two out")
-    settings = Settings.load(context.params, defaults=_chat_defaults())
+    settings = Settings.load(given, defaults=_chat_defaults())
     from .. import store
 
     path = store.resolve(model, settings.models) if model is not None else None
@@ -117,7 +57,7 @@ def chat(
     from ..tui.app import Start
     from ..tui.run import run_chat
 
-    run_chat(settings, Start(path, resume, go_on, settings.system or "", evict=not no_evict))
+    run_chat(settings, Start(path, resume, go_on, settings.system or "", evict=not no_evict, mcp=tuple(mcp or ())))
 
 
 def _chat_defaults() -> Mapping[str, object]:

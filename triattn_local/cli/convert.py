@@ -5,58 +5,47 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ..errors import UsageError
 from ..settings import Settings
 from ..support import console
 from ..support.progress import Unit
 from .app import app
-from .flags import AsJson, GpuLayers, Model, Stats, Threads, switch
+from .flags import AsJson, Given, Model, argument, option, switch, with_settings
 
 Output = Annotated[
     Path | None,
-    typer.Option(
-        "--output", "-o", metavar="FILE", help="File to write. [default: MODEL.triattn.gguf]", show_default=False
-    ),
+    option("--output", "FILE", "File to write. [default: MODEL.triattn.gguf]", "-o"),
 ]
 Sidecar = Annotated[bool, switch("--sidecar", "Write the statistics only, into a small GGUF beside the model.")]
 Force = Annotated[bool, switch("--force", "Replace the output if it is there.")]
 
 
 @app.command()
+@with_settings("threads", "gpu_layers")
 def convert(
-    context: typer.Context,
+    *,
     model: Model,
     output: Output = None,
     sidecar: Sidecar = False,
-    tokens: Annotated[
-        int | None,
-        typer.Option("--tokens", metavar="N", help="Calibration tokens. [default: 8192]", show_default=False),
-    ] = None,
+    tokens: Annotated[int | None, option("--tokens", "N", "Calibration tokens. [default: 8192]")] = None,
     corpus: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--corpus",
-            metavar="FILE",
-            help="Calibration text, may be given several times. [default: the bundled one]",
-            show_default=False,
-        ),
+        option("--corpus", "FILE", "Calibration text, may be given several times. [default: the bundled one]"),
     ] = None,
     engine: Annotated[
         str,
-        typer.Option(
+        option(
             "--engine",
-            metavar="ENGINE",
-            help="`runtime` (llama.cpp, the whole model in memory), `torch` (one layer at a time), or `auto`.",
+            "ENGINE",
+            "`runtime` (llama.cpp, the whole model in memory), `torch` (one layer at a time), or `auto`.",
+            show_default=True,
         ),
     ] = "auto",
     resume: Annotated[bool, switch("--resume", "Go on where an interrupted conversion stopped.")] = False,
     force: Force = False,
     dry_run: Annotated[bool, switch("--dry-run", "Say what would be done, and do nothing.")] = False,
     as_json: AsJson = False,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
+    given: Given,
 ) -> None:
     """Add the statistics that eviction needs to a model.
 
@@ -67,7 +56,7 @@ def convert(
 
     if tokens is not None and tokens < 1:
         raise UsageError(f"must be at least 1, not {tokens}", where="--tokens")
-    settings = Settings.load(context.params)
+    settings = Settings.load(given)
     path = store.resolve(model, settings.models)
     result = convert_file(
         path,
@@ -96,8 +85,7 @@ def convert(
 
 @app.command("import-stats")
 def import_stats(
-    context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Statistics as the method's authors write them (.pt).")],
+    file: Annotated[Path, argument("FILE", "Statistics as the method's authors write them (.pt).", show_default=True)],
     model: Model,
     output: Output = None,
     sidecar: Sidecar = False,
@@ -117,7 +105,7 @@ def import_stats(
         raise UsageError(
             "is a model, and the statistics come first", where=str(file), fix="triattn-local import-stats FILE.pt MODEL"
         )
-    info = read_model_info(store.resolve(model, Settings.load(context.params).models))
+    info = read_model_info(store.resolve(model, Settings.load().models))
     stats = official.read_official(file, info)
     path = calibration.output_path(info, output, sidecar, force)
     calibration.write_output(info, path, stats, sidecar)
@@ -128,14 +116,12 @@ def import_stats(
 
 
 @app.command("export-stats")
+@with_settings("stats")
 def export_stats(
-    context: typer.Context,
+    *,
     model: Model,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="File to write. [default: MODEL.pt]", show_default=False),
-    ] = None,
-    stats: Stats = None,
+    output: Annotated[Path | None, option("--output", "FILE", "File to write. [default: MODEL.pt]", "-o")] = None,
+    given: Given,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -145,7 +131,7 @@ def export_stats(
     from ..model.model_info import read_model_info
 
     official = calib_tools("official")
-    settings = Settings.load(context.params)
+    settings = Settings.load(given)
     info = read_model_info(store.resolve(model, settings.models))
     path = output or info.path.with_suffix(".pt")
     if path.exists() and not force:

@@ -4,33 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from ..settings import Settings
 from ..support import console
 from .app import app
-from .flags import ApiKey, AsJson, Stats
+from .flags import AsJson, Given, argument, option, with_settings
 
 
 @app.command()
+@with_settings("stats", "api_key")
 def doctor(
-    context: typer.Context,
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A model to check too.", show_default=False)
-    ] = None,
-    stats: Stats = None,
-    server: Annotated[
-        str | None,
-        typer.Option("--server", metavar="URL", help="A running server to call a tool through.", show_default=False),
-    ] = None,
-    api_key: ApiKey = None,
+    *,
+    model: Annotated[str | None, argument("MODEL", "A model to check too.")] = None,
+    given: Given,
+    server: Annotated[str | None, option("--server", "URL", "A running server to call a tool through.")] = None,
     as_json: AsJson = False,
 ) -> int:
     """Check the installation: library, devices, tools, folders, the statistics of a model, and a running server."""
     from .. import store
     from ..doctor import check_all
 
-    settings = Settings.load(context.params)
+    settings = Settings.load(given)
     path = store.resolve(model, settings.models) if model is not None else None
     checks = list(check_all(settings, path, server))
     if as_json:

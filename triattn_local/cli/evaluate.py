@@ -6,114 +6,86 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..errors import UsageError
 from ..settings import Settings
 from ..support import console
 from .app import app
-from .flags import (
-    GRID,
-    AsJson,
-    Batch,
-    CacheTypeK,
-    CacheTypeV,
-    FlashAttn,
-    GpuLayers,
-    Keep,
-    Model,
-    Stats,
-    Temp,
-    Threads,
-    Window,
-    switch,
-)
+from .flags import CACHE, COMPUTE, GRID, AsJson, Given, Model, Verbose, option, switch, with_settings
 
 
 @app.command("eval")
+@with_settings(
+    "temp", CACHE, COMPUTE, without=("ctx", "rope_scaling", "budget", "mode", "policy", "cold", "yield_cores")
+)
 def evaluate(
-    context: typer.Context,
+    *,
     model: Model,
     tasks: Annotated[
         str,
-        typer.Option(
+        option(
             "--tasks",
-            metavar="NAMES",
-            help="Of nll, niah-single, niah-keys, niah-hops, niah, needles, facts, restated, function, state, trace, "
+            "NAMES",
+            "Of nll, niah-single, niah-keys, niah-hops, niah, needles, facts, restated, function, state, trace, "
             "recursion, reasoning, drift, repetition; or all.",
-            rich_help_panel=GRID,
+            show_default=True,
+            panel=GRID,
         ),
     ] = "nll",
     methods: Annotated[
         str,
-        typer.Option(
+        option(
             "--methods",
-            metavar="NAMES",
-            help="Groups (modes, baselines, ablations) or single methods; or all. Full attention is always one.",
-            rich_help_panel=GRID,
+            "NAMES",
+            "Groups (modes, baselines, ablations) or single methods; or all. Full attention is always one.",
+            show_default=True,
+            panel=GRID,
         ),
     ] = "modes,baselines",
     kept: Annotated[
-        str,
-        typer.Option(
-            "--kept", metavar="FRACTIONS", help="Parts of the tokens that each head keeps.", rich_help_panel=GRID
-        ),
+        str, option("--kept", "FRACTIONS", "Parts of the tokens that each head keeps.", show_default=True, panel=GRID)
     ] = "0.5,0.25,0.125,0.0625",
     tokens: Annotated[
         int | None,
-        typer.Option(
-            "--tokens",
-            metavar="N",
-            help="Length of each case; each task has its own default.",
-            rich_help_panel=GRID,
-            min=1,
+        option(
+            "--tokens", "N", "Length of each case; each task has its own default.", show_default=True, panel=GRID, min=1
         ),
     ] = None,
     cases: Annotated[
-        int | None, typer.Option("--cases", metavar="N", help="Cases of each task.", rich_help_panel=GRID, min=1)
+        int | None, option("--cases", "N", "Cases of each task.", show_default=True, panel=GRID, min=1)
     ] = None,
     texts: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--texts",
-            metavar="NAMES",
-            help="Held-out texts (novel, speech, manual, c, python, reasoning), or text files.",
-            rich_help_panel=GRID,
+            "NAMES",
+            "Held-out texts (novel, speech, manual, c, python, reasoning), or text files.",
+            show_default=True,
+            panel=GRID,
         ),
     ] = None,
     problems: Annotated[
         Path | None,
-        typer.Option(
+        option(
             "--problems",
-            metavar="FILE",
-            help="For reasoning: JSON lines with problem and answer, such as AIME or MATH-500.",
-            rich_help_panel=GRID,
+            "FILE",
+            "For reasoning: JSON lines with problem and answer, such as AIME or MATH-500.",
+            show_default=True,
+            panel=GRID,
         ),
     ] = None,
     samples: Annotated[
-        int, typer.Option("--samples", metavar="K", help="Answers to each problem.", rich_help_panel=GRID, min=1)
+        int, option("--samples", "K", "Answers to each problem.", show_default=True, panel=GRID, min=1)
     ] = 1,
-    temp: Temp = None,
     facts: Annotated[
-        int | None,
-        typer.Option(
-            "--facts",
-            metavar="N",
-            help="For facts and needles: facts in a text. [default: 12]",
-            show_default=False,
-            rich_help_panel=GRID,
-            min=1,
-        ),
+        int | None, option("--facts", "N", "For facts and needles: facts in a text. [default: 12]", panel=GRID, min=1)
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(
+        option(
             "--seed",
-            metavar="N",
-            help="Another one: other facts, questions and draws of the same kind; also of the random policy. "
-            "[default: 0]",
-            show_default=False,
-            rich_help_panel=GRID,
+            "N",
+            "Another one: other facts, questions and draws of the same kind; also of the random policy. [default: 0]",
+            panel=GRID,
         ),
     ] = None,
     quick: Annotated[
@@ -121,23 +93,10 @@ def evaluate(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="Folder for the results; a run that was stopped goes on there. [default: eval/MODEL]",
-            show_default=False,
-        ),
+        option("--out", "DIR", "Folder for the results; a run that was stopped goes on there. [default: eval/MODEL]"),
     ] = None,
-    window: Window = None,
-    keep: Keep = None,
-    stats: Stats = None,
-    cache_type_k: CacheTypeK = None,
-    cache_type_v: CacheTypeV = None,
-    flash_attn: FlashAttn = None,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    batch: Batch = None,
-    verbose: Annotated[bool, switch("--verbose", "llama.cpp's own log on stderr.", "-v")] = False,
+    given: Given,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure what forgetting costs: quality beside full attention, by method and kept fraction.
@@ -147,7 +106,7 @@ def evaluate(
     """
     from .. import store
 
-    settings = Settings.load(context.params)
+    settings = Settings.load({**given, "seed": seed})
     if settings.origins["batch"] == "default":
         settings = settings.changed("default", batch=settings.window)
     path = store.resolve(model, settings.models)

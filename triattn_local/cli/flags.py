@@ -1,33 +1,86 @@
-"""The flags that several commands share."""
+"""The flags that several commands share: those of settings are made of the table."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ..config import ANSWER, CACHE, COMPUTE
 from ..errors import UsageError
-from ..settings import fields
+from ..settings import LOOKS, SERVER, table
 from ..support.paths import decode
+from ..support.setting import Setting
 
-CACHE, COMPUTE, ANSWER, GRID, MACHINE = "Cache", "Compute", "Answer", "Grid", "Machine"
-SERVER = "Server"
+__all__ = ["ANSWER", "CACHE", "COMPUTE", "GRID", "LOOKS", "MACHINE", "SERVER"]
+GRID, MACHINE = "Grid", "Machine"
 """headings in ``--help``"""
 
+Given = Mapping[str, object]
+"""setting -> what its flag was given, None if it was not"""
 
-def flag(setting: str, metavar: str, panel: str, *names: str, default: str | None = None) -> Any:
-    """The flag of a setting: its text and its default stand in ``settings``, and None is "not given"."""
-    entry = fields()[setting]
-    told = entry.default if default is None else default
-    default = "" if told in (None, "") else f" [default: {told}]"
-    return typer.Option(
-        *(names or (entry.metadata["flag"],)),
-        metavar=metavar,
-        help=entry.metadata["help"] + default,
+
+def with_settings(
+    *which: str, without: Collection[str] = (), planned: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the flags of settings, in the place of its parameter ``given``, which is handed their values.
+
+    Parameters
+    ----------
+    which : str
+        Headings, for all flags below them, and names of settings.
+    without : collection of str
+        Settings that the command has no flag for all the same.
+    planned : bool
+        What is not given is chosen, and so is what is `auto`.
+    """
+    chosen = [
+        line
+        for name, line in table().items()
+        if line.panel and (name in which or line.panel in which) and name not in without
+    ]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        hints = get_type_hints(function, include_extras=True)
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.name == "given":
+                parameters += [_parameter(line, planned) for line in chosen]
+            else:
+                parameters.append(
+                    parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
+                )
+
+        @functools.wraps(function)
+        def command(**values: Any) -> Any:
+            given = {line.name: values.pop(line.name) for line in chosen}
+            return function(given=given, **values)
+
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # Typer reads it
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(line: Setting, planned: bool) -> inspect.Parameter:
+    """The flag of a setting: its default is told, and None is "not given"."""
+    chosen = planned and line.planned
+    default = chosen or ("" if line.default in (None, "", ()) else line.default)
+    option = typer.Option(
+        *line.flags,
+        metavar=line.metavar,
+        help=line.help + ("" if default == "" else f" [default: {default}]"),
         show_default=False,
-        rich_help_panel=panel,
+        rich_help_panel=line.panel,
+    )
+    kind: Any = str if chosen else line.kind.flag
+    return inspect.Parameter(
+        line.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
 
 
@@ -50,47 +103,20 @@ def text_argument(text: str, where: str) -> str:
         raise UsageError("is not UTF-8 text", where=where) from None
 
 
-AsJson = Annotated[bool, switch("--json", "One JSON value on stdout instead of text.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A path, a name that `ls` shows, or `demo`.")]
-Stats = Annotated[Path | None, flag("stats", "SIDECAR", CACHE)]
-CacheTypeK = Annotated[str | None, flag("cache_type_k", "TYPE", CACHE)]
-CacheTypeV = Annotated[str | None, flag("cache_type_v", "TYPE", CACHE)]
-Threads = Annotated[int | None, flag("threads", "N", COMPUTE, "--threads", "-t")]
-GpuLayers = Annotated[int | None, flag("gpu_layers", "N", COMPUTE)]
-ApiKey = Annotated[str | None, flag("api_key", "KEY", SERVER)]
-Batch = Annotated[int | None, flag("batch", "TOKENS", COMPUTE)]
-FlashAttn = Annotated[bool | None, flag("flash_attn", "", COMPUTE, "--flash-attn/--no-flash-attn")]
-Cold = Annotated[str | None, flag("cold", "SIZE", CACHE)]
-Keep = Annotated[int | None, flag("keep", "TOKENS", CACHE)]
-Effort = Annotated[str | None, flag("effort", "LEVEL", ANSWER)]
-MaxTokens = Annotated[int | None, flag("max_tokens", "TOKENS", ANSWER, "-n", "--max-tokens")]
-MinP = Annotated[float | None, flag("min_p", "P", ANSWER)]
-Mode = Annotated[str | None, flag("mode", "MODE", CACHE)]
-NoEvict = Annotated[bool, switch("--no-evict", "Full attention: a cell for every token.", panel=CACHE)]
-Policy = Annotated[str | None, flag("policy", "POLICY", CACHE)]
-PresencePenalty = Annotated[float | None, flag("presence_penalty", "X", ANSWER)]
-Preset = Annotated[str | None, flag("preset", "NAME", ANSWER)]
-RepeatPenalty = Annotated[float | None, flag("repeat_penalty", "X", ANSWER)]
-Seed = Annotated[int | None, flag("seed", "N", ANSWER)]
-Stop = Annotated[list[str] | None, flag("stop", "TEXT", ANSWER, default="")]
-System = Annotated[str | None, flag("system", "TEXT", ANSWER)]
-Temp = Annotated[float | None, flag("temp", "T", ANSWER)]
-Think = Annotated[bool | None, flag("think", "", ANSWER, "--think/--no-think")]
-ThinkBudget = Annotated[int | None, flag("think_budget", "TOKENS", ANSWER)]
-TopK = Annotated[int | None, flag("top_k", "N", ANSWER)]
-TopP = Annotated[float | None, flag("top_p", "P", ANSWER)]
-YieldCores = Annotated[bool | None, flag("yield_cores", "", COMPUTE, "--yield-cores/--no-yield-cores")]
-Window = Annotated[int | None, flag("window", "TOKENS", CACHE)]
+def option(
+    name: str, metavar: str, text: str, *names: str, panel: str | None = None, show_default: bool = False, **more: Any
+) -> Any:
+    """A flag of one command."""
+    return typer.Option(
+        name, *names, metavar=metavar, help=text, show_default=show_default, rich_help_panel=panel, **more
+    )
 
-# of the commands that plan: what is not given is chosen, and so is what is `auto`
-FITTING_TYPE = "auto, f16 or q8_0, what fits"
-PlannedCtx = Annotated[
-    str | None, flag("ctx", "TOKENS", CACHE, default="auto, what the model was trained for, at most 131072")
-]
-PlannedBudget = Annotated[
-    str | None,
-    flag("budget", "TOKENS", CACHE, default="auto, 2048 or on a GPU up to 4096, what fits; off is full attention"),
-]
-PlannedTypeK = Annotated[str | None, flag("cache_type_k", "TYPE", CACHE, default=FITTING_TYPE)]
-PlannedTypeV = Annotated[str | None, flag("cache_type_v", "TYPE", CACHE, default=FITTING_TYPE)]
-PlannedLayers = Annotated[str | None, flag("gpu_layers", "N", COMPUTE, default="auto, as many as fit")]
+
+def argument(metavar: str, text: str, *, show_default: bool = False) -> Any:
+    return typer.Argument(metavar=metavar, help=text, show_default=show_default)
+
+
+AsJson = Annotated[bool, switch("--json", "One JSON value on stdout instead of text.")]
+Verbose = Annotated[bool, switch("--verbose", "llama.cpp's own log on stderr.", "-v")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A path, a name that `ls` shows, or `demo`.")]
+NoEvict = Annotated[bool, switch("--no-evict", "Full attention: a cell for every token.", panel=CACHE)]

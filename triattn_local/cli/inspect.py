@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..errors import BackendMissingError, StatsError, UsageError
 from ..settings import Settings
 from ..support import console, formats
 from ..support.atomic import check_writable, write_whole
 from .app import app
 from .convert import calib_tools
-from .flags import AsJson, CacheTypeK, CacheTypeV, GpuLayers, Model, Stats, Threads, switch
+from .flags import AsJson, Given, Model, option, switch, with_settings
 
 if TYPE_CHECKING:
     from ..inspection.describe import ModelReport
@@ -21,39 +19,22 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@with_settings("stats", "cache_type_k", "cache_type_v", "threads", "gpu_layers")
 def inspect(
-    context: typer.Context,
+    *,
     model: Model,
-    stats: Stats = None,
-    cache_type_k: CacheTypeK = None,
-    cache_type_v: CacheTypeV = None,
+    given: Given,
     measure: Annotated[
         bool, switch("--measure", "Run held-out text through the model, and see whether its statistics hold.")
     ] = False,
-    tokens: Annotated[
-        int | None,
-        typer.Option("--tokens", metavar="N", help="Tokens of it. [default: 3072]", show_default=False),
-    ] = None,
+    tokens: Annotated[int | None, option("--tokens", "N", "Tokens of it. [default: 3072]")] = None,
     corpus: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--corpus",
-            metavar="FILE",
-            help="Held-out text, may be given several times. [default: the bundled one]",
-            show_default=False,
-        ),
+        option("--corpus", "FILE", "Held-out text, may be given several times. [default: the bundled one]"),
     ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a page with all pictures.", show_default=False),
-    ] = None,
-    png: Annotated[
-        Path | None,
-        typer.Option("--png", metavar="FOLDER", help="Write the pictures.", show_default=False),
-    ] = None,
+    html: Annotated[Path | None, option("--html", "FILE", "Write a page with all pictures.")] = None,
+    png: Annotated[Path | None, option("--png", "FOLDER", "Write the pictures.")] = None,
     as_json: AsJson = False,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
 ) -> None:
     """Show what a model is, what a token of context costs, whose statistics it has, and whether they hold.
 
@@ -66,7 +47,7 @@ def inspect(
     from ..model.metadata import usable_stats
     from ..model.model_info import read_model_info
 
-    settings = Settings.load(context.params)
+    settings = Settings.load(given)
     path = store.resolve(model, settings.models)
     report = inspect_model(
         path, sidecar=settings.stats, cache_type_k=settings.cache_type_k, cache_type_v=settings.cache_type_v

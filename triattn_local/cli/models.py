@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
 from ..settings import Settings
 from ..support import console, formats
 from .app import app
-from .flags import AsJson
+from .flags import AsJson, argument, switch
 
 
 @app.command()
 def pull(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="`demo`, or ORG/REPO[:QUANT] of the Hugging Face hub (default Q4_K_M)."),
+        argument("MODEL", "`demo`, or ORG/REPO[:QUANT] of the Hugging Face hub (default Q4_K_M).", show_default=True),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -35,6 +37,25 @@ def pull(
         console.write_json({"path": str(path), "bytes": size})
     else:
         print(path)
+
+
+@app.command("rm")
+def remove(
+    model: Annotated[str, argument("MODEL", "A name that `ls` shows.")],
+    yes: Annotated[bool, switch("--yes", "Do not ask.", "-y")] = False,
+) -> None:
+    """Remove a model from the models folder; of one that is linked, the link alone."""
+    from .. import store
+
+    models = Settings.load().models
+    path = store.resolve(model, models)
+    if not yes:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise UsageError("asks before it removes", where="rm", fix="give --yes")
+        if not typer.confirm(f"Remove {path}?", err=True):
+            raise typer.Exit(1)
+    for file in store.remove(model, models):
+        print(file)
 
 
 @app.command("ls")

@@ -53,6 +53,8 @@ class RunReport:
     recall_ms: float
     tokens_destroyed: int
     """that had to leave that memory for good"""
+    n_pinned: int
+    """tokens of the prompt that no round evicts"""
     prefill_tps: float
     decode_tps: float
     kv_bytes: int
@@ -77,6 +79,8 @@ class RunReport:
         elif self.n_evictions:
             rounds, n_all = plural(self.n_evictions, "round"), self.n_prompt + self.n_generated
             parts.append(f"{rounds} evicted {self.tokens_evicted} of {n_all} tokens")
+            if self.n_pinned:
+                parts.append(f"{self.n_pinned} pinned")
         else:
             parts.append("nothing evicted yet")
         if self.cold_bytes:
@@ -172,6 +176,7 @@ def answer(
         rows_recalled=stats.rows_recalled,
         recall_ms=round(stats.recall_ms, 3),
         tokens_destroyed=stats.tokens_destroyed,
+        n_pinned=stats.n_pinned,
         prefill_tps=round(n_read / prefill_s, 2) if prefill_s > 0 else 0.0,
         decode_tps=round(n_generated / decode_s, 2) if decode_s > 0 else 0.0,
         kv_bytes=stats.kv_bytes,

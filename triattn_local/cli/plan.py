@@ -4,88 +4,57 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
+from ..config import FITTING_TYPE
 from ..settings import Settings
 from ..support import console, formats
 from .app import app
-from .flags import (
-    CACHE,
-    FITTING_TYPE,
-    MACHINE,
-    AsJson,
-    Batch,
-    Cold,
-    FlashAttn,
-    Keep,
-    NoEvict,
-    PlannedBudget,
-    PlannedCtx,
-    PlannedLayers,
-    Window,
-)
+from .flags import CACHE, MACHINE, AsJson, Given, NoEvict, argument, option, with_settings
 
 
 @app.command()
+@with_settings(
+    "ctx", "rope_scaling", "budget", "window", "cold", "keep", "flash_attn", "gpu_layers", "batch", planned=True
+)
 def plan(
-    context: typer.Context,
+    *,
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A path (a header alone will do), a name that `ls` shows, ORG/REPO[:QUANT] of the Hugging Face hub, "
+        argument(
+            "MODEL",
+            "A path (a header alone will do), a name that `ls` shows, ORG/REPO[:QUANT] of the Hugging Face hub, "
             "or a geometry: qwen3-8b, qwen3-32b, qwq-32b, deepseek-r1-distill-llama-8b, deepseek-r1-distill-qwen-32b, "
             "gpt-oss-20b.",
+            show_default=True,
         ),
     ],
     vram: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--vram",
-            metavar="SIZES",
-            help="Memory of the cards, such as 24GiB or 24GiB,12GiB; 0 for none. [default: this machine's]",
-            show_default=False,
-            rich_help_panel=MACHINE,
+            "SIZES",
+            "Memory of the cards, such as 24GiB or 24GiB,12GiB; 0 for none. [default: this machine's]",
+            panel=MACHINE,
         ),
     ] = None,
     ram: Annotated[
-        str | None,
-        typer.Option(
-            "--ram",
-            metavar="SIZE",
-            help="Main memory. [default: what is free here]",
-            show_default=False,
-            rich_help_panel=MACHINE,
-        ),
+        str | None, option("--ram", "SIZE", "Main memory. [default: what is free here]", panel=MACHINE)
     ] = None,
-    ctx: PlannedCtx = None,
-    budget: PlannedBudget = None,
-    window: Window = None,
-    cold: Cold = None,
-    keep: Keep = None,
+    given: Given,
     no_evict: NoEvict = False,
     cache_type: Annotated[
         str | None,
-        typer.Option(
-            "--cache-type",
-            metavar="TYPE",
-            help=f"Type of the cached keys and values. [default: {FITTING_TYPE}]",
-            show_default=False,
-            rich_help_panel=CACHE,
-        ),
+        option("--cache-type", "TYPE", f"Type of the cached keys and values. [default: {FITTING_TYPE}]", panel=CACHE),
     ] = None,
     parallel: Annotated[
         int,
-        typer.Option(
+        option(
             "--parallel",
-            metavar="N",
-            help="Sequences side by side, each with its context and budget.",
-            rich_help_panel=CACHE,
+            "N",
+            "Sequences side by side, each with its context and budget.",
+            show_default=True,
+            panel=CACHE,
         ),
     ] = 1,
-    flash_attn: FlashAttn = None,
-    gpu_layers: PlannedLayers = None,
-    batch: Batch = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell whether a model fits, and with what context, budget, cache and layers on the cards.
@@ -95,7 +64,7 @@ def plan(
     """
     from .. import planning
 
-    settings = Settings.load({**context.params, "cache_type_k": cache_type, "cache_type_v": cache_type})
+    settings = Settings.load({**given, "cache_type_k": cache_type, "cache_type_v": cache_type})
     request = planning.request_of(
         settings, evict=not no_evict, n_parallel=parallel, checkpoint_bytes=settings.snapshot_memory << 20
     )

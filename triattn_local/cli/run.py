@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..errors import UsageError
 from ..settings import Settings
 from ..support import console
@@ -17,38 +15,17 @@ from ..support.paths import decode, is_file
 from .app import EXIT_INTERRUPTED, app
 from .convert import convert_file
 from .flags import (
-    Batch,
-    Cold,
-    Effort,
-    FlashAttn,
-    Keep,
-    MaxTokens,
-    MinP,
-    Mode,
+    ANSWER,
+    CACHE,
+    COMPUTE,
+    Given,
     NoEvict,
-    PlannedBudget,
-    PlannedCtx,
-    PlannedLayers,
-    PlannedTypeK,
-    PlannedTypeV,
-    Policy,
-    PresencePenalty,
-    Preset,
-    RepeatPenalty,
-    Seed,
-    Stats,
-    Stop,
-    System,
-    Temp,
-    Think,
-    ThinkBudget,
-    Threads,
-    TopK,
-    TopP,
-    Window,
-    YieldCores,
+    Verbose,
+    argument,
+    option,
     switch,
     text_argument,
+    with_settings,
 )
 
 DEMO_SETTINGS: Mapping[str, object] = {
@@ -64,56 +41,21 @@ DEMO_SETTINGS: Mapping[str, object] = {
 
 
 @app.command()
+@with_settings(ANSWER, CACHE, COMPUTE, planned=True)
 def run(
-    context: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Argument(metavar="MODEL", help="A path, a name that `ls` shows, or `demo`.", show_default=False),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="The prompt; else stdin is read.", show_default=False)
-    ] = None,
+    *,
+    model: Annotated[str | None, argument("MODEL", "A path, a name that `ls` shows, or `demo`.")] = None,
+    prompt: Annotated[str | None, argument("PROMPT", "The prompt; else stdin is read.")] = None,
     demo: Annotated[bool, switch("--demo", "Fetch and convert a small real model, once, and use it.")] = False,
     file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file", "-f", metavar="FILE", help="Text that goes before the prompt; - is stdin.", show_default=False
-        ),
+        Path | None, option("--file", "FILE", "Text that goes before the prompt; - is stdin.", "-f")
     ] = None,
-    system: System = None,
     raw: Annotated[bool, switch("--raw", "Continue the text itself: no chat template.")] = False,
     as_json: Annotated[bool, switch("--json", "The report on stdout, as its last line.")] = False,
     quiet: Annotated[bool, switch("--quiet", "No progress and no report on stderr.", "-q")] = False,
-    verbose: Annotated[bool, switch("--verbose", "llama.cpp's own log on stderr.", "-v")] = False,
-    ctx: PlannedCtx = None,
-    budget: PlannedBudget = None,
-    window: Window = None,
-    cold: Cold = None,
-    keep: Keep = None,
-    mode: Mode = None,
-    policy: Policy = None,
+    verbose: Verbose = False,
+    given: Given,
     no_evict: NoEvict = False,
-    stats: Stats = None,
-    cache_type_k: PlannedTypeK = None,
-    cache_type_v: PlannedTypeV = None,
-    flash_attn: FlashAttn = None,
-    threads: Threads = None,
-    yield_cores: YieldCores = None,
-    gpu_layers: PlannedLayers = None,
-    batch: Batch = None,
-    preset: Preset = None,
-    think: Think = None,
-    effort: Effort = None,
-    think_budget: ThinkBudget = None,
-    max_tokens: MaxTokens = None,
-    temp: Temp = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repeat_penalty: RepeatPenalty = None,
-    presence_penalty: PresencePenalty = None,
-    stop: Stop = None,
-    seed: Seed = None,
 ) -> int:
     """Answer one prompt, in a cache that stays as small as its budget.
 
@@ -126,7 +68,7 @@ def run(
         prompt = model
     elif model is None:
         raise UsageError("no model given", where="run", fix="name one that triattn-local ls shows, or give --demo")
-    settings = Settings.load(context.params, defaults=DEMO_SETTINGS if demo else None)
+    settings = Settings.load(given, defaults=DEMO_SETTINGS if demo else None)
     # what is wrong with the flags is said before anything is fetched, read or loaded
     limit, thinking = settings.n_predict(), settings.thinking()
     settings.sampling()

@@ -13,67 +13,17 @@ from ..errors import UsageError
 from ..settings import Settings
 from ..support import console
 from .app import EXIT_INTERRUPTED, app
-from .flags import (
-    SERVER,
-    ApiKey,
-    AsJson,
-    Batch,
-    Cold,
-    Effort,
-    FlashAttn,
-    Keep,
-    Mode,
-    Model,
-    NoEvict,
-    PlannedBudget,
-    PlannedCtx,
-    PlannedLayers,
-    PlannedTypeK,
-    PlannedTypeV,
-    Policy,
-    Stats,
-    Think,
-    ThinkBudget,
-    Threads,
-    Window,
-    YieldCores,
-    flag,
-    switch,
-)
+from .flags import CACHE, COMPUTE, SERVER, AsJson, Given, Model, NoEvict, argument, option, switch, with_settings
 
 
 @app.command(context_settings={"allow_extra_args": True})
+@with_settings(SERVER, "think", "effort", "think_budget", CACHE, COMPUTE, planned=True)
 def serve(
+    *,
     context: typer.Context,
     model: Model,
-    host: Annotated[str | None, flag("host", "ADDRESS", SERVER)] = None,
-    port: Annotated[int | None, flag("port", "N", SERVER)] = None,
-    api_key: ApiKey = None,
-    alias: Annotated[str | None, flag("alias", "NAME", SERVER)] = None,
-    slots: Annotated[int | None, flag("slots", "N", SERVER)] = None,
-    cache_ram: Annotated[int | None, flag("cache_ram", "MIB", SERVER)] = None,
-    idle_unload: Annotated[int | None, flag("idle_unload", "SECONDS", SERVER)] = None,
-    start_timeout: Annotated[int | None, flag("start_timeout", "SECONDS", SERVER)] = None,
-    restarts: Annotated[int | None, flag("restarts", "N", SERVER)] = None,
-    think: Think = None,
-    effort: Effort = None,
-    think_budget: ThinkBudget = None,
-    ctx: PlannedCtx = None,
-    budget: PlannedBudget = None,
-    window: Window = None,
-    cold: Cold = None,
-    keep: Keep = None,
-    mode: Mode = None,
-    policy: Policy = None,
+    given: Given,
     no_evict: NoEvict = False,
-    stats: Stats = None,
-    cache_type_k: PlannedTypeK = None,
-    cache_type_v: PlannedTypeV = None,
-    flash_attn: FlashAttn = None,
-    threads: Threads = None,
-    yield_cores: YieldCores = None,
-    gpu_layers: PlannedLayers = None,
-    batch: Batch = None,
     verbose: Annotated[bool, switch("--verbose", "All that llama-server logs, on stderr.", "-v")] = False,
     as_json: AsJson = False,
 ) -> int:
@@ -88,7 +38,7 @@ def serve(
     from ..server.serve import is_chatter
     from ..server.serve import serve as keep_serving
 
-    settings = Settings.load(context.params)
+    settings = Settings.load(given)
     path = store.resolve(model, settings.models)
     config = choose(settings, path, evict=not no_evict, extra=context.args)
     announced = False
@@ -119,25 +69,16 @@ def serve(
 
 
 @app.command("openclaw-config")
+@with_settings("api_key")
 def openclaw_config(
-    context: typer.Context,
-    url: Annotated[
-        str, typer.Argument(metavar="URL", help="The base URL of a running server.", show_default=False)
-    ] = "http://127.0.0.1:8080/v1",
-    api_key: ApiKey = None,
+    *,
+    url: Annotated[str, argument("URL", "The base URL of a running server.")] = "http://127.0.0.1:8080/v1",
+    given: Given,
     provider: Annotated[
-        str, typer.Option("--provider", metavar="NAME", help="What OpenClaw is to call it.")
+        str, option("--provider", "NAME", "What OpenClaw is to call it.", show_default=True)
     ] = "triattn",
-    launch: Annotated[
-        str | None,
-        typer.Option(
-            "--launch", metavar="MODEL", help="Let OpenClaw start the server with this model.", show_default=False
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write it there, whole or not at all.", show_default=False),
-    ] = None,
+    launch: Annotated[str | None, option("--launch", "MODEL", "Let OpenClaw start the server with this model.")] = None,
+    output: Annotated[Path | None, option("--output", "FILE", "Write it there, whole or not at all.", "-o")] = None,
     force: Annotated[bool, switch("--force", "Write over a file that is there.")] = False,
 ) -> None:
     """Print the part of openclaw.json that makes a running server a provider of OpenClaw.
@@ -148,7 +89,7 @@ def openclaw_config(
     from ..server.openclaw import provider_block, remark
     from ..support.atomic import write_whole
 
-    settings = Settings.load(context.params)
+    settings = Settings.load(given)
     if output is not None and output.exists() and not force:
         raise UsageError(
             "is there already", where=str(output), fix="put the block into it, or give --force to write over it"

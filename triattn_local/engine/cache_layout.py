@@ -29,6 +29,9 @@ def cache_layout(info: ModelInfo, config: RuntimeConfig) -> dict[str, str | int 
     }
     if any(_is_quantised(kind) for kind in (config.cache_type_k, config.cache_type_v)):
         layout["rotated"] = not _number(os.environ.get(ROTATION_OFF, ""))
+    if config.rope_scaling is not None:  # keys lie in the cache as they were turned
+        scaling = config.rope_scaling
+        layout["rope_scaling"] = f"{scaling.kind} {scaling.factor:g} of {scaling.n_ctx_orig}"
     if _has_long_factors(info.shards):
         layout["rope_factors"] = "long" if config.n_ctx > info.n_ctx_orig else "short"
     return layout

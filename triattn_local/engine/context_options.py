@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import gguf
 
-from ..config import RuntimeConfig
+from ..config import RopeScaling, RuntimeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class ContextOptions:
     type_k: str = RuntimeConfig.cache_type_k
     type_v: str = RuntimeConfig.cache_type_v
     flash_attn: bool = RuntimeConfig.flash_attn
+    rope_scaling: RopeScaling | None = None
+    """None: as the file says"""
 
     @classmethod
     def of(cls, config: RuntimeConfig, n_ctx: int | None = None, n_seq: int | None = None) -> ContextOptions:
@@ -40,9 +42,10 @@ class ContextOptions:
             type_k=config.cache_type_k,
             type_v=config.cache_type_v,
             flash_attn=config.flash_attn,
+            rope_scaling=config.rope_scaling,
         )
 
-    def c_fields(self) -> dict[str, int | bool]:
+    def c_fields(self) -> dict[str, int | bool | float]:
         """By the fields of ``llama_context_params``; what is not here keeps the library's default."""
         return {
             "n_ctx": self.n_ctx * self.n_seq_max,
@@ -55,6 +58,17 @@ class ContextOptions:
             "flash_attn_type": int(self.flash_attn),
             # the library's default would give layers that attend to a window as many cells as full attention
             "swa_full": False,
+            **self._c_scaling(),
+        }
+
+    def _c_scaling(self) -> dict[str, int | float]:
+        scaling = self.rope_scaling
+        if scaling is None:
+            return {}
+        return {
+            "rope_scaling_type": _SCALING_TYPES[scaling.kind],
+            "rope_freq_scale": 1.0 / scaling.factor,
+            "yarn_orig_ctx": scaling.n_ctx_orig,
         }
 
     def server_flags(self) -> dict[str, str | None]:
@@ -68,7 +82,22 @@ class ContextOptions:
             "--cache-type-k": self.type_k,
             "--cache-type-v": self.type_v,
             "--flash-attn": "on" if self.flash_attn else "off",
+            **self._server_scaling(),
         }
+
+    def _server_scaling(self) -> dict[str, str | None]:
+        scaling = self.rope_scaling
+        if scaling is None:
+            return {}
+        return {
+            "--rope-scaling": scaling.kind,
+            "--rope-scale": f"{scaling.factor:.9g}",
+            "--yarn-orig-ctx": str(scaling.n_ctx_orig),
+        }
+
+
+_SCALING_TYPES = {"none": 0, "linear": 1, "yarn": 2}
+"""llama.h's enum llama_rope_scaling_type"""
 
 
 def ggml_type(name: str) -> int:

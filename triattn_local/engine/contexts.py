@@ -15,7 +15,6 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import llama_cpp
@@ -25,10 +24,12 @@ from numpy.typing import NDArray
 from ..config import EvictionConfig, RuntimeConfig, SamplingConfig
 from ..errors import DoesNotFitError, StateError, TriattnError, UsageError
 from ..model.model_info import read_model_info
+from ..support.closing import Closing
 from ..support.threads import Threads
 from . import native
 from .context_options import ContextOptions
 from .devices import Device
+from .pinning import PromptParts, pinned_ranges
 from .trial import check_survives
 from .vocabulary import Vocabulary
 
@@ -79,7 +80,7 @@ def _free_model(handle: Any, contexts: list[Any]) -> None:
     llama_cpp.llama_model_free(handle)
 
 
-class Model:
+class Model(Closing):
     """Weights, and the contexts that are made of them."""
 
     def __init__(
@@ -199,16 +200,8 @@ class Model:
         self._loaded.end()
         self.handle = None
 
-    def __enter__(self) -> Model:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Context:
+class Context(Closing):
     """One sequence, or several that hold the same tokens. Close it before its model."""
 
     def __init__(
@@ -249,7 +242,7 @@ class Context:
         if stops is not None:
             self._stops = llama_cpp.ggml_abort_callback(lambda _: stops())
             params.abort_callback = self._stops
-        self.model, self.options = model, options
+        self.model, self.options, self.eviction = model, options, eviction
         self.handle: Any = llama_cpp.llama_init_from_model(model.handle, params)
         if not self.handle:
             n_seq, n_ctx = options.n_seq_max, options.n_ctx
@@ -277,17 +270,29 @@ class Context:
         self._end()
         self.handle = None
 
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     @property
     def n_past(self) -> int:
         return len(self.tokens)
+
+    def pin(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Pin these tokens [first, end) of the first sequence, those to come included, and no others.
+
+        Of what heads have evicted already nothing can be pinned. Raises UsageError where the budget has no room.
+        """
+        for first, end in native.get_pins(self.handle):
+            for wanted, behind in sorted(ranges):
+                if first < wanted:
+                    native.unpin(self.handle, first, min(wanted, end))
+                first = max(first, behind)
+            if first < end:
+                native.unpin(self.handle, first, end)
+        for first, end in ranges:
+            native.pin(self.handle, first, end)
+
+    def pin_prompt(self, n_tokens: int, parts: Callable[[], PromptParts] | None = None) -> None:
+        """Pin what the settings ask for of a prompt that makes the first sequence n_tokens long, see ``pinning``."""
+        if self.eviction is not None and self.eviction.pin > 0:
+            self.pin(pinned_ranges(n_tokens, self.eviction, parts))
 
     def rank_with(self, rank: Callable[[native.Round], None]) -> None:
         """Let a function of one's own rewrite the scores of every round from now on."""
@@ -381,6 +386,7 @@ class Context:
 
     def prefill(self, tokens: Sequence[int], progress: Callable[[int], None] = lambda n: None) -> NDArray[np.float32]:
         """Read a prompt in batches; logits of its last token, float32 [n_vocab]."""
+        self.pin_prompt(self.n_past + len(tokens))
         last: NDArray[np.float32] = np.empty(0, np.float32)
         for i in range(0, len(tokens), self.n_batch):
             batch = tokens[i : i + self.n_batch]

@@ -7,6 +7,7 @@ One Python function a C function, with the C declaration above it; arrays come b
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
@@ -17,123 +18,63 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import AGGREGATES, MODES, OFFSETS, POLICIES, TERMS, Cold, EvictionConfig
+from ..config import EvictionConfig
 from ..errors import BackendMissingError, StateError, StatsError, TriattnError, UsageError, from_system
+from ..model.architectures import RopeType
+from ..support.setting import BYTES, NUMBER, TRUTH, WHOLE, WHOLE_OR_AUTO, WHOLE_OR_OFF, WORD, Kind, Setting, lines
 from ..support.stop import Stop
 
 OK, OFF, BAD_PARAM, NO_STATS, BAD_STATS, UNSUPPORTED, FAILED = 0, -1, -2, -3, -4, -5, -6
 
 
-_COLD: dict[Cold, int] = {"off": 0, "auto": 2**32 - 1}
+_COLD: dict[object, int] = {"off": 0, "auto": 2**32 - 1}
 """``LLAMA_TRIATTN_COLD_*``; what lies between is KiB"""
+
+_C_TYPES: dict[Kind, type[Any]] = {
+    WHOLE: ctypes.c_uint32,
+    WHOLE_OR_OFF: ctypes.c_uint32,
+    WHOLE_OR_AUTO: ctypes.c_uint32,
+    BYTES: ctypes.c_uint32,
+    NUMBER: ctypes.c_float,
+    WORD: ctypes.c_int32,
+    TRUTH: ctypes.c_int32,
+}
+
+
+def _to_c(line: Setting, value: Any) -> Any:
+    if line.kind is BYTES:
+        return _COLD[value] if isinstance(value, str) else -(-value // 1024)
+    return line.choices.index(value) if line.choices else value
+
+
+def _from_c(line: Setting, value: Any) -> Any:
+    if line.kind is BYTES:
+        return {number: word for word, number in _COLD.items()}.get(value, value * 1024)
+    if line.kind is NUMBER:
+        return round(value, 6)  # of a float32
+    return line.choices[value] if line.choices else bool(value) if line.kind is TRUTH else value
 
 
 class Params(ctypes.Structure):
-    """``struct llama_triattn_params``."""
+    """``struct llama_triattn_params``, which EvictionConfig is line for line."""
 
-    _fields_ = [
-        ("budget", ctypes.c_uint32),
-        ("window", ctypes.c_uint32),
-        ("n_keep", ctypes.c_uint32),
-        ("mode", ctypes.c_int32),
-        ("policy", ctypes.c_int32),
-        ("aggregate", ctypes.c_int32),
-        ("terms", ctypes.c_int32),
-        ("weight_r", ctypes.c_int32),
-        ("offsets", ctypes.c_int32),
-        ("offset_max", ctypes.c_uint32),
-        ("weight_v", ctypes.c_float),
-        ("seed", ctypes.c_uint32),
-        ("cold", ctypes.c_uint32),
-        ("recall", ctypes.c_float),
-        ("recall_block", ctypes.c_uint32),
-        ("recall_queries", ctypes.c_uint32),
-        ("recall_period", ctypes.c_uint32),
-    ]
+    _fields_ = [(line.c_name, _C_TYPES[line.kind]) for line in lines(EvictionConfig)]
 
     @classmethod
     def from_config(cls, config: EvictionConfig | None) -> Params:
         """None turns eviction off."""
         if config is None:
             return cls(budget=0)
-        return cls(
-            budget=config.budget_tokens,
-            window=config.window,
-            n_keep=config.n_keep,
-            mode=MODES.index(config.mode),
-            policy=POLICIES.index(config.policy),
-            aggregate=AGGREGATES.index(config.aggregate),
-            terms=TERMS.index(config.terms),
-            weight_r=int(config.weight_r),
-            offsets=OFFSETS.index(config.offsets),
-            offset_max=config.offset_max,
-            weight_v=config.weight_v,
-            seed=config.seed,
-            cold=_COLD[config.cold] if isinstance(config.cold, str) else -(-config.cold // 1024),
-            recall=config.recall,
-            recall_block=config.recall_block,
-            recall_queries=config.recall_queries,
-            recall_period=config.recall_period,
-        )
+        return cls(*(_to_c(line, getattr(config, line.field)) for line in lines(EvictionConfig)))
 
     def to_config(self) -> EvictionConfig:
-        return EvictionConfig(
-            budget_tokens=self.budget,
-            window=self.window,
-            n_keep=self.n_keep,
-            mode=MODES[self.mode],
-            policy=POLICIES[self.policy],
-            aggregate=AGGREGATES[self.aggregate],
-            terms=TERMS[self.terms],
-            weight_r=bool(self.weight_r),
-            offsets=OFFSETS[self.offsets],
-            offset_max=self.offset_max,
-            weight_v=round(self.weight_v, 6),  # of a float32
-            seed=self.seed,
-            cold={value: name for name, value in _COLD.items()}.get(self.cold, self.cold * 1024),
-            recall=round(self.recall, 6),
-            recall_block=self.recall_block,
-            recall_queries=self.recall_queries,
-            recall_period=self.recall_period,
-        )
-
-
-class _Stats(ctypes.Structure):
-    """``struct llama_triattn_stats``."""
-
-    _fields_ = [
-        ("n_rounds", ctypes.c_uint64),
-        ("n_rounds_forced", ctypes.c_uint64),
-        ("n_tokens_evicted", ctypes.c_uint64),
-        ("n_rows_moved", ctypes.c_uint64),
-        ("t_score_us", ctypes.c_uint64),
-        ("t_select_us", ctypes.c_uint64),
-        ("t_move_us", ctypes.c_uint64),
-        ("t_total_us", ctypes.c_uint64),
-        ("n_graphs", ctypes.c_uint64),
-        ("n_operations", ctypes.c_uint64),
-        ("n_bytes_copied", ctypes.c_uint64),
-        ("n_cells", ctypes.c_uint64),
-        ("n_cells_used", ctypes.c_uint64),
-        ("kv_bytes", ctypes.c_uint64),
-        ("kv_bytes_full", ctypes.c_uint64),
-        ("kv_bytes_other", ctypes.c_uint64),
-        ("n_layer", ctypes.c_int32),
-        ("n_head_kv", ctypes.c_int32),
-        ("cold_bytes", ctypes.c_uint64),
-        ("cold_bytes_max", ctypes.c_uint64),
-        ("n_tokens_stored", ctypes.c_uint64),
-        ("n_tokens_destroyed", ctypes.c_uint64),
-        ("n_recalls", ctypes.c_uint64),
-        ("n_rows_recalled", ctypes.c_uint64),
-        ("t_store_us", ctypes.c_uint64),
-        ("t_recall_us", ctypes.c_uint64),
-    ]
+        values = {line.field: _from_c(line, getattr(self, line.c_name)) for line in lines(EvictionConfig)}
+        return EvictionConfig(**values)
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What the engine has done since the context was made. Times in microseconds, memory in bytes."""
+    """What the engine has done since the context was made, as the C struct has it. Microseconds and bytes."""
 
     n_rounds: int
     n_rounds_forced: int
@@ -166,6 +107,55 @@ class EngineStats:
     """K rows that came back, summed over layers and heads"""
     t_store_us: int = 0
     t_recall_us: int = 0
+    n_pinned: int = 0
+    """cells that hold pinned tokens now"""
+
+
+class _Stats(ctypes.Structure):
+    """``struct llama_triattn_stats``."""
+
+    _fields_ = [
+        (entry.name, ctypes.c_int32 if entry.name in ("n_layer", "n_head_kv") else ctypes.c_uint64)
+        for entry in dataclasses.fields(EngineStats)
+    ]
+
+
+class _Layer(ctypes.Structure):
+    """``struct llama_triattn_layer_info``."""
+
+    _fields_ = [
+        *[
+            (name, ctypes.c_int32)
+            for name in ("evicts", "n_head", "n_head_kv", "n_embd_head_k", "n_embd_head_v", "rope_mode", "rope_offset")
+        ],
+        *[(name, ctypes.c_int32) for name in ("n_rot", "n_band", "v_in_k")],
+        ("rope_factor", ctypes.c_float),
+        ("why", ctypes.c_char * 148),
+    ]
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """How one layer's keys are cached, and whether its cache evicts."""
+
+    why_kept: str | None
+    """why its cache does not evict; None: it does"""
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    head_dim_v: int
+    rope_type: RopeType | None
+    """None: RoPE turns nothing in this layer"""
+    rope_offset: int
+    """first turned dimension of a head"""
+    n_rot: int
+    """turned dimensions"""
+    n_band: int
+    """values of q_abs for each query head"""
+    v_in_k: bool
+    """whether V is a part of the K row"""
+    rope_factor: float
+    """c, the length that RoPE gives to a turned pair of length 1"""
 
 
 # typedef void (*llama_triattn_ranking)(void * user_data, llama_seq_id seq_id, llama_pos pos_next,
@@ -204,7 +194,21 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "llama_triattn_get_params": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(Params)]),
     "llama_triattn_get_stats": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(_Stats)]),
     "llama_triattn_seq_pos_whole": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "llama_triattn_get_compute": (
+        ctypes.c_int32,
+        [ctypes.c_void_p, ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_uint64), ctypes.c_int32],
+    ),
     "llama_triattn_seq_pos_cut": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
+    "llama_triattn_pin": (ctypes.c_int32, [ctypes.c_void_p] + [ctypes.c_int32] * 3),
+    "llama_triattn_unpin": (ctypes.c_int32, [ctypes.c_void_p] + [ctypes.c_int32] * 3),
+    "llama_triattn_get_pins": (
+        ctypes.c_int32,
+        [ctypes.c_void_p, ctypes.c_int32] + [ctypes.c_void_p] * 2 + [ctypes.c_int32],
+    ),
+    "llama_triattn_get_queries": (
+        ctypes.c_int32,
+        [ctypes.c_void_p] + [ctypes.c_int32] * 2 + [ctypes.c_void_p] * 2 + [ctypes.c_int32],
+    ),
     "llama_triattn_evict": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32]),
     "llama_triattn_score": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
     "llama_triattn_set_recall": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_float] + [ctypes.c_uint32] * 3),
@@ -297,6 +301,43 @@ def check_stats(model: int) -> None:
     _check(library().llama_triattn_check_stats(model))
 
 
+# int32_t llama_triattn_get_layer(const struct llama_model * model, const struct llama_context * ctx, int32_t il,
+#     struct llama_triattn_layer_info * info);
+def get_layer(model: int, il: int, ctx: int | None = None) -> LayerInfo:
+    """What the library knows of a layer of a loaded model; of a context, with its RoPE options.
+
+    Raises
+    ------
+    UsageError
+        The model has no such layer.
+    BackendMissingError
+        The library is older than this function.
+    """
+    try:
+        function = library().llama_triattn_get_layer
+    except AttributeError:
+        raise BackendMissingError(
+            "the patched build lacks llama_triattn_get_layer", fix="pip install ./native"
+        ) from None
+    function.restype = ctypes.c_int32
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(_Layer)]
+    told = _Layer()
+    _check(function(model, ctx, il, ctypes.byref(told)))
+    return LayerInfo(
+        why_kept=None if told.evicts else told.why.decode("utf-8", "replace"),
+        n_head=told.n_head,
+        n_head_kv=told.n_head_kv,
+        head_dim=told.n_embd_head_k,
+        head_dim_v=told.n_embd_head_v,
+        rope_type=None if told.rope_mode < 0 else "norm" if told.rope_mode == 0 else "neox",
+        rope_offset=told.rope_offset,
+        n_rot=told.n_rot,
+        n_band=told.n_band,
+        v_in_k=bool(told.v_in_k),
+        rope_factor=told.rope_factor,
+    )
+
+
 # const char * llama_triattn_fingerprint(const struct llama_model * model);
 def fingerprint(model: int) -> str:
     return bytes(library().llama_triattn_fingerprint(model)).decode()
@@ -326,6 +367,16 @@ def seq_pos_whole(ctx: int, seq_id: int = 0) -> int:
     return int(library().llama_triattn_seq_pos_whole(ctx, seq_id))
 
 
+# int32_t llama_triattn_get_compute(
+#     const struct llama_context * ctx, const char ** names, uint64_t * bytes, int32_t n_max);
+def get_compute(ctx: int) -> dict[str, int]:
+    """Bytes of the compute buffers, by the name of their memory (CPU, CUDA0, CUDA_Host)."""
+    n = _check(library().llama_triattn_get_compute(ctx, None, None, 0))
+    names, sizes = (ctypes.c_char_p * n)(), (ctypes.c_uint64 * n)()
+    _check(library().llama_triattn_get_compute(ctx, names, sizes, n))
+    return {(name or b"").decode(): size for name, size in zip(names, sizes, strict=True)}
+
+
 # llama_pos llama_triattn_seq_pos_cut(const struct llama_context * ctx, llama_seq_id seq_id);
 def seq_pos_cut(ctx: int, seq_id: int = 0) -> int:
     """The first position that the sequence can be cut at: T, or later for a sliding window or a recurrent state."""
@@ -336,6 +387,47 @@ def seq_pos_cut(ctx: int, seq_id: int = 0) -> int:
 def evict(ctx: int, seq_id: int = 0, n_tokens: int = 0) -> int:
     """Round now, down to n_tokens (0: the budget). Returns the number of tokens evicted."""
     return _check(library().llama_triattn_evict(ctx, seq_id, n_tokens))
+
+
+# int32_t llama_triattn_pin(struct llama_context * ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+def pin(ctx: int, first: int, end: int, seq_id: int = 0) -> int:
+    """Tokens [first, end) of a sequence are not evicted from now on, those included that are still to come.
+
+    Returns how many of them are pinned: what was evicted from some head cannot be. Raises UsageError where the budget
+    has no room for them.
+    """
+    return _check(library().llama_triattn_pin(ctx, seq_id, first, end))
+
+
+# int32_t llama_triattn_unpin(struct llama_context * ctx, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+def unpin(ctx: int, first: int = -1, end: int = -1, seq_id: int = 0) -> None:
+    """Take pins off [first, end); -1: from the beginning, to the end."""
+    _check(library().llama_triattn_unpin(ctx, seq_id, first, end))
+
+
+# int32_t llama_triattn_get_pins(
+#     const struct llama_context * ctx, llama_seq_id seq_id, llama_pos * p0s, llama_pos * p1s, int32_t n_max);
+def get_pins(ctx: int, seq_id: int = 0) -> list[tuple[int, int]]:
+    """What is pinned of a sequence: ranges [first, end), rising, those to come included."""
+    n = _check(library().llama_triattn_get_pins(ctx, seq_id, None, None, 0))
+    ranges = np.empty((2, n), np.int32)
+    _check(library().llama_triattn_get_pins(ctx, seq_id, _pointer(ranges[0]), _pointer(ranges[1]), n))
+    return [(int(first), int(end)) for first, end in ranges.T]
+
+
+# int32_t llama_triattn_get_queries(struct llama_context * ctx, llama_seq_id seq_id, int32_t il, llama_pos * pos,
+#     float * rows, int32_t n_max);
+def get_queries(ctx: int, il: int, n_head: int, head_dim: int, seq_id: int = 0) -> tuple[Any, NDArray[np.float32]]:
+    """Queries that are recorded: positions, int32 [n], and rows, float32 [n, n_head, head_dim].
+
+    As attention saw them, times its scale, and rotated where the cached keys are (``get_rows_info``). Raises UsageError
+    where none are recorded.
+    """
+    n = _check(library().llama_triattn_get_queries(ctx, seq_id, il, None, None, 0))
+    pos = np.empty(n, np.int32)
+    rows = np.empty((n, n_head, head_dim), np.float32)
+    _check(library().llama_triattn_get_queries(ctx, seq_id, il, _pointer(pos), _pointer(rows), n))
+    return pos, rows
 
 
 # int32_t llama_triattn_score(struct llama_context * ctx, llama_seq_id seq_id);

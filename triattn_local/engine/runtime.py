@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
 import llama_cpp
@@ -30,11 +29,13 @@ from ..config import EvictionConfig, Mode, RuntimeConfig, SamplingConfig, Thinki
 from ..errors import DoesNotFitError, StateError, TriattnError, UsageError
 from ..model.metadata import usable_stats
 from ..model.model_info import read_model_info
+from ..support.closing import Closing
 from ..support.stop import Stop
 from ..support.turns import Turns
 from . import native
 from .cache_layout import cache_layout
 from .contexts import Context, Model
+from .pinning import PromptParts
 from .sampling import Sampler
 from .snapshot import Snapshot, new_rows_beside, read_snapshot, rows_beside, write_snapshot
 
@@ -127,6 +128,8 @@ class RuntimeStats:
     recall_ms: float = 0.0
     tokens_destroyed: int = 0
     """that had to leave that memory for good"""
+    n_pinned: int = 0
+    """tokens of the sequence that no round evicts, beside its first and last ones"""
 
 
 class Cancel(Protocol):
@@ -135,7 +138,7 @@ class Cancel(Protocol):
     def is_set(self) -> bool: ...
 
 
-class Runtime:
+class Runtime(Closing):
     """One model with one sequence.
 
     Any thread may call: a call waits for those of other threads, an answer for the answers that other threads read. An
@@ -232,11 +235,6 @@ class Runtime:
         self._turns.check()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     # ------------------------------------------------------------------ text
 
     @property
@@ -299,6 +297,7 @@ class Runtime:
         cancel: Cancel | None = None,
         ignore_eos: bool = False,
         interject: Callable[[], Sequence[int]] | None = None,
+        parts: Callable[[], PromptParts] | None = None,
     ) -> Iterator[Event]:
         """Read the prompt and draw tokens after it.
 
@@ -319,6 +318,9 @@ class Runtime:
         interject : callable, optional
             Called before a token is drawn, at the end of a character: the tokens that it returns come in its place, as
             if they had been drawn. ``thinking.ThinkingLimit`` is one.
+        parts : callable, optional
+            Says where system prompt and question lie, if the prompt as a whole is too long to be pinned
+            (``EvictionConfig.pin``).
 
         Yields
         ------
@@ -336,7 +338,7 @@ class Runtime:
         max_tokens = _limit(max_tokens)
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise UsageError("has no is_set(): give a Stop or a threading.Event", where="cancel")
-        steps = self._generate(prompt, max_tokens, sampling, stop, cancel, ignore_eos, interject)
+        steps = self._generate(prompt, max_tokens, sampling, stop, cancel, ignore_eos, interject, parts)
         return self._turns.each(steps)
 
     def _generate(
@@ -348,6 +350,7 @@ class Runtime:
         cancel: Cancel | None,
         ignore_eos: bool,
         interject: Callable[[], Sequence[int]] | None,
+        parts: Callable[[], PromptParts] | None,
     ) -> Iterator[Event]:
         n_ctx = llama_cpp.llama_n_ctx(self._ctx)
         tokens = self.vocabulary.check_tokens(prompt) if prompt is not None else self.tokens
@@ -362,6 +365,8 @@ class Runtime:
 
         n_cached = self._rewind(tokens)
         self._pending = None
+        if prompt is not None:
+            self.context.pin_prompt(len(tokens), parts)
         start_s = time.perf_counter()
         for i in range(n_cached, len(tokens), self.config.n_batch):
             if not self._decode(tokens[i : i + self.config.n_batch], cancel):
@@ -418,7 +423,13 @@ class Runtime:
         splitter, calls = TokenSplitter(marks, text, self.token_bytes, known), ToolCallSplitter()
         limit = None if thoughts.limit is None else ThinkingLimit(splitter, thoughts.limit, self.tokenize)
         for event in self.generate(
-            prompt, max_tokens=max_tokens, sampling=sampling, stop=stop, cancel=cancel, interject=limit
+            prompt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            cancel=cancel,
+            interject=limit,
+            parts=lambda: self.chat_parts(prompt, messages, tools=tools, thinking=thoughts),
         ):
             if isinstance(event, Prefill):
                 yield event
@@ -429,6 +440,33 @@ class Runtime:
             if isinstance(event, Done):
                 yield from _by_kind("content", None, calls)
                 yield event
+
+    def chat_parts(
+        self,
+        prompt: Sequence[int],
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        thinking: ThinkingConfig | None = None,
+    ) -> PromptParts:
+        """Where system prompt and tools end in the prompt of a conversation, and where its last question begins.
+
+        What the prompt shares with those of conversations in which the user says other things. Nothing is known of a
+        template that refuses these.
+        """
+        asked = [i for i, message in enumerate(messages) if message.get("role") == "user"]
+        if not asked:
+            return PromptParts()
+
+        def n_before(earlier: Sequence[Mapping[str, Any]]) -> int:
+            others = ([*earlier, {"role": "user", "content": content}] for content in ("0", "Z"))
+            texts = (self.apply_chat_template(other, tools=tools, thinking=thinking) for other in others)
+            return min(n_shared(prompt, self.tokenize(text, parse_special=True)) for text in texts)
+
+        try:
+            return PromptParts(n_before(messages[: asked[0]]), n_before(messages[: asked[-1]]))
+        except UsageError:
+            return PromptParts()
 
     def _draw(
         self,
@@ -541,6 +579,7 @@ class Runtime:
             rows_recalled=engine.n_rows_recalled,
             recall_ms=engine.t_recall_us / 1000,
             tokens_destroyed=engine.n_tokens_destroyed,
+            n_pinned=engine.n_pinned,
         )
 
     def kept(self, il: int, head_kv: int) -> list[int]:

@@ -19,6 +19,7 @@ _TAIL = 64
 
 def read(context: Context, tokens: Sequence[int]) -> NDArray[np.float32]:
     """Logits behind the last token, float32 [n_vocab], valid until the next decode."""
+    context.pin_prompt(len(context.tokens) + len(tokens))
     n_last = (len(tokens) - 1) // context.n_batch * context.n_batch
     skim(context, tokens[:n_last])
     last: NDArray[np.float32] = context.decode(tokens[n_last:], n_logits=1)[0]

@@ -42,6 +42,9 @@ class Method:
 
 FULL = "full"
 
+PIN = 0.5
+"""part of the budget that a prompt may take, as with ``--keep auto``"""
+
 
 GROUPS: dict[str, tuple[Method, ...]] = {
     "modes": (
@@ -59,6 +62,19 @@ GROUPS: dict[str, tuple[Method, ...]] = {
         Method("streaming", "the first and the most recent tokens", {"policy": "streaming"}),
         Method("knorm", "the smallest key norms", {"policy": "knorm"}),
         Method("random", "any tokens", {"policy": "random"}),
+        Method("random-pinned", "any tokens behind the prompt, which stays", {"policy": "random", "pin": PIN}),
+        Method("snapkv", "what the last 32 queries attend to, and its neighbours", {"policy": "snapkv"}),
+        Method("h2o", "what all queries so far attended to, added up", {"policy": "h2o"}),
+        Method("tova", "what the last query attends to", {"policy": "tova"}),
+        Method("rkv", "what the last 8 queries attend to, less what keys say twice", {"policy": "rkv"}),
+    ),
+    "queries": (
+        Method("pinned", "per-layer-head, and the prompt stays while it fits", {"pin": PIN}),
+        Method(
+            "weight-q-0.5", "what the last 24 queries attend to counts half as much as the centres", {"weight_q": 0.5}
+        ),
+        Method("weight-q-1", "as much as the centres", {"weight_q": 1.0}),
+        Method("weight-q-2", "twice as much", {"weight_q": 2.0}),
     ),
     "ablations": (
         Method("trig-only", "without the norm term", {"terms": "trig"}),

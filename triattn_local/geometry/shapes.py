@@ -214,6 +214,23 @@ def _use_more_bits(il: int, n_layer: int) -> bool:
     return il < n_layer // 8 or il >= 7 * n_layer // 8 or (il - n_layer // 8) % 3 == 2
 
 
+_QWEN3_8B = Geometry(
+    name="qwen3-8b",
+    title="Qwen3 8B",
+    arch="qwen3",
+    n_layer=36,
+    n_embd=4096,
+    n_ff=12288,
+    n_head=32,
+    n_head_kv=8,
+    head_dim=128,
+    n_vocab=151936,
+    n_ctx_train=40960,
+    rope_freq_base=1e6,
+    rms_eps=1e-6,
+    qk_norm=True,
+)
+
 _QWEN2_32B = Geometry(
     name="qwq-32b",
     title="QwQ 32B",
@@ -234,37 +251,9 @@ _QWEN2_32B = Geometry(
 GEOMETRIES: dict[str, Geometry] = {
     geometry.name: geometry
     for geometry in (
-        Geometry(
-            name="qwen3-8b",
-            title="Qwen3 8B",
-            arch="qwen3",
-            n_layer=36,
-            n_embd=4096,
-            n_ff=12288,
-            n_head=32,
-            n_head_kv=8,
-            head_dim=128,
-            n_vocab=151936,
-            n_ctx_train=40960,
-            rope_freq_base=1e6,
-            rms_eps=1e-6,
-            qk_norm=True,
-        ),
-        Geometry(
-            name="qwen3-32b",
-            title="Qwen3 32B",
-            arch="qwen3",
-            n_layer=64,
-            n_embd=5120,
-            n_ff=25600,
-            n_head=64,
-            n_head_kv=8,
-            head_dim=128,
-            n_vocab=151936,
-            n_ctx_train=40960,
-            rope_freq_base=1e6,
-            rms_eps=1e-6,
-            qk_norm=True,
+        _QWEN3_8B,
+        dataclasses.replace(
+            _QWEN3_8B, name="qwen3-32b", title="Qwen3 32B", n_layer=64, n_embd=5120, n_ff=25600, n_head=64
         ),
         _QWEN2_32B,
         dataclasses.replace(_QWEN2_32B, name="deepseek-r1-distill-qwen-32b", title="DeepSeek R1 Distill Qwen 32B"),

@@ -1,8 +1,8 @@
 """What llama.cpp knows about a model by the name of its architecture alone, and no file says.
 
 Mirrors ``llama_model_rope_type`` and the sliding-window lines of each model's ``load_arch_hparams``, so that a file can
-be described without loading it. To be checked again with every upgrade of llama.cpp; an architecture that is missing
-here is not refused, the loaded library is asked instead.
+be described without loading it. To be checked again with every upgrade of llama.cpp; for an architecture that is
+missing here the loaded library is asked, and `convert` refuses it.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class RopeParams:
 
     rope_type: RopeType
     n_rot: int
-    """rotated dimensions, the first of each head"""
+    """rotated dimensions, the first of each head; 0: none, every frequency is 0"""
     freq_base: float = 10000.0
     freq_scale: float = 1.0
     """1 / context extension"""
@@ -59,6 +59,8 @@ class RopeParams:
     @property
     def mscale(self) -> float:
         """c, the length that RoPE gives to a pair of length 1: ``attn_factor``, times YaRN's correction."""
+        if self.n_rot == 0:
+            return 1.0
         if self.ext_factor == 0.0:
             return self.attn_factor
         return self.attn_factor * (1.0 + 0.1 * math.log(1.0 / self.freq_scale))
@@ -141,6 +143,9 @@ def rope(
     float64 [..., head_dim], after RoPE
     """
     pos = np.asarray(pos)
+    if params.n_rot == 0:
+        shape = np.broadcast_shapes(pos.shape, np.shape(x_pre)[:-1])
+        return np.array(np.broadcast_to(x_pre, (*shape, np.shape(x_pre)[-1])), dtype=np.float64)
     turned = bands(x_pre, params.n_rot, params.rope_type) * params.mscale * np.exp(1j * rope_phases(pos, params, dtype))
     x_rot = np.array(np.broadcast_to(x_pre, (*turned.shape[:-1], np.shape(x_pre)[-1])), dtype=np.float64)
     n = params.n_rot

@@ -174,7 +174,12 @@ def bands(x: npt.NDArray[np.floating], n_rot: int, rope_type: RopeType) -> npt.N
 
 
 def band_magnitude(x: npt.NDArray[np.floating], n_rot: int, rope_type: RopeType) -> npt.NDArray[np.float64]:
-    """|x_f| of each band, float64 [..., n_rot / 2]; RoPE does not change it. Parameters as ``bands``."""
+    """|x_f| of each band, float64 [..., n_rot / 2]; RoPE does not change it. Parameters as ``bands``.
+
+    Where RoPE turns nothing, n_rot 0, each dimension is a band of its own: [..., head_dim].
+    """
+    if n_rot == 0:
+        return np.abs(np.asarray(x, dtype=np.float64))
     return np.asarray(np.abs(bands(x, n_rot, rope_type)))
 
 

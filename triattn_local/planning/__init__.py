@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..config import EvictionConfig, RuntimeConfig
+from ..config import ROPE_SCALINGS, EvictionConfig, RuntimeConfig
 from ..engine.runtime import check_stats
+from ..errors import UsageError
 from ..settings import Settings
 from .accounting import MemoryProbe
 from .machine import Machine, parse_cards, this_machine
 from .machine import machine as described_machine
 from .planner import Choice, Planner, PlanRequest
-from .report import PlanReport, choice_text, report
+from .report import PlanReport, choice_text, report, scaling_text
 from .sources import open_header
 
 __all__ = [
@@ -82,7 +83,7 @@ def request_of(
         n_ctx=settings.ctx if given("ctx") else None,
         budget=budget if evict else "off",
         window=settings.window,
-        n_keep=settings.keep,
+        n_keep=settings.n_keep,
         cache_type_k=settings.cache_type_k if given("cache_type_k") else None,
         cache_type_v=settings.cache_type_v if given("cache_type_v") else None,
         n_gpu_layers=settings.gpu_layers if given("gpu_layers") else None,
@@ -93,7 +94,22 @@ def request_of(
         flash_attn=settings.flash_attn,
         checkpoint_bytes=checkpoint_bytes,
         cold=settings.cold,
+        rope_scaling=_kind(settings),
     )
+
+
+def _told(choice: Choice, is_complete: bool) -> str | None:
+    """The choice on one line; of one that a person made, what it does to the model."""
+    return scaling_text(choice.shape) if is_complete else choice_text(choice)
+
+
+def _kind(settings: Settings) -> str | None:
+    kind = settings.rope_scaling
+    if kind is not None and kind not in ROPE_SCALINGS:
+        raise UsageError(
+            f"{kind!r} is not one of {', '.join(ROPE_SCALINGS)}", where=settings.origins.get("rope_scaling")
+        )
+    return kind
 
 
 def plan_run(
@@ -160,8 +176,9 @@ def plan_run(
         cache_type_v=shape.type_v,
         n_gpu_layers=placement.n_gpu_layers if placement.cards else settings.gpu_layers,
         tensor_split=placement.tensor_split,
+        rope_scaling=shape.rope_scaling,
     )
     eviction = None
     if shape.budget is not None:
         eviction = settings.changed("plan", budget=shape.budget).eviction()
-    return RunPlan(config, eviction, choice, None if request.is_complete(machine) else choice_text(choice))
+    return RunPlan(config, eviction, choice, _told(choice, request.is_complete(machine)))

@@ -1,9 +1,8 @@
 """What a model and its contexts take, by llama.cpp's own accounting: it is asked, nothing is allocated.
 
 llama.cpp loads a model and makes a context "without allocation": it reads the header, plans every buffer, and can tell
-their sizes. KV bytes come from the library's statistics, to the byte; compute buffers from the lines in which it
-reports them, to a hundredth of a MiB; weights are added up from the header. So a file whose tensor data is a hole will
-do, and a model of 20 GB is accounted for in a second.
+their sizes. KV bytes and compute buffers come from the library, to the byte; weights are added up from the header. So a
+file whose tensor data is a hole will do, and a model of 20 GB is accounted for in a second.
 
 Knows nothing of what fits: ``placement`` and ``planner`` do.
 """
@@ -17,21 +16,21 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import llama_cpp
 
 from ..config import EvictionConfig, RuntimeConfig
+from ..engine import native
 from ..engine.context_options import ContextOptions
 from ..engine.contexts import Context, Model
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
 from ..model.gguf_file import read_gguf
 from ..model.model_info import ModelInfo, read_model_info
+from ..support.closing import Closing
 
 HOST = "host"
 """memory that is no card's"""
 
-_COMPUTE = re.compile(r"(\S+) compute buffer size = +([\d.]+) MiB")
 _LAYER = re.compile(rb"blk\.(\d+)\.")
 _INPUT = (b"token_embd", b"token_types", b"position_embd", b"per_layer_token_embd")
 
@@ -80,7 +79,7 @@ class ContextBytes:
         return max(self.compute.values())
 
 
-class MemoryProbe:
+class MemoryProbe(Closing):
     """A model loaded without its weights. Contexts are made, asked and freed."""
 
     def __init__(self, path: Path, n_gpu_layers: int = 0, tensor_split: tuple[int, ...] | None = None) -> None:
@@ -133,26 +132,16 @@ class MemoryProbe:
             except TriattnError as error:
                 raise DoesNotFitError(error.what, where=f"a context of {shape.n_ctx} tokens") from error
         with context:
-            stats = context.stats()
+            stats, buffers = context.stats(), native.get_compute(context.handle)
         compute: dict[str, int] = {}
-        for buffer, mebibytes in _COMPUTE.findall("".join(lines)):
+        for buffer, n_bytes in buffers.items():
             # the CPU's buffer may lie in memory that a card can read fast: CUDA_Host
             device = HOST if buffer == "CPU" or buffer.endswith("_Host") else buffer
-            compute[device] = compute.get(device, 0) + round(float(mebibytes) * 2**20)
-        if not compute:
-            raise TriattnError("llama.cpp told no compute buffers", where="llama_init_from_model", fix="this is a bug")
+            compute[device] = compute.get(device, 0) + n_bytes
         return ContextBytes(stats.n_cells, stats.kv_bytes + stats.kv_bytes_other, compute)
 
     def close(self) -> None:
         self.model.close()
-
-    def __enter__(self) -> MemoryProbe:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _weights(info: ModelInfo) -> WeightBytes:

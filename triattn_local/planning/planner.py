@@ -18,6 +18,7 @@ from typing import Literal
 from ..config import Cold, EvictionConfig, RuntimeConfig
 from ..errors import DoesNotFitError, UsageError
 from ..model.model_info import CELL_STEP
+from ..model.reach import reach, scaling_for
 from ..support.formats import size
 from .accounting import HOST, ContextBytes, MemoryProbe, Shape
 from .machine import Machine
@@ -64,6 +65,8 @@ class PlanRequest:
     """main memory that is promised to checkpoints of the cache"""
     cold: Cold = "auto"
     """main memory for what is evicted"""
+    rope_scaling: str | None = None
+    """kind of RoPE scaling for a context beyond the trained one"""
 
     def is_complete(self, machine: Machine) -> bool:
         """Whether nothing is left to choose."""
@@ -125,9 +128,13 @@ class Planner:
 
         Raises
         ------
+        UsageError
+            The model was not trained for the context that was asked for, nor is it stretched to it.
         DoesNotFitError
             Nothing that was asked for does; the message has the nearest thing that fits.
         """
+        if self.request.n_ctx is not None:
+            scaling_for(self.info, self.request.rope_scaling, self.request.n_ctx)
         for found in self._fitting(self.request):
             confirmed = self._confirmed(found)
             if confirmed.placement.fits:
@@ -175,7 +182,7 @@ class Planner:
                 if n_ctx:
                     yield self.shape(request, n_ctx, None, *types)
                 continue
-            n_ctx = request.n_ctx or min(self.info.n_ctx_train, MAX_CTX)
+            n_ctx = request.n_ctx or min(self.reach, MAX_CTX)
             for budget in self._budgets(request, n_ctx):
                 if budget >= min(least, n_ctx) or request.budget != "auto":
                     yield self.shape(request, n_ctx, budget, *types)
@@ -212,7 +219,13 @@ class Planner:
             n_seq_max=request.n_parallel,
             kv_unified=request.kv_unified,
             flash_attn=request.flash_attn,
+            rope_scaling=scaling_for(self.info, request.rope_scaling, n_ctx),
         )
+
+    @property
+    def reach(self) -> int:
+        """The longest context that makes sense, in tokens."""
+        return reach(self.info, self.request.rope_scaling)
 
     # ------------------------------------------------- one shape
 
@@ -263,9 +276,9 @@ class Planner:
     # ---------------------------------------------------------------- limits
 
     def largest_ctx(self, shape: Shape, n_gpu_layers: int | None = None) -> int:
-        """The longest context of this shape that fits, at most what the model was trained for; 0 if none does."""
+        """The longest context of this shape that fits, at most what the model reaches; 0 if none does."""
         n_gpu_layers = self.all_layers if n_gpu_layers is None else n_gpu_layers
-        most = max(CELL_STEP, min(max(self.info.n_ctx_train, CELL_STEP), MAX_CTX))
+        most = max(CELL_STEP, min(max(self.reach, CELL_STEP), MAX_CTX))
 
         def fits(n_ctx: int) -> bool:
             longer = dataclasses.replace(
@@ -291,7 +304,8 @@ class Planner:
         """Full attention beside the choice, for usual contexts and the chosen one."""
         n_gpu_layers = choice.placement.n_gpu_layers
         rows = []
-        for n_ctx in sorted({*TABLE, choice.shape.n_ctx}):
+        usual = [n_ctx for n_ctx in TABLE if n_ctx <= self.reach]
+        for n_ctx in sorted({*usual, choice.shape.n_ctx}):
             shape = dataclasses.replace(choice.shape, n_ctx=n_ctx)
             full = self.choice_of(dataclasses.replace(shape, budget=None), n_gpu_layers)
             rows.append(PlanRow(n_ctx, full, self.choice_of(shape, n_gpu_layers) if shape.budget is not None else None))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..support.formats import size
+from .accounting import Shape
 from .cold import ColdPlan, cold_plan
 from .placement import Use
 from .planner import Choice, Planner, PlanRow
@@ -53,6 +54,7 @@ class PlanReport:
             "n_ctx_train": self.n_ctx_train,
             "weights_bytes": self.weights_bytes,
             "n_ctx": shape.n_ctx,
+            "rope_scaling": None if shape.rope_scaling is None else dataclasses.asdict(shape.rope_scaling),
             "budget": shape.budget,
             "window": shape.window,
             "batch": shape.n_batch,
@@ -102,6 +104,8 @@ class PlanReport:
         shape, placement = self.choice.shape, self.choice.placement
         types = " and ".join(dict.fromkeys((shape.type_k, shape.type_v)))
         lines = [("context", f"{shape.n_ctx:,} tokens, trained for {self.n_ctx_train:,}")]
+        if (scaled := scaling_text(shape)) is not None:
+            lines.append(("RoPE scaling", scaled.removeprefix("RoPE ")))
         if shape.n_seq_max > 1:
             lines.append(("sequences", f"{shape.n_seq_max}, each with that context and that budget"))
         if shape.budget is not None:
@@ -173,7 +177,19 @@ def choice_text(choice: Choice) -> str:
         n, n_layer = (sum(use.n_layers for use in uses) for uses in (placement.cards, placement.uses))
         parts.append(f"{n} of {n_layer} layers on the GPU" if n else "no layer on the GPU")
     parts.append(f"{size(tight.need)} of {size(tight.total)} {tight.name}, {size(tight.margin)} to spare")
+    if (scaled := scaling_text(shape)) is not None:
+        parts.append(scaled)
     return ", ".join(parts)
+
+
+def scaling_text(shape: Shape) -> str | None:
+    """What stretches the context, in a clause; None: nothing but what the file says."""
+    scaling = shape.rope_scaling
+    if scaling is None:
+        return None
+    if scaling.kind == "none":
+        return "RoPE without scaling, beyond the trained context too"
+    return f"RoPE stretched {scaling.factor:.3g} times from {scaling.n_ctx_orig:,} ({scaling.kind})"
 
 
 def _cells(choice: Choice) -> tuple[str, str, str]:

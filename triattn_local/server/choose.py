@@ -42,13 +42,6 @@ def choose(settings: Settings, path: Path, *, evict: bool = True, extra: Sequenc
         The chat template is broken.
     """
     check_flags(extra)  # before the plan, which takes seconds
-    n_ctx_train = read_model_info(path).n_ctx_train
-    if n_ctx_train and settings.is_given("ctx") and settings.ctx > n_ctx_train:
-        raise UsageError(
-            f"the model was trained for {n_ctx_train:,} tokens, and llama-server goes no further",
-            where="--ctx",
-            fix=f"give --ctx {n_ctx_train} or less",
-        )
     settings = _fitted(settings)
     plan = plan_run(
         path,
@@ -57,6 +50,10 @@ def choose(settings: Settings, path: Path, *, evict: bool = True, extra: Sequenc
         n_parallel=max(settings.slots, 1),
         checkpoint_bytes=max(settings.cache_ram, 0) * 2**20,
     )
+    info, config = read_model_info(path), plan.config
+    if config.rope_scaling is not None and config.n_ctx > info.n_ctx_train:
+        # llama-server cuts a slot off where training ended, and knows of YaRN alone that it goes on
+        extra = (*extra, "--override-kv", f"{info.arch}.context_length=int:{config.n_ctx}")
     return ServerConfig(
         model=path,
         runtime=dataclasses.replace(plan.config, n_threads=plan.config.n_threads or physical_cores()),

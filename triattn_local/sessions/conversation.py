@@ -21,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..answers.thinking import TextKind, ThinkingLimit, TokenSplitter, marks_of
+from ..answers.tool_calls import MARKS, ToolCall, ToolCallSplitter
 from ..config import SamplingConfig, ThinkingConfig
+from ..engine.pinning import PromptParts
 from ..engine.runtime import Cancel, Done, Prefill, Runtime, Token, n_shared
 from ..errors import StateError, TriattnError, UsageError
-from .model import Message
+from .model import SUMMARY, Message, turns_of
 from .snapshot_cache import SnapshotCache
 
 WORTH_A_FILE = 512
@@ -56,6 +58,13 @@ class Piece:
     text: str
     n_tokens: int
     """tokens of this kind so far"""
+
+
+@dataclass(frozen=True)
+class Called:
+    """The answer wants a tool to be called; of the text it is no part."""
+
+    call: ToolCall
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ class Span:
     """byte of the content at which each of its tokens ends: int64 [n_tokens], rising"""
 
 
-Event = Ready | Prefill | Piece | Answered | Settled
+Event = Ready | Prefill | Piece | Called | Answered | Settled
 
 
 class TooLongError(UsageError):
@@ -164,17 +173,20 @@ class Conversation:
         self.marks = marks_of(rt.vocabulary.chat_template)
         self.thinking = ThinkingConfig()
         """how the session at hand has the model think: its template may say so at the beginning of every prompt"""
+        self.tools: Sequence[Mapping[str, Any]] = ()
+        """what it may call, as OpenAI's protocol has them: they too stand at the beginning of every prompt"""
         self._pieces_of: dict[int, bytes] = {}
 
     # ------------------------------------------------------------------ text
 
     def prompt_text(self, system: str, path: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The conversation in the model's template, without any thinking."""
-        turns: list[dict[str, Any]] = [{"role": m.role, "content": m.prompt} for m in path]
+        turns = turns_of(path)
 
         def render(turns: Sequence[Mapping[str, Any]]) -> str:
+            tools: Any = {"tools": self.tools} if self.tools else {}
             return self.rt.apply_chat_template(
-                turns, thinking=self.thinking, add_generation_prompt=add_generation_prompt
+                turns, thinking=self.thinking, add_generation_prompt=add_generation_prompt, **tools
             )
 
         if not system:
@@ -216,12 +228,21 @@ class Conversation:
     def lasting(self, system: str, path: Sequence[Message]) -> list[int]:
         """Tokens that every continuation of the conversation begins with, whatever is said next."""
         nothing = Message(id=-1, session="", parent=None, role="user", content="")
-        if path and path[-1].role == "user":
+        if path and path[-1].role != "assistant":
+            if path[-1].role == "tool":  # what follows a call is its result
+                nothing = path[-1]
             path = path[:-1]
         one, other = (
             self.prompt(system, [*path, dataclasses.replace(nothing, content=content)]) for content in ("0", "Z")
         )
         return one[: n_shared(one, other)]
+
+    def parts(self, system: str, path: Sequence[Message], tokens: Sequence[int]) -> PromptParts:
+        """Where in the tokens of a branch the system prompt ends, and the last thing that the user said begins."""
+        asked = max((i for i, message in enumerate(path) if message.role == "user"), default=0)
+        return PromptParts(
+            n_shared(tokens, self.lasting(system, [])), n_shared(tokens, self.lasting(system, path[:asked]))
+        )
 
     # ------------------------------------------------------------------ turn
 
@@ -235,13 +256,14 @@ class Conversation:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         cancel: Cancel | None = None,
+        keep: bool = True,
     ) -> Iterator[Event]:
-        """Answer the last message of a branch.
+        """Answer the last message of a branch; without `keep` no snapshot of it is taken.
 
         Yields
         ------
-        Ready, Prefill after every batch, Piece after every token, Answered. With `cancel` set, Answered comes after
-        the batch or token at hand.
+        Ready, Prefill after every batch, Piece after every token, Called where tools are offered and one is called,
+        Answered. With `cancel` set, Answered comes after the batch or token at hand.
 
         Raises
         ------
@@ -259,19 +281,27 @@ class Conversation:
         earlier = self.lasting(system, path) if len(path) > 1 else []
         yield self._go_back(session, path, tokens, earlier)
 
-        splitter = TokenSplitter(self.marks, text, self.rt.token_bytes)
+        known = [mark for pair in MARKS for mark in pair] if self.tools else []
+        splitter = TokenSplitter(self.marks, text, self.rt.token_bytes, known)
+        calls = ToolCallSplitter() if self.tools else None
         counts = splitter.n_tokens
         most = self.thinking.limit
         limit = None if most is None else ThinkingLimit(splitter, most, self.rt.tokenize)
         snapshot_bytes = 0
         thinking_s, first_s = 0.0, time.perf_counter()
         for event in self.rt.generate(
-            tokens, max_tokens=max_tokens, sampling=sampling, stop=stop, cancel=cancel, interject=limit
+            tokens,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            stop=stop,
+            cancel=cancel,
+            interject=limit,
+            parts=lambda: self.parts(system, path, tokens),
         ):
             if isinstance(event, Prefill):
                 yield event
                 first_s = time.perf_counter()
-                if event.n_done == event.n_total and self.rt.forgets:
+                if event.n_done == event.n_total and self.rt.forgets and keep:
                     to_disk = event.n_total - WORTH_A_FILE >= 0
                     snapshot_bytes = self._take(session, path[-1].id, in_memory=True, on_disk=to_disk)
                     first_s = time.perf_counter()
@@ -280,9 +310,11 @@ class Conversation:
                 parts = splitter.push_token(event.id, event.text)
                 if kind == "thinking" and splitter.kind == "content":
                     thinking_s = time.perf_counter() - first_s
-                yield from self._pieces(parts, splitter.kind, counts)
+                yield from self._pieces(parts, splitter.kind, counts, calls)
             elif isinstance(event, Done):
-                yield from self._pieces(splitter.flush(), splitter.kind, counts)
+                yield from self._pieces(splitter.flush(), splitter.kind, counts, calls)
+                for part in calls.flush() if calls is not None else ():
+                    yield Called(part) if isinstance(part, ToolCall) else Piece("content", part, counts["content"])
                 if splitter.kind == "thinking":
                     thinking_s = time.perf_counter() - first_s
                 yield Answered(
@@ -298,10 +330,51 @@ class Conversation:
                 )
 
     def _pieces(
-        self, parts: Sequence[tuple[TextKind, str]], now: TextKind, counts: dict[TextKind, int]
-    ) -> Iterator[Piece]:
+        self,
+        parts: Sequence[tuple[TextKind, str]],
+        now: TextKind,
+        counts: dict[TextKind, int],
+        calls: ToolCallSplitter | None,
+    ) -> Iterator[Piece | Called]:
         for kind, text in parts or [(now, "")]:
-            yield Piece(kind, text, counts[kind])
+            if calls is None or kind == "thinking":
+                yield Piece(kind, text, counts[kind])
+                continue
+            for part in calls.push(text) or [""]:
+                yield Called(part) if isinstance(part, ToolCall) else Piece(kind, part, counts[kind])
+
+    def summarise(
+        self,
+        session: str,
+        system: str,
+        path: Sequence[Message],
+        *,
+        sampling: SamplingConfig,
+        cancel: Cancel | None = None,
+    ) -> Iterator[Event]:
+        """A summary of a branch by the model itself, in an eighth of the context at most.
+
+        What is too long to be read is left out from its beginning.
+
+        Yields
+        ------
+        As ``respond``.
+        """
+        n_ctx = self.rt.stats().n_ctx
+        most = max(64, n_ctx // 8)
+        ask = Message(id=0, session=session, parent=None, role="user", content=SUMMARY)
+        starts = [i for i, message in enumerate(path) if message.role == "user"]
+        whole, self.thinking = self.thinking, dataclasses.replace(self.thinking, enabled=False)
+        try:
+            first = next(
+                (i for i in starts if len(self.prompt(system, [*path[i:], ask])) + most <= n_ctx),
+                starts[-1] if starts else 0,
+            )
+            yield from self.respond(
+                session, system, [*path[first:], ask], sampling=sampling, max_tokens=most, cancel=cancel, keep=False
+            )
+        finally:
+            self.thinking = whole
 
     def settle(
         self, session: str, system: str, path: Sequence[Message], *, cancel: Cancel | None = None
@@ -323,7 +396,9 @@ class Conversation:
         # what the cache holds behind them must not be what a snapshot cannot be cut before
         if self._in_cache(tokens) < len(tokens) - 1 or self.rt.stats().pos_saved > len(tokens):
             self._go_back(session, path, tokens, tokens)
-            for event in self.rt.generate(tokens, max_tokens=0, cancel=cancel):
+            for event in self.rt.generate(
+                tokens, max_tokens=0, cancel=cancel, parts=lambda: self.parts(system, path, tokens)
+            ):
                 if isinstance(event, Prefill):
                     yield event
                 elif isinstance(event, Done):

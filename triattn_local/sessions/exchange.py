@@ -19,10 +19,12 @@ from .model import Attachment, Draft, Message, Session, path_to
 _FORMAT = "triattn-local session"
 _VERSION = 1
 
-_MARK = re.compile(r"^<!-- (system|user|assistant|thinking|content|file) ?(.*?) ?-->\n", re.MULTILINE)
-_LOOKS_LIKE_A_MARK = re.compile(r"^<(\\*)(?=!-- (?:system|user|assistant|thinking|content|file)\b)", re.MULTILINE)
-_ESCAPED = re.compile(r"^<\\(\\*)(?=!-- (?:system|user|assistant|thinking|content|file)\b)", re.MULTILINE)
-_HEADINGS = {"system": "System", "user": "You", "assistant": "Answer"}
+_MARK = re.compile(r"^<!-- (system|user|assistant|tool|thinking|content|file) ?(.*?) ?-->\n", re.MULTILINE)
+_LOOKS_LIKE_A_MARK = re.compile(r"^<(\\*)(?=!-- (?:system|user|assistant|tool|thinking|content|file)\b)", re.MULTILINE)
+_ESCAPED = re.compile(r"^<\\(\\*)(?=!-- (?:system|user|assistant|tool|thinking|content|file)\b)", re.MULTILINE)
+_HEADINGS = {"system": "System", "user": "You", "assistant": "Answer", "tool": "Tool"}
+_TOLD = ("calls", "call", "name", "server", "arguments", "failed")
+"""of a report, what Markdown keeps: without it an answer that calls a tool is none"""
 
 
 def to_json(session: Session, messages: Sequence[Message]) -> str:
@@ -72,7 +74,7 @@ def from_json(text: str, where: str = "JSON") -> Draft:
             raise UsageError(f"has version {data['version']}, this program reads {_VERSION}", where=where)
         messages = []
         for i, entry in enumerate(data["messages"]):
-            if entry["role"] not in ("user", "assistant"):
+            if entry["role"] not in ("user", "assistant", "tool"):
                 raise ValueError(f"message {i} has the role {entry['role']!r}")
             if entry["parent"] is not None and not 0 <= entry["parent"] < i:
                 raise ValueError(f"message {i} follows message {entry['parent']}")
@@ -111,15 +113,22 @@ def to_markdown(session: Session, messages: Sequence[Message]) -> str:
     if session.system:
         parts.append(_section("system", session.system))
     for message in path_to(messages, session.leaf):
-        parts.append(f"<!-- {message.role} -->\n## {_HEADINGS[message.role]}\n")
+        told = {name: message.report[name] for name in _TOLD if name in message.report}
+        name = f" {' '.join(str(told['name']).split())}" if message.role == "tool" and "name" in told else ""
+        mark = f"{message.role} {_comment(told)}" if told else message.role
+        parts.append(f"<!-- {mark} -->\n## {_HEADINGS[message.role]}{name}\n")
         for file in message.attachments:
-            name = json.dumps(file.name, ensure_ascii=False).replace("--", "-\\u002d")
-            parts.append(f"<!-- file {name} -->\n{_escape(file.text)}\n")
+            parts.append(f"<!-- file {_comment(file.name)} -->\n{_escape(file.text)}\n")
         if message.thinking:
             thinking = f"<!-- thinking -->\n{_escape(message.thinking)}"
             parts.append(f"<details><summary>Thinking</summary>\n\n{thinking}\n\n</details>\n")
         parts.append(f"<!-- content -->\n{_escape(message.content)}\n")
     return "\n".join(parts)
+
+
+def _comment(value: object) -> str:
+    """JSON that ends no comment."""
+    return json.dumps(value, ensure_ascii=False).replace("--", "-\\u002d").replace("->", "-\\u003e")
 
 
 def _section(role: str, text: str) -> str:
@@ -145,6 +154,7 @@ def from_markdown(text: str, where: str = "Markdown") -> Draft:
             if role != "system":
                 parent = messages[-1]["id"] if messages else None
                 messages.append({"id": len(messages), "parent": parent, "role": role, "files": [], "thinking": ""})
+                messages[-1]["report"] = _read_report(value, where)
         elif role == "system":
             system = inside
         elif not messages:
@@ -174,11 +184,23 @@ def from_markdown(text: str, where: str = "Markdown") -> Draft:
                 content=m.get("content", ""),
                 thinking=m["thinking"],
                 attachments=tuple(m["files"]),
+                report=m["report"],
             )
             for m in messages
         ],
         leaf=len(messages) - 1,
     )
+
+
+def _read_report(value: str, where: str) -> dict[str, Any]:
+    try:
+        report = json.loads(value) if value else {}
+        calls = report.get("calls", ())
+        for call in calls:
+            _ = str(call["id"]), str(call["name"]), dict(call["arguments"])
+        return dict(report)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise UsageError(f"{value[:80]} says nothing of a message", where=where) from None
 
 
 def _escape(text: str) -> str:

@@ -6,11 +6,13 @@ read. Knows nothing of databases and models.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-Role = Literal["user", "assistant"]
+Role = Literal["user", "assistant", "tool"]
+"""tool: what came of a call that the assistant made"""
 State = Literal["streaming", "complete", "stopped", "length", "context", "interrupted", "failed"]
 """of an answer: coming, whole, stopped by the user, at the token limit, at the end of the context, cut off by a crash,
 ended by an error"""
@@ -45,7 +47,8 @@ class Message:
     attachments: tuple[Attachment, ...] = ()
     state: State = "complete"
     report: Mapping[str, Any] = field(default_factory=dict)
-    """of an answer: tokens, seconds, tokens/s, model; of any message: whether it is left out"""
+    """of an answer: tokens, seconds, tokens/s, calls of tools; of a result: which call it belongs to; of any message:
+    whether it is left out"""
     created: float = 0.0
     """seconds since 1970"""
 
@@ -55,9 +58,53 @@ class Message:
         return bool(self.report.get("left_out"))
 
     @property
+    def summary(self) -> tuple[str, int] | None:
+        """What the model reads in the place of so many messages, of which this is the last; None: of none."""
+        told = self.report.get("summary")
+        return (str(told["text"]), int(told["n"])) if told and self.left_out else None
+
+    @property
+    def calls(self) -> Sequence[Mapping[str, Any]]:
+        """The tools that an answer calls: `id`, `name` and `arguments` of each."""
+        calls: Sequence[Mapping[str, Any]] = self.report.get("calls", ())
+        return calls
+
+    @property
     def prompt(self) -> str:
         """What the model is given for it."""
         return "\n\n".join([*(file.as_prompt() for file in self.attachments), self.content])
+
+    def as_turn(self) -> dict[str, Any]:
+        """As OpenAI's protocol has it, without thinking."""
+        turn: dict[str, Any] = {"role": self.role, "content": self.prompt}
+        if self.calls:
+            turn["tool_calls"] = [
+                {
+                    "id": call["id"],
+                    "type": "function",
+                    "function": {"name": call["name"], "arguments": call["arguments"]},
+                }
+                for call in self.calls
+            ]
+        if self.role == "tool":
+            turn["tool_call_id"], turn["name"] = self.report.get("call", ""), self.report.get("name", "")
+        return turn
+
+
+def turns_of(path: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as templates take them: a call that was never made, since the program ended before, has a result too."""
+    turns: list[dict[str, Any]] = []
+    for i, message in enumerate(path):
+        turns.append(message.as_turn())
+        following = itertools.takewhile(lambda other: other.role == "tool", path[i + 1 :])
+        made = {other.report.get("call") for other in following}
+        for call in message.calls:
+            if call["id"] not in made:
+                turns.append({"role": "tool", "content": NOT_CALLED, "tool_call_id": call["id"], "name": call["name"]})
+    return turns
+
+
+NOT_CALLED = "It was not called."
 
 
 @dataclass(frozen=True)
@@ -110,6 +157,36 @@ def path_to(messages: Iterable[Message], leaf: int | None) -> list[Message]:
         path.append(message)
         leaf = message.parent
     return path[::-1]
+
+
+SUMMARY = (
+    "Summarise our conversation so far for somebody who has nothing but your summary and goes on with it: what was "
+    "asked and answered, names, numbers, decisions, and what is still open. Write the summary alone."
+)
+"""what the model is asked for, and what stands before a summary in what it reads later"""
+
+
+def read_of(path: Iterable[Message]) -> list[Message]:
+    """Of a branch, what the model reads: nothing of what is left out, and a summary where there is one of that."""
+    read: list[Message] = []
+    for message in path:
+        if not message.left_out:
+            read.append(message)
+        elif message.summary is not None:
+            plain = replace(
+                message, id=-message.id, role="user", content=SUMMARY, thinking="", attachments=(), report={}
+            )
+            read += [plain, replace(plain, role="assistant", content=message.summary[0])]
+    return read
+
+
+def summarised(path: Sequence[Message]) -> list[list[Message]]:
+    """The messages of a branch that have a summary in their place, summary by summary."""
+    return [
+        list(path[max(0, i + 1 - message.summary[1]) : i + 1])
+        for i, message in enumerate(path)
+        if message.summary is not None
+    ]
 
 
 def siblings(messages: Iterable[Message], message: Message) -> list[Message]:

@@ -13,7 +13,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -451,9 +451,17 @@ class SessionStore:
         """Keep the model from reading messages, or let it read them again; they stay where they are."""
         with self._writing() as db:
             for id_ in messages:
-                report = {name: value for name, value in self.message(id_).report.items() if name != "left_out"}
+                known = self.message(id_).report.items()
+                report = {name: value for name, value in known if name not in ("left_out", "summary")}
                 text = json.dumps({**report, "left_out": True} if out else report)
                 db.execute("UPDATE messages SET report=? WHERE id=?", (text, id_))
+
+    def summarise(self, messages: Sequence[int], text: str) -> None:
+        """Leave out messages of a branch, one after the other, and have a summary in their place."""
+        with self._writing() as db:
+            self.leave_out(messages, True)
+            report = {**self.message(messages[-1]).report, "summary": {"text": text, "n": len(messages)}}
+            db.execute("UPDATE messages SET report=? WHERE id=?", (json.dumps(report), messages[-1]))
 
     def withdraw(self, answer: Message) -> None:
         """Take away an answer of which nothing came; the message that it follows is the leaf again."""

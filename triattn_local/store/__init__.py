@@ -7,7 +7,8 @@ from pathlib import Path
 from ..errors import UsageError
 from ..model.gguf_file import GgufFile
 from ..support.progress import Progress, silent
-from .folder import Entry, entries, resolve, split_repo
+from .elsewhere import Foreign, elsewhere, link
+from .folder import Entry, entries, remove, resolve, split_repo
 from .hub import HubClient, hub_heads, pull_hub
 from .packages import DEMO, DEMO_TOKENS, PackagedModel, demo_sampling, fetch_packaged
 
@@ -15,14 +16,18 @@ __all__ = [
     "DEMO",
     "DEMO_TOKENS",
     "Entry",
+    "Foreign",
     "HubClient",
     "PackagedModel",
     "demo_sampling",
+    "elsewhere",
     "entries",
     "fetch_packaged",
     "is_repo",
+    "link",
     "pull",
     "remote_heads",
+    "remove",
     "resolve",
 ]
 

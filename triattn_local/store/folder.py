@@ -156,6 +156,33 @@ def _names(entry: Entry) -> set[str]:
     return {name.lower() for name in names}
 
 
+def remove(name: str, models: Path) -> list[Path]:
+    """Remove a model of the folder, all its shards; of a linked one the links alone. Returns what was removed.
+
+    Raises
+    ------
+    ModelNotFoundError
+        As ``resolve``, or the file lies elsewhere.
+    TriattnError
+        It cannot be removed.
+    """
+    path = resolve(name, models)
+    inside = Path(os.path.abspath(path))  # noqa: PTH100  # a link is not followed
+    root = Path(os.path.abspath(models))  # noqa: PTH100
+    if not inside.is_relative_to(root):
+        raise ModelNotFoundError("is not in the models folder", where=str(path), fix="remove it where it lies")
+    files = [file for file in shards(inside) if os.path.lexists(file)]
+    with folder_errors(inside.parent):
+        for file in files:
+            file.unlink()
+    folder = inside.parent
+    with contextlib.suppress(OSError):  # it holds more
+        while folder != root:
+            folder.rmdir()
+            folder = folder.parent
+    return files
+
+
 def is_gguf(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"GGUF"

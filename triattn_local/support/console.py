@@ -14,7 +14,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -32,6 +31,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from .closing import Closing
 from .progress import Unit
 
 _UNKNOWN = "triattn-unknown"
@@ -229,7 +229,7 @@ def waiting(text: str) -> Iterator[None]:
         yield
 
 
-class Stages:
+class Stages(Closing):
     """Shows long work on stderr: ``stages("fetching x", done, total)``, as often as there is news.
 
     A stage whose total is 0 or unknown is a line: what it counts shows itself, or cannot be counted.
@@ -241,14 +241,6 @@ class Stages:
         self._stage: str | None = None
         self._task: TaskID | None = None
         self._bars: Progress | None = None
-
-    def __enter__(self) -> Stages:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __call__(self, stage: str, done: int, total: int | None, unit: Unit | None = None) -> None:
         console = stderr()

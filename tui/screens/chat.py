@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on, work
@@ -19,17 +21,22 @@ from triattn_local.errors import DoesNotFitError, StatsError, TriattnError
 from triattn_local.sessions import Attachment, Message
 from triattn_local.sessions.conversation import Retained, context_for, room_for_answer
 from triattn_local.support import formats
+from triattn_local.support.stop import Stop
+from triattn_local.tools.host import Result, Tool
 
 from .. import events, garbage, pacing
 from ..engine import Turn
 from ..numbers import of_nothing
 from ..session import OpenSession
+from ..toolbox import MOST_IN_A_ROW, spelled
 from ..widgets.code_block import CodeBlock
 from ..widgets.memory_panel import MemoryPanel
-from ..widgets.messages import AnswerMessage, MessageWidget, Notice
+from ..widgets.messages import AnswerMessage, MessageWidget, Notice, harmless
 from ..widgets.prompt import Prompt
 from ..widgets.status import StatusLine
+from ..widgets.tool import ToolMessage
 from ..widgets.transcript import Earlier, Transcript
+from .allow import AllowScreen
 from .full import FullScreen, Way
 
 if TYPE_CHECKING:
@@ -114,6 +121,12 @@ class ChatScreen(Screen[None]):
         self._pace = pacing.Pace()
         self._garbage = garbage.Collector()
         self._ended: events.TurnEnded | None = None
+        self._calls: Stop | None = None
+        """set to leave the calls that are on their way"""
+        self._call: Future[Result] | None = None
+        self._summing = False
+        self._after_summary: Message | None = None
+        """the question that waits for the summary"""
 
     def compose(self) -> ComposeResult:
         yield self._title
@@ -142,8 +155,8 @@ class ChatScreen(Screen[None]):
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is coming."""
-        return self._answer is not None
+        """Whether an answer is coming, or what it waits for."""
+        return self._answer is not None or self._calls is not None or self._summing
 
     async def show_session(self) -> None:
         """The session has changed: show its branch from scratch."""
@@ -234,7 +247,7 @@ class ChatScreen(Screen[None]):
         n_siblings = sum(1 for m in self.session.messages if m.parent == message.id)
         try:
             if message.left_out:
-                self._leave_out([message], False)
+                self._leave_out(self.session.turn_of(message), False)
             sampling = self.session.sampling(self.app.sampling, n_siblings)
             max_tokens = self.session.max_tokens(self.app.max_tokens)
             thinking, stop = self.session.thinking(self.app.thinking), self.session.stop(self.app.settings.stop)
@@ -252,8 +265,16 @@ class ChatScreen(Screen[None]):
         self._answer, self._ended = widget, None
         self._speed = (time.monotonic(), 0)
         system = self.session.system
-        self.app.engine.answer(Turn(answer.session, system, path, answer.id, sampling, max_tokens, thinking, stop))
-        self._say_state("waiting for the model" if self.app.loading else "starting")
+        functions = self.app.toolbox.functions
+        turn = Turn(answer.session, system, path, answer.id, sampling, max_tokens, thinking, stop, functions)
+        self.app.engine.answer(turn)
+        self._say_state(
+            "waiting for the model"
+            if self.app.loading
+            else "waiting for the tools"
+            if self.app.toolbox.host.is_starting
+            else "starting"
+        )
         self.refresh_title()
 
     @on(events.TurnReady)
@@ -322,7 +343,11 @@ class ChatScreen(Screen[None]):
                 await answer.remove()
             self.refresh_title()
             question = self.session.path[-1]
-            self._leave_out([question])  # until it is asked again: or each message after it would be too long, too
+            if question.role == "tool":
+                question = self.session.turn_of(question)[0]
+            self._leave_out(
+                self.session.turn_of(question)
+            )  # until it is asked again: or each message after it would be too long, too
             room = room_for_answer(event.error.n_ctx)
             if event.oldest and event.n_after + room <= event.error.n_ctx:
                 self.app.push_screen(FullScreen(event), lambda way: self._go_on(way, event, question))
@@ -342,7 +367,10 @@ class ChatScreen(Screen[None]):
 
     async def _go_on(self, way: Way | None, event: events.TooLong, question: Message) -> None:
         with self.app.telling():
-            if way == "oldest":
+            if way == "summary":
+                self._after_summary = question
+                self._summarise(event.oldest)
+            elif way == "oldest":
                 self._leave_out(event.oldest)
                 await self._ask(self.session.path[-1])
             elif way == "raise":
@@ -354,10 +382,52 @@ class ChatScreen(Screen[None]):
                 Notice("This message was not sent.", fix="Ctrl+R asks it again; ↑ edits it; or go on with another one")
             )
 
+    def _summarise(self, messages: Sequence[Message]) -> None:
+        """Have the model write what it is to read in the place of these messages, the first ones that it reads."""
+        session = self.session.session
+        assert session is not None
+        self._summing = True
+        self._say_state("summarising")
+        sampling = self.session.sampling(self.app.sampling, 0)
+        thinking, functions = self.session.thinking(self.app.thinking), self.app.toolbox.functions
+        self.app.engine.summarise(
+            Turn(session.id, self.session.system, messages, 0, sampling, None, thinking, (), functions)
+        )
+        self.refresh_title()
+
+    @on(events.Summarised)
+    async def _summarised(self, event: events.Summarised) -> None:
+        self._summing, question = False, self._after_summary
+        self._after_summary = None
+        self._say_state("ready")
+        self.refresh_title()
+        with self.app.telling():
+            if event.text is None:
+                error = event.error or TriattnError("there is no summary: it was stopped, or empty")
+                await self.transcript.say(Notice.of(error, "Ctrl+R asks the last message again"))
+                return
+            self.session.summarise(event.messages, event.text)
+            if question is not None:
+                self.session.leave_out(self.session.turn_of(question), False)
+            await self.transcript.show(self.session.path, self.session.siblings)
+            if question is not None:
+                await self._ask(self.session.path[-1])
+
+    def action_summarise(self) -> None:
+        """All that the model reads but the last turn."""
+        if self._refuse_while_busy():
+            return
+        starts = [i for i, message in enumerate(self.session.read) if message.role == "user"]
+        if len(starts) < 2 or self.app.model is None:
+            self.notify("There is one turn at most: nothing to summarise.")
+            return
+        with self.app.telling():
+            self._summarise(self.session.read[: starts[-1]])
+
     def _leave_out(self, messages: Sequence[Message], out: bool = True) -> None:
         """Keep the model from reading messages, or let it read them again; and show that."""
         self.session.leave_out(messages, out)
-        for message in messages:
+        for message in self.session.path:
             widget = self.transcript.find(message.id)
             if widget is not None:
                 widget.change(self.app.store.message(message.id))
@@ -375,6 +445,82 @@ class ChatScreen(Screen[None]):
             await self.transcript.say(Notice.of(event.error, self._next_step(event.error)))
         self._say_state("ready")
         self.refresh_title()
+        if event.answer.calls and event.error is None:
+            self._use_tools(event.answer)
+
+    # ------------------------------------------------------------------- tools
+
+    @work(group="calls", exit_on_error=False)
+    async def _use_tools(self, answer: Message) -> None:
+        """Call what an answer calls, as far as the user allows it, and have the model go on."""
+        self._calls = stop = Stop()
+        self.refresh_title()
+        try:
+            with self.app.telling():
+                for call in answer.calls:
+                    await self._use_tool(answer, call, stop)
+                    if stop.is_set():
+                        break
+        finally:
+            self._calls = self._call = None
+            self._say_state("ready")
+            self.refresh_title()
+        n = sum(1 for message in self.session.turn_of(answer) if message.role == "tool")
+        last = self.session.path[-1]
+        if stop.is_set() or last.role != "tool":
+            return
+        if n >= MOST_IN_A_ROW:
+            await self.transcript.say(
+                Notice(f"The model called tools {n} times in a row.", fix="a message lets it go on")
+            )
+            return
+        await self._ask(last)
+
+    async def _use_tool(self, answer: Message, call: Mapping[str, Any], stop: Stop) -> None:
+        toolbox, name, arguments = self.app.toolbox, str(call["name"]), call["arguments"]
+        tool, word = toolbox.find(name), ""
+        if tool is None:
+            result = Result(f"There is no tool {name!r}.", True)
+        else:
+            word = await self._allowed(tool, arguments, stop)
+            result = Result(
+                "It was not called: the user stopped." if word == "stopped" else "The user does not allow it.", True
+            )
+            if not word:
+                result, word = await self._wait_for(tool, arguments, stop)
+        stats = self.status.stats
+        text = await asyncio.to_thread(toolbox.cut, result, stats.n_ctx if stats is not None else 4096)
+        told = {"server": tool.server if tool else "", "failed": result.failed, "word": word or None}
+        await self.transcript.add(self.session.result_of(answer, call, text, **told))
+
+    async def _allowed(self, tool: Tool, arguments: Mapping[str, Any], stop: Stop) -> str:
+        """Whether the user lets it be called: "", or a word for what came in between."""
+        word = self.app.toolbox.word(tool)
+        if word == "ask":
+            self._say_state("may it?")
+            way = await self.app.push_screen_wait(AllowScreen(tool, arguments))
+            if way is None:
+                stop.set()
+                return "stopped"
+            if way in ("always", "never"):
+                self.app.toolbox.permissions.say(tool, "always" if way == "always" else "never")
+            word = "always" if way in ("once", "always") else "never"
+        return "" if word == "always" else "not allowed"
+
+    async def _wait_for(self, tool: Tool, arguments: Mapping[str, Any], stop: Stop) -> tuple[Result, str]:
+        widget = await self.transcript.calling(harmless(f"⚒ {spelled(tool.own_name, arguments)} · {tool.server} …"))
+        self._say_state(f"{tool.own_name} · Esc stops")
+        self._call = self.app.toolbox.host.call(tool, arguments)
+        try:
+            result = await asyncio.wrap_future(self._call)
+        except asyncio.CancelledError:
+            if not stop.is_set():  # the chat ends
+                raise
+            return Result("It was stopped by the user, and its result is not known.", True), "stopped"
+        finally:
+            self._call = None
+            await widget.remove()
+        return result, "failed" if result.failed else ""
 
     def _next_step(self, error: TriattnError) -> str:
         on_disk = isinstance(error.__cause__, sqlite3.Error)
@@ -465,7 +611,12 @@ class ChatScreen(Screen[None]):
     # ------------------------------------------------------------------ actions
 
     def action_stop(self) -> None:
-        if self.busy:
+        if self._calls is not None:
+            self._calls.set()
+            if self._call is not None:
+                self._call.cancel()
+            self._say_state("stopping")
+        elif self.busy:
             self.app.engine.stop()
             self._say_state("stopping")
         elif self._editing is not None:
@@ -513,6 +664,8 @@ class ChatScreen(Screen[None]):
         if self.app.model is None:
             self.app.action_models()
             return
+        if message.role == "assistant":  # the result of a tool is wanted anew: that is for the model to want
+            message = self.session.turn_of(message)[0]
         with self.app.telling():
             self.session.select(message.id)
             await self.transcript.show(self.session.path, self.session.siblings)
@@ -578,6 +731,8 @@ class ChatScreen(Screen[None]):
             widget = self.transcript.find(message.id)
             if isinstance(widget, AnswerMessage):
                 widget.thinking.toggle()
+            elif isinstance(widget, ToolMessage):
+                widget.toggle()
         elif event.what == "leave_out":
             with self.app.telling():
                 if not self._refuse_while_busy():
@@ -586,7 +741,7 @@ class ChatScreen(Screen[None]):
             if event.what == "again":
                 await self._again(question)
             else:
-                self._edit(question)
+                self._edit(self.session.turn_of(question)[0])
 
     def _message(self, id_: int | None) -> Message | None:
         return next((m for m in self.session.messages if m.id == id_), None)

@@ -14,7 +14,7 @@ from textual.widgets.option_list import Option
 from ..events import TooLong
 from .dialog import Dialog
 
-Way = Literal["oldest", "raise", "shorten"]
+Way = Literal["summary", "oldest", "raise", "shorten"]
 
 
 class FullScreen(Dialog[Way]):
@@ -32,14 +32,20 @@ class FullScreen(Dialog[Way]):
         with Vertical(classes="box") as box:
             box.border_title = "The context is full"
             yield Static(f"{what[:1].upper()}{what[1:]}. Nothing was sent yet.", markup=False)
+            turns = "turn" if n_turns == 1 else f"{n_turns} turns"
             yield OptionList(
                 self._option(
                     "oldest",
-                    f"Leave out the oldest {'turn' if n_turns == 1 else f'{n_turns} turns'}, and answer",
+                    f"Leave out the oldest {turns}, and answer",
                     f"the rest has {event.n_after:,} tokens; all stays on the screen, d takes a turn in again",
                 ),
                 self._option("raise", "Raise the context", "F4, if the model and the memory have room for more"),
                 self._option("shorten", "Shorten the message", "it goes back into the prompt"),
+                self._option(
+                    "summary",
+                    f"Summarise the oldest {turns}, and answer",
+                    "the model writes it, and reads it in their place; d on one of them takes them in again",
+                ),
             )
             yield Static("Enter chooses · Esc leaves the message where it is", classes="hint", markup=False)
 
@@ -48,5 +54,5 @@ class FullScreen(Dialog[Way]):
 
     @on(OptionList.OptionSelected)
     def _chosen(self, event: OptionList.OptionSelected) -> None:
-        ways: dict[str | None, Way] = {"oldest": "oldest", "raise": "raise", "shorten": "shorten"}
+        ways: dict[str | None, Way] = {"summary": "summary", "oldest": "oldest", "raise": "raise", "shorten": "shorten"}
         self.dismiss(ways[event.option_id])

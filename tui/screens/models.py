@@ -56,6 +56,7 @@ class ModelsScreen(Dialog[None]):
     def __init__(self) -> None:
         super().__init__()
         self._models: list[tuple[Path, bool]] = []
+        self._foreign: list[store.Foreign] = []
         self._demo_offered = False
 
     def compose(self) -> ComposeResult:
@@ -93,12 +94,16 @@ class ModelsScreen(Dialog[None]):
             about = formats.size(found[i].size_bytes) + ("" if ready else " · no statistics: c converts it")
             line.append(f"  {about}", "dim")
             options.add_option(Option(line))
+        self._foreign = store.elsewhere(self.app.settings.models)
+        for model in self._foreign:
+            about = f"  {formats.size(model.size_bytes)} · of {model.program}: Enter links it, and copies nothing"
+            options.add_option(Option(Text.assemble((f"  {model.name}", ""), (about, "dim"))))
         self._demo_offered = not any(path.stem == Path(store.DEMO.file).stem + ".triattn" for path, _ in self._models)
         if self._demo_offered:
             about = f"  {formats.size(store.DEMO.size)}: fetches, converts and opens it, in a minute or two"
             options.add_option(Option(Text.assemble(("  Demo model: SmolLM2 135M", "bold"), (about, "dim"))))
         welcome = self.query_one(".welcome", Static)
-        welcome.display = not self._models
+        welcome.display = not self._models and not self._foreign
         welcome.update(
             "Welcome. There is no model on this machine yet.\n\n"
             "Enter fetches a small real one to try everything with. For a model of your own press o, and name its GGUF "
@@ -121,7 +126,14 @@ class ModelsScreen(Dialog[None]):
 
     @on(OptionList.OptionSelected)
     def _selected(self, event: OptionList.OptionSelected) -> None:
-        if event.option_index >= len(self._models):
+        place = event.option_index - len(self._models)
+        if 0 <= place < len(self._foreign):
+            try:
+                self._add(str(store.link(self._foreign[place], self.app.settings.models)))
+            except TriattnError as error:
+                self._problem(str(error))
+            return
+        if place >= 0:
             self._work(lambda: self.app.job.pull("demo"))
             return
         self._choose(*self._models[event.option_index])

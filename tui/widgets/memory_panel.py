@@ -110,6 +110,8 @@ class MemoryPanel(Vertical):
         if s.n_evictions:
             lines.append(f"  ({s.evict_ms / s.n_evictions:.1f} ms each)", "dim")
         lines.append(f"\nevicted   {s.tokens_evicted:,} tokens")
+        if s.n_pinned:
+            lines.append(f"\npinned    {s.n_pinned:,} tokens")
         if s.cold_bytes_max:
             lines.append(f"\nkept cold {formats.size(s.cold_bytes)}")
             lines.append(f"\ncame back {s.rows_recalled:,} rows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import ClassVar
 
@@ -28,6 +29,14 @@ _ENDS = {
     "interrupted": "cut off when the program ended",
     "failed": "failed",
 }
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def harmless(text: str) -> str:
+    """Without what a terminal would obey."""
+    return _CONTROL.sub("�", text.replace("\r\n", "\n"))
+
 
 LEFT_OUT = "left out: the model does not read it (d lets it)"
 
@@ -215,6 +224,9 @@ class AnswerMessage(Backdrop, MessageWidget):
             parts.append(LEFT_OUT)
         if self.note:
             parts.append(self.note)
+        if self.message.summary is not None:
+            text, n = self.message.summary
+            parts.append(f"in the place of {n} messages the model reads this:\n{harmless(text)}")
         self.set_class(self.message.left_out, "left-out")
         self._foot.update(" · ".join(parts))
         self._foot.display = bool(parts)

@@ -16,9 +16,13 @@ from triattn_local.sessions.conversation import Retained
 from .backdrop import Backdrop
 from .long_markdown import LongMarkdown, Section
 from .messages import AnswerMessage, MessageWidget, Notice, UserMessage
+from .tool import Calling, ToolMessage
 
 SHOWN_CHARS = 24_000
 """of the latest messages; what is older is laid out when it is asked for, so that a long session opens at once"""
+
+
+_KINDS: dict[str, type[MessageWidget]] = {"user": UserMessage, "assistant": AnswerMessage, "tool": ToolMessage}
 
 
 class Earlier(Static, can_focus=True):
@@ -182,8 +186,7 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
 
     def _widget(self, message: Message) -> MessageWidget:
         others = [other.id for other in self._alternatives(message)] or [message.id]
-        kind = UserMessage if message.role == "user" else AnswerMessage
-        return kind(message, others.index(message.id), len(others))
+        return _KINDS[message.role](message, others.index(message.id), len(others))
 
     async def add(self, message: Message) -> MessageWidget:
         """One more message at the end."""
@@ -200,6 +203,13 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
             await empty.remove()
         await self.mount(notice)
         self.anchor()
+
+    async def calling(self, text: str) -> Calling:
+        """A call that is on its way, at the end; to be removed when it has come back."""
+        widget = Calling(text, markup=False)
+        await self.mount(widget)
+        self.anchor()
+        return widget
 
     async def clear_notices(self) -> None:
         for notice in self.query(Notice):

