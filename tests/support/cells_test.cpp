@@ -254,7 +254,10 @@ private:
     // down to n cells: each set drops the lowest of what it has, as many in each group
     void round(int32_t seq, uint32_t n) {
         const uint32_t strm = cells->stream(seq);
-        const auto     cand = cells->candidates(seq);
+        const uint32_t pin  = below(c.n_cells);
+        const auto     cand = cells->candidates(seq, [&](uint32_t cell) { return cell == pin; });
+
+        require(std::count(cand.begin(), cand.end(), (int32_t) pin) == 0, "a pinned cell is a candidate");
 
         const uint32_t used   = plain[seq].held[0].size();
         const uint32_t n_drop = used > n ? std::min<uint32_t>(used - n, cand.size()) : 0;
@@ -497,7 +500,8 @@ private:
         if (cells->available(seq, std::min<uint32_t>(p0, c.budget)).size() < std::min<uint32_t>(p0, c.budget)) {
             return;
         }
-        const auto plan = cells->plan_cut(seq, p0, c.budget);
+        const std::set<int32_t> pinned = { below(p0), below(p0) };
+        const auto plan = cells->plan_cut(seq, p0, c.budget, [&](int32_t pos) { return pinned.count(pos) > 0; });
         require(plan.cells.size() == std::min<uint32_t>(p0, c.budget), "as many cells as a budget has");
         for (uint32_t set = 0; set < c.n_set; ++set) {
             require(plan.tokens[set].size() == plan.cells.size(), "a token for each cell");
@@ -509,7 +513,7 @@ private:
                 now[pos] = {};
             }
             for (int32_t pos = 0; pos < p0; ++pos) {
-                require(now.count(pos) || (pos >= (int32_t) c.n_keep && pos < p0 - (int32_t) c.window), "the first tokens and the window");
+                require(now.count(pos) || (pos >= (int32_t) c.n_keep && pos < p0 - (int32_t) c.window && !pinned.count(pos)), "the first tokens, the pinned ones and the window");
             }
             p.held[set] = now;
         }
