@@ -32,6 +32,7 @@ NEVER = re.compile(r"Traceback|this is a bug|Exception ignored|Error in sys\.exc
 
 QUICK: dict[str, list[str | bytes]] = {
     "ls": ["ls"],
+    "rm": ["rm", "none", "--yes"],
     "inspect": ["inspect", "s", "--json"],
     "plan": ["plan", "m"],
     "run": ["run", "s", "Grüße \N{GRINNING FACE}", "-n", "2", "--ctx", "256", "--threads", "1"],
