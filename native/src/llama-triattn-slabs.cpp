@@ -30,38 +30,30 @@ struct tail {
     uint64_t i_slab;
 };
 
-static bool write_all(int fd, const void * data, size_t size, uint64_t offset) {
-    const auto * p = (const uint8_t *) data;
+// pwrite or pread until all is done
+template <typename F, typename T>
+static bool transfer(F fn, int fd, T * data, size_t size, uint64_t offset) {
     while (size > 0) {
-        const ssize_t n = pwrite(fd, p, size, (off_t) offset);
+        const ssize_t n = fn(fd, data, size, (off_t) offset);
         if (n < 0 && errno == EINTR) {
             continue;
         }
         if (n <= 0) {
             return false;
         }
-        p      += n;
+        data   += n;
         offset += n;
         size   -= n;
     }
     return true;
 }
 
+static bool write_all(int fd, const void * data, size_t size, uint64_t offset) {
+    return transfer(pwrite, fd, (const uint8_t *) data, size, offset);
+}
+
 static bool read_all(int fd, void * data, size_t size, uint64_t offset) {
-    auto * p = (uint8_t *) data;
-    while (size > 0) {
-        const ssize_t n = pread(fd, p, size, (off_t) offset);
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n <= 0) {
-            return false;
-        }
-        p      += n;
-        offset += n;
-        size   -= n;
-    }
-    return true;
+    return transfer(pread, fd, (uint8_t *) data, size, offset);
 }
 
 static void require(bool ok, const std::string & path, const std::string & why) {
