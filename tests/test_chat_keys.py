@@ -78,7 +78,7 @@ def test_a_new_line_in_terminals_without_a_protocol(tmp_path: Path) -> None:
         chat.write("the last\r")
         chat.wait_for("Both.")
         chat.write("\x11")
-        assert chat.process.wait(60) == 0
+        assert chat.wait_for_end(60) == 0
     finally:
         chat.close()
     store = SessionStore(tmp_path / "sessions")
@@ -93,7 +93,7 @@ def test_xterm_is_asked_to_tell_the_keys_apart_and_asked_no_more_in_the_end(tmp_
         chat.wait_for("Ask anything")
         assert b"\x1b[>4;1m" in chat.seen
         chat.write("\x11")
-        assert chat.process.wait(60) == 0
+        assert chat.wait_for_end(60) == 0
         chat.drain(0.5)
         assert b"\x1b[>4;0m" in chat.seen
     finally:
@@ -108,7 +108,7 @@ def test_a_byte_that_is_no_utf8_is_a_character_and_ends_nothing(tmp_path: Path) 
         chat.write("au lait\r")
         chat.wait_for("Fine.")
         chat.write("\x11")
-        assert chat.process.wait(60) == 0
+        assert chat.wait_for_end(60) == 0
     finally:
         chat.close()
 

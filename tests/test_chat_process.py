@@ -49,7 +49,7 @@ def test_kill_9_while_streaming_then_resume(tmp_path: Path, first_turn_done: boo
         chat.wait_for("cache restored from disk, " if first_turn_done else "earlier tokens read again")
         chat.wait_for("Resumed.")
         chat.write("\x11")
-        chat.process.wait(10)
+        assert chat.wait_for_end(60) == 0
     finally:
         chat.close()
     store = SessionStore(tmp_path / "sessions")
@@ -108,7 +108,7 @@ def test_kill_9_while_a_real_model_streams_then_resume(smollm2_triattn: Path, tm
         chat.write("\x1b")
         chat.wait_until_shown("○ ready")
         chat.write("\x11")
-        assert chat.process.wait(30) == 0
+        assert chat.wait_for_end(30) == 0
     finally:
         chat.close()
     store = SessionStore(tmp_path / "sessions")
@@ -152,7 +152,7 @@ def test_leaving_gives_the_terminal_back(tmp_path: Path) -> None:
     try:
         chat.wait_for("Ask anything")
         chat.write("\x11")
-        assert chat.process.wait(15) == 0
+        assert chat.wait_for_end(15) == 0
         chat.drain(0.5)
         assert b"\x1b[?1049l" in chat.seen, "the other screen is left"
         assert b"\x1b[?25h" in chat.seen, "the cursor is back"

@@ -21,7 +21,7 @@ from triattn_local.sessions import Attachment, Message, SessionStore, SnapshotCa
 from triattn_local.sessions.conversation import Conversation
 from triattn_local.settings import Settings
 from triattn_local.tui.app import ChatApp, Start
-from triattn_local.tui.widgets.messages import AnswerMessage
+from triattn_local.tui.widgets.messages import AnswerMessage, Notice
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio]
 
@@ -164,11 +164,11 @@ async def test_a_session_of_30000_tokens_opens_without_reading_it_again(
 ) -> None:
     """Its snapshot has the session's tokens, in cells filled by reading the end alone: restoring costs the same."""
     monkeypatch.setenv("TRIATTN_SESSIONS", str(tmp_path / "sessions"))
-    settings = Settings.load({"budget": 512, "ctx": 40960, "max_tokens": 4})
+    settings = Settings.load({"budget": 512, "ctx": 32768, "rope_scaling": "linear", "max_tokens": 4})
     store = SessionStore(tmp_path / "sessions")
     session = store.create(title="Long", model=str(smollm2_triattn))
     path: list[Message] = []
-    for i in range(60):
+    for i in range(54):
         parent = path[-1].id if path else None
         path.append(store.add(session.id, parent, "assistant" if i % 2 else "user", prose(450, seed=i)))
     store.close()
@@ -184,7 +184,8 @@ async def test_a_session_of_30000_tokens_opens_without_reading_it_again(
     app = ChatApp(settings, Start(session=session.id))
     try:
         async with app.run_test(size=(120, 40)) as pilot:
-            await until(pilot, lambda: app.loaded is not None)
+            await until(pilot, lambda: not app.loading and (app.loaded or app.failed))
+            assert app.failed is None, [str(notice.render()) for notice in app.chat.query(Notice)]
             opened_s = time.monotonic() - start_s
             last = app.chat.transcript.message_widgets()[-1]
             assert isinstance(last, AnswerMessage)

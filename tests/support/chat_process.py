@@ -108,6 +108,14 @@ class ChatProcess:
         while (left_s := end_s - time.perf_counter()) > 0:
             self.read(left_s)
 
+    def wait_for_end(self, timeout_s: float) -> int:
+        """Its exit code. A terminal reads to the end: a program that nobody reads cannot write its last lines."""
+        end_s = time.perf_counter() + timeout_s
+        while self.process.poll() is None:
+            assert time.perf_counter() < end_s, f"still there after {timeout_s} s; the last was {self.seen[-2000:]!r}"
+            self.read(0.05) or time.sleep(0.01)
+        return self.process.returncode
+
     def write(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
