@@ -17,6 +17,7 @@ from texts import prose
 from textual.pilot import Pilot
 
 from triattn_local.engine.runtime import Runtime
+from triattn_local.planning import plan_run
 from triattn_local.sessions import Attachment, Message, SessionStore, SnapshotCache
 from triattn_local.sessions.conversation import Conversation
 from triattn_local.settings import Settings
@@ -173,7 +174,8 @@ async def test_a_session_of_30000_tokens_opens_without_reading_it_again(
         path.append(store.add(session.id, parent, "assistant" if i % 2 else "user", prose(450, seed=i)))
     store.close()
     snapshots = SnapshotCache(tmp_path / "sessions" / "snapshots", memory_bytes=0, disk_bytes=1 << 30)
-    with Runtime.load(smollm2_triattn, settings.runtime(), settings.eviction()) as rt:
+    plan = plan_run(smollm2_triattn, settings)
+    with Runtime.load(smollm2_triattn, plan.config, plan.eviction) as rt:
         tokens = Conversation(rt, snapshots).lasting("", path)
         assert len(tokens) > 30_000
         _read_end(rt, tokens, 1024)
