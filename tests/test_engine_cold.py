@@ -62,7 +62,7 @@ def test_what_comes_back_is_what_was_there(
 
 def test_a_recall_of_nothing_changes_nothing(tiny: tuple[Path, Path]) -> None:
     logits, sets = [], []
-    for config in (OFF, dataclasses.replace(COLD, recall=0.0)):
+    for config in (OFF, dataclasses.replace(COLD, recall=0.0, recall_prompt=0.0)):
         with open_engine(tiny, config) as engine:
             engine.feed(text(900))
             logits.append(np.stack([engine.decode([5 + i]) for i in range(150)]))
@@ -134,13 +134,15 @@ def test_a_full_store_destroys_what_is_wanted_least_and_says_so(tiny: tuple[Path
     for part in (2, 10):
         with open_engine(tiny, dataclasses.replace(COLD, cold=needed // part)) as engine:
             engine.feed(text(2000))
+            for i in range(60):  # a tenth is less than the budget: at the prompt's end all of it was there
+                engine.decode([5 + i])
             stats = engine.stats()
             assert 0 < stats.cold_bytes <= needed // part + 1024
             assert stats.n_tokens_destroyed > 0
             assert stats.n_rows_recalled > 0
             assert native.seq_pos_cut(engine.ctx) == native.seq_pos_whole(engine.ctx) > 1500
             assert not engine.rm(700)
-            assert engine.next_pos() == 2000
+            assert engine.next_pos() == 2060
             engine.decode([5])
 
 
@@ -347,17 +349,18 @@ def test_the_logits_of_a_prompt_that_was_read_in_parts_are_where_they_were_asked
 
 
 def test_other_recalls_of_an_open_context(tiny: tuple[Path, Path]) -> None:
-    with open_engine(tiny, dataclasses.replace(COLD, recall=0.0)) as engine:
+    with open_engine(tiny, dataclasses.replace(COLD, recall=0.0, recall_prompt=0.0)) as engine:
         engine.feed(text(900))
         assert engine.stats().n_recalls == 0
-        native.set_recall(engine.ctx, 0.5, 16, 24, 8)
+        native.set_recall(engine.ctx, 0.5, 0.6, 16, 24, 8)
         for i in range(40):
             engine.decode([5 + i])
         assert engine.stats().n_recalls >= 5
-        for wrong in ((1.5, 16, 24, 8), (0.5, 0, 24, 8), (0.5, 16, 999, 8)):
+        for wrong in ((1.5, 0.6, 16, 24, 8), (0.5, 1.0, 16, 24, 8), (0.5, 0.6, 0, 24, 8), (0.5, 0.6, 16, 999, 8)):
             with pytest.raises(UsageError):
                 native.set_recall(engine.ctx, *wrong)
         assert native.get_params(engine.ctx).recall_period == 8
+        assert native.get_params(engine.ctx).recall_prompt == pytest.approx(0.6)
 
 
 _SETTINGS = """

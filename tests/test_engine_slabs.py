@@ -233,7 +233,7 @@ def test_without_a_cold_tier_there_is_nothing_to_save(tiny: tuple[Path, Path], r
 
 def test_opening_reads_no_rows(tiny: tuple[Path, Path], rows: Path) -> None:
     with open_engine(tiny, COLD, n_ctx=1 << 15) as engine:
-        native.set_recall(engine.ctx, 0.0, 16, 24, 16)  # reads them faster
+        native.set_recall(engine.ctx, 0.0, 0.0, 16, 24, 16)  # reads them faster
         engine.feed(text(30000))
         native.save_cold(engine.ctx, rows)
         state = engine.state()

@@ -113,7 +113,10 @@ class EvictionConfig:
         low=1,
         high=2**42,
     )
-    recall: float = setting(0.5, NUMBER, "Part of the budget that what comes back may take.", low=0, high=0.9)
+    recall: float = setting(
+        0.5, NUMBER, "Part of the budget that what comes back while text streams may take.", low=0, high=0.9
+    )
+    recall_prompt: float = setting(0.65, NUMBER, "The same at the end of a prompt.", low=0, high=0.9)
     recall_block: int = setting(16, WHOLE, "Tokens that come back together at the end of a prompt.", low=1, high=1024)
     recall_queries: int = setting(
         24, WHOLE, "Last queries of a prompt that its end is compared with.", low=0, high=1024

@@ -36,6 +36,7 @@
 //   triattention.seed        TRIATTN_SEED         u32     0
 //   triattention.cold        TRIATTN_COLD         string  off (default), auto, or bytes (KiB, MiB, GiB behind the number): see below
 //   triattention.recall          TRIATTN_RECALL          f32  0.5
+//   triattention.recall_prompt   TRIATTN_RECALL_PROMPT   f32  0.65
 //   triattention.recall_block    TRIATTN_RECALL_BLOCK    u32  16
 //   triattention.recall_queries  TRIATTN_RECALL_QUERIES  u32  24
 //   triattention.recall_period   TRIATTN_RECALL_PERIOD   u32  2
@@ -50,7 +51,7 @@
 //
 // The cold tier (`cold`). Rows of K and V are copied to host memory before a round drops them. At the end of a prompt, before its
 // last token is read, and every recall_period tokens of an answer, the last queries of each layer are compared with all rows that
-// are there, and the rows that they want most take up to `recall` of the budget's cells. A sequence can then be cut at any position
+// are there, and the rows that they want most take up to `recall_prompt` or `recall` of the budget's cells. A sequence can then be cut at any position
 // (llama_memory_seq_rm), its heads get back what they had or the last tokens before; sliding-window layers and recurrent states
 // limit that as they do without eviction. When the memory is full, blocks of 16 tokens that the fewest heads hold are destroyed,
 // and T is again what it is without it. States hold what the cells hold, not the store: it keeps the rows of the last states while
@@ -125,7 +126,8 @@ extern "C" {
         float    weight_v;   // weight of the z-score of log |v| beside that of the score; 0: keys alone decide, as in the paper
         uint32_t seed;       // LLAMA_TRIATTN_POLICY_RANDOM
         uint32_t cold;           // KiB of host memory for what is evicted, or LLAMA_TRIATTN_COLD_OFF, _AUTO
-        float    recall;         // part of the budget that a recall may take, 0 to 0.9
+        float    recall;         // part of the budget that a recall may take while text streams, 0 to 0.9
+        float    recall_prompt;  // the same at the end of a prompt
         uint32_t recall_block;   // tokens that come back together at the end of a prompt
         uint32_t recall_queries; // last queries of a prompt that a recall is made for
         uint32_t recall_period;  // tokens between recalls while text streams; 0: none
@@ -229,10 +231,11 @@ extern "C" {
     // Returns the number of candidates, or a negative status.
     LLAMA_API int32_t llama_triattn_score(struct llama_context * ctx, llama_seq_id seq_id);
 
-    // Other recalls from now on than the settings asked for: share of the budget (0 to 0.9, 0: none), tokens that come back together
-    // and queries at the end of a prompt, tokens between recalls while text streams (0: none). Queries and period at most
-    // what the larger of both was when the context was made.
-    LLAMA_API int32_t llama_triattn_set_recall(struct llama_context * ctx, float share, uint32_t block, uint32_t queries, uint32_t period);
+    // Other recalls from now on than the settings asked for: share of the budget while text streams and at the end of a prompt
+    // (0 to 0.9, 0: none), tokens that come back together and queries at the end of a prompt, tokens between recalls while text
+    // streams (0: none). Queries and period at most what the larger of both was when the context was made.
+    LLAMA_API int32_t llama_triattn_set_recall(
+            struct llama_context * ctx, float share, float share_prompt, uint32_t block, uint32_t queries, uint32_t period);
 
     // Write to a file what it does not have yet of the cold tier's rows of a sequence; it is made where there is none. Rows are only added,
     // so that one file serves all states and branches of a conversation. A state that is taken from now on, until the sequence

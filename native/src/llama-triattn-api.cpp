@@ -54,6 +54,7 @@ struct llama_triattn_params llama_triattn_default_params(void) {
     res.seed       = 0;
     res.cold           = LLAMA_TRIATTN_COLD_OFF;
     res.recall         = 0.5f;
+    res.recall_prompt  = 0.65f;
     res.recall_block   = 16;
     res.recall_queries = 24;
     res.recall_period  = 2;
@@ -271,13 +272,14 @@ static bool is_set(void * flag) {
     return *(const volatile bool *) flag;
 }
 
-int32_t llama_triattn_set_recall(struct llama_context * ctx, float share, uint32_t block, uint32_t queries, uint32_t period) {
+int32_t llama_triattn_set_recall(
+        struct llama_context * ctx, float share, float share_prompt, uint32_t block, uint32_t queries, uint32_t period) {
     auto * triattn = ctx ? llama_triattn::of(ctx) : nullptr;
     if (!triattn) {
         return fail(LLAMA_TRIATTN_OFF, WHY_OFF);
     }
     return guarded(LLAMA_TRIATTN_BAD_PARAM, [&] {
-        triattn->set_recall(share, block, queries, period);
+        triattn->set_recall(share, share_prompt, block, queries, period);
         return LLAMA_TRIATTN_OK;
     });
 }

@@ -143,7 +143,7 @@ public:
     // for the C API
 
     // Throws std::runtime_error for what cannot be taken.
-    void set_recall(float share, uint32_t block, uint32_t queries, uint32_t period);
+    void set_recall(float share, float share_prompt, uint32_t block, uint32_t queries, uint32_t period);
 
     // Bytes written; throws std::runtime_error.
     int64_t save_cold(llama_seq_id seq_id, const std::string & path);

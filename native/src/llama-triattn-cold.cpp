@@ -81,9 +81,10 @@ void llama_triattn::init_cold(const llama_cparams & cparams) {
             store->n_bytes_max()/1048576.0, store->token_bytes());
 }
 
-void llama_triattn::set_recall(float share, uint32_t block, uint32_t n_query, uint32_t period) {
+void llama_triattn::set_recall(float share, float share_prompt, uint32_t block, uint32_t n_query, uint32_t period) {
     auto changed = params;
     changed.recall         = share;
+    changed.recall_prompt  = share_prompt;
     changed.recall_block   = block;
     changed.recall_queries = n_query;
     changed.recall_period  = period;
@@ -383,7 +384,8 @@ int32_t llama_triattn::recall(llama_seq_id seq_id, bool is_prompt, uint32_t n_ah
     recall_bounds b;
     b.p0        = params.n_keep;
     b.p1        = std::min(cells->whole(seq_id), (llama_pos) size); // from T on every head has every token
-    b.n_max     = (uint32_t) std::lround(params.recall*(params.budget - std::min(n_pinned(seq_id), params.budget)));
+    b.n_max     = (uint32_t) std::lround((is_prompt ? params.recall_prompt : params.recall)*
+            (params.budget - std::min(n_pinned(seq_id), params.budget)));
     b.n_block   = is_prompt ? params.recall_block : 1;
     b.must_earn = !is_prompt;
     b.least     = is_prompt ? -INFINITY : is_per_layer ? LEAST_STREAM : expf(LEAST_STREAM);

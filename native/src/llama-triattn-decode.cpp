@@ -30,7 +30,7 @@ llama_pos llama_triattn::period_of(llama_seq_id seq_id) const {
 
 bool llama_triattn::decode_in_parts(llama_context & lctx, const llama_batch_ext & batch, int & res) {
     auto * triattn = of(&lctx);
-    if (!triattn || !triattn->store || triattn->params.recall == 0.0f || triattn->is_in_parts) {
+    if (!triattn || !triattn->store || triattn->is_in_parts) {
         return false;
     }
     triattn->is_in_parts = true;
@@ -83,7 +83,7 @@ bool llama_triattn::decode_parts(llama_context & lctx, const llama_batch_ext & b
         const bool will_miss = cells->whole(s) > 0 || n_used(s) >= params.budget + params.window ||
             kv.v_cells[cells->stream(s)].get_used() + share.n > kv.get_size();
 
-        share.ends = ends && will_miss && is_plain;
+        share.ends = ends && will_miss && is_plain && params.recall_prompt > 0.0f;
         is_split   = is_split || share.ends;
     }
 
@@ -92,7 +92,7 @@ bool llama_triattn::decode_parts(llama_context & lctx, const llama_batch_ext & b
             auto & reading = readings[s];
             // at the same positions whoever reads them: a draft model's recalls are its target's then
             const llama_pos period = period_of(s);
-            if (params.recall_period > 0 && share.n_out > 0 && share.first/period != reading.at/period) {
+            if (params.recall > 0.0f && params.recall_period > 0 && share.n_out > 0 && share.first/period != reading.at/period) {
                 recall(s, false);
                 reading.at = share.first;
             }

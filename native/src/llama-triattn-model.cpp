@@ -122,6 +122,7 @@ static const triattn_setting g_settings[] = {
     { "seed",       "TRIATTN_SEED",       [](llama_triattn_params & p, const std::string & v) { p.seed       = parse_u32(v); } },
     { "cold",       "TRIATTN_COLD",       [](llama_triattn_params & p, const std::string & v) { p.cold       = parse_cold(v); } },
     { "recall",         "TRIATTN_RECALL",         [](llama_triattn_params & p, const std::string & v) { p.recall         = parse_f32(v); } },
+    { "recall_prompt",  "TRIATTN_RECALL_PROMPT",  [](llama_triattn_params & p, const std::string & v) { p.recall_prompt  = parse_f32(v); } },
     { "recall_block",   "TRIATTN_RECALL_BLOCK",   [](llama_triattn_params & p, const std::string & v) { p.recall_block   = parse_u32(v); } },
     { "recall_queries", "TRIATTN_RECALL_QUERIES", [](llama_triattn_params & p, const std::string & v) { p.recall_queries = parse_u32(v); } },
     { "recall_period",  "TRIATTN_RECALL_PERIOD",  [](llama_triattn_params & p, const std::string & v) { p.recall_period  = parse_u32(v); } },
@@ -158,6 +159,9 @@ void llama_triattn_model::check(const llama_triattn_params & p) {
     }
     if (!(p.recall >= 0.0f && p.recall <= 0.9f)) {
         throw std::runtime_error(format("recall %g is not from 0 to 0.9", p.recall));
+    }
+    if (!(p.recall_prompt >= 0.0f && p.recall_prompt <= 0.9f)) {
+        throw std::runtime_error(format("recall_prompt %g is not from 0 to 0.9", p.recall_prompt));
     }
     if (p.cold != LLAMA_TRIATTN_COLD_OFF && (p.recall_block == 0 || p.recall_block > 1024 || p.recall_queries > 1024 || p.recall_period > 1024 ||
             p.recall_queries + p.recall_period == 0)) {

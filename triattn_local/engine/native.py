@@ -211,7 +211,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     ),
     "llama_triattn_evict": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32]),
     "llama_triattn_score": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
-    "llama_triattn_set_recall": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_float] + [ctypes.c_uint32] * 3),
+    "llama_triattn_set_recall": (ctypes.c_int32, [ctypes.c_void_p] + [ctypes.c_float] * 2 + [ctypes.c_uint32] * 3),
     "llama_triattn_save_cold": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p]),
     "llama_triattn_open_cold": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_char_p]),
     "llama_triattn_set_abort_flag": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_bool)]),
@@ -437,10 +437,10 @@ def score(ctx: int, seq_id: int = 0) -> int:
 
 
 # int32_t llama_triattn_set_recall(
-#     struct llama_context * ctx, float share, uint32_t block, uint32_t queries, uint32_t period);
-def set_recall(ctx: int, share: float, block: int, queries: int, period: int) -> None:
-    """Other recalls from now on: part of the budget, tokens of a block, queries, tokens between two."""
-    _check(library().llama_triattn_set_recall(ctx, share, block, queries, period))
+#     struct llama_context * ctx, float share, float share_prompt, uint32_t block, uint32_t queries, uint32_t period);
+def set_recall(ctx: int, share: float, share_prompt: float, block: int, queries: int, period: int) -> None:
+    """Other recalls from now on: parts of the budget, tokens of a block, queries, tokens between two."""
+    _check(library().llama_triattn_set_recall(ctx, share, share_prompt, block, queries, period))
 
 
 # int64_t llama_triattn_save_cold(struct llama_context * ctx, llama_seq_id seq_id, const char * path);
