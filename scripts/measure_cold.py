@@ -1,0 +1,101 @@
+"""What a recall costs at the shapes of large models: comparing queries with every stored key, and moving rows.
+
+    python scripts/measure_cold.py --shape qwen3-32b --depths 8192,32768,131072
+
+Two layers with the attention of the shape (heads, head size, KV heads) and little else are written with random weights, and
+read to each depth. Then recalls are timed: at a prompt's end, and for a few queries while text streams. What a recall reads
+grows with the depth and the layers, so the figures of all layers are those of two, times layers / 2. A table, then one
+JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from triattn_local.config import EvictionConfig, RuntimeConfig
+from triattn_local.engine import native
+from triattn_local.engine.contexts import Context, Model
+from triattn_local.geometry import find_geometry, write_geometry
+
+N_LAYER = 2
+WIDTH = 256
+"""of everything but attention"""
+SHAPES = {
+    "qwen3-32b": {"n_head": 64, "n_head_kv": 8, "head_dim": 128, "n_layer": 64},
+    "qwen3-8b": {"n_head": 32, "n_head_kv": 8, "head_dim": 128, "n_layer": 36},
+    # 16 of its 64 layers attend
+    "qwen3.5-27b": {"n_head": 24, "n_head_kv": 4, "head_dim": 256, "n_layer": 16},
+}
+
+
+def time_recalls(context: Context, tokens: np.ndarray, n: int) -> dict[str, float]:
+    """Medians of `n` recalls of each kind: milliseconds, and rows that came back."""
+    found: dict[str, list[float]] = {"prompt": [], "prompt_rows": [], "stream": [], "stream_rows": [], "token": []}
+    for kind, recall in (("prompt", (0.0, 0.65)), ("stream", (0.5, 0.0)), ("token", (0.0, 0.0))):
+        native.set_recall(context.handle, *recall, 16, 24, 2)
+        while len(found[kind]) < n:  # while text streams a small model is recalled for rarely
+            before, start_s = context.stats(), time.perf_counter()
+            few = tokens[context.n_past % 4096 :][: 32 if kind == "prompt" else 1]
+            context.decode(few.tolist(), 1)
+            now = context.stats()
+            if kind == "token":
+                found["token"].append((time.perf_counter() - start_s) * 1e3)
+            elif now.n_recalls > before.n_recalls:
+                n_recalls = now.n_recalls - before.n_recalls
+                found[kind].append((now.t_recall_us - before.t_recall_us) / n_recalls / 1e3)
+                found[f"{kind}_rows"].append((now.n_rows_recalled - before.n_rows_recalled) / n_recalls)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="qwen3-32b")
+    parser.add_argument("--depths", default="8192,32768", help="stored tokens")
+    parser.add_argument("--budget", type=int, default=1024, help="the store is read whole, whatever the budget")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--recalls", type=int, default=9)
+    options = parser.parse_args()
+    shape = dict(SHAPES[options.shape])
+    n_layer = shape.pop("n_layer")
+    depths = sorted(int(depth) for depth in options.depths.split(","))
+    geometry = dataclasses.replace(
+        find_geometry("qwen3-8b"), n_embd=WIDTH, n_ff=WIDTH, n_ctx_train=2 * depths[-1], **shape
+    ).cut(N_LAYER, 2048)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_geometry(geometry, Path(folder) / "shape.gguf")
+        eviction = EvictionConfig(budget_tokens=options.budget, cold="auto")
+        config = RuntimeConfig(n_ctx=depths[-1] + 16384, n_threads=options.threads, n_batch=512, n_ubatch=512)
+        with Model(path, config) as model, model.context(eviction) as context:
+            tokens = np.random.default_rng(0).integers(300, 2000, depths[-1] + 8192)
+            print(f"{options.shape}: {n_layer} layers that evict, two measured, {options.threads} threads")
+            print(f"{'stored':>8} {'GB of all':>10} {'prompt ms':>10} {'stream ms':>10} {'all, stream ms':>15} {'MB moved, all':>14}")
+            for depth in depths:
+                while context.n_past < depth:
+                    context.decode(tokens[context.n_past : min(context.n_past + 512, depth)].tolist())
+                stats = context.stats()
+                row = {"stored": depth, **time_recalls(context, tokens, options.recalls)}
+                row_bytes = stats.cold_bytes / depth / (N_LAYER * shape["n_head_kv"])
+                row["all_store_gb"] = stats.cold_bytes * n_layer / N_LAYER / 1e9
+                row["all_stream_ms"] = row["stream"] * n_layer / N_LAYER
+                row["all_prompt_ms"] = row["prompt"] * n_layer / N_LAYER
+                row["all_moved_mb"] = row["prompt_rows"] * row_bytes * n_layer / N_LAYER / 1e6
+                print(
+                    f"{depth:8} {row['all_store_gb']:10.2f} {row['prompt']:10.2f} {row['stream']:10.2f} "
+                    f"{row['all_stream_ms']:15.0f} {row['all_moved_mb']:14.2f}",
+                    flush=True,
+                )
+                rows.append(row)
+    print(json.dumps({"shape": options.shape, "threads": options.threads, "budget": options.budget, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
