@@ -2,8 +2,8 @@
 
     python scripts/measure_caps.py MODEL.gguf --kept 0.125 --parts 0,0.1,0.25,0.5,1 --cases 12
 
-One fact in --tokens, asked for behind them, as ``triattn-local eval --tasks niah-single`` does. 0 is without a cold tier.
-The folder --out goes on where it was stopped.
+One fact in --tokens, asked for behind them, as ``triattn-local eval --tasks niah-single`` does. 0 is without a cold
+tier. The folder --out goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def main() -> None:
             if found:
                 n_right = sum(float(line.metrics["found"]) for line in found)
                 rounds, cells = max(line.n_rounds for line in found), max(line.n_cells_used_max for line in found)
-                print(f"kept {fraction:6.3g}  cap {method.name:>5}  {n_right:g} of {len(found)}  {rounds} rounds, {cells} cells")
+                print(
+                    f"kept {fraction:6.3g}  cap {method.name:>5}  {n_right:g} of {len(found)}  {rounds} rounds, {cells} cells"
+                )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-"""What a recall costs at the shapes of large models: comparing queries with every stored key, and moving rows.
+"""What the cold tier costs: speed with it and without it, and a recall at the shapes of large models.
 
+    python scripts/measure_cold.py --model MODEL.gguf --depths 8192
     python scripts/measure_cold.py --shape qwen3-32b --depths 8192,32768,131072
 
-Two layers with the attention of the shape (heads, head size, KV heads) and little else are written with random weights, and
-read to each depth. Then recalls are timed: at a prompt's end, and for a few queries while text streams. What a recall reads
-grows with the depth and the layers, so the figures of all layers are those of two, times layers / 2. A table, then one
-JSON line.
+Of a model: two contexts in one process, one with the cold tier, take turns in reading to the depth and in decoding
+there; medians of the ratios turn by turn.
+
+Of a shape: two layers with the attention of the shape (heads, head size, KV heads) and little else are written with
+random weights, and read to each depth. Then recalls are timed: at a prompt's end, and for a few queries while text
+streams. What a recall reads grows with the depth and the layers, so the figures of all layers are those of two, times
+layers / 2. A table, then one JSON line.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import numpy as np
 from triattn_local.config import EvictionConfig, RuntimeConfig
 from triattn_local.engine import native
 from triattn_local.engine.contexts import Context, Model
+from triattn_local.evaluation.texts import read_text
 from triattn_local.geometry import find_geometry, write_geometry
 
 N_LAYER = 2
@@ -55,14 +60,59 @@ def time_recalls(context: Context, tokens: np.ndarray, n: int) -> dict[str, floa
     return {name: statistics.median(values) for name, values in found.items()}
 
 
+def compare(path: Path, depth: int, budget: int, n_threads: int, n_turns: int) -> dict[str, float]:
+    """Speed with the cold tier over speed without it, in turns: reading `depth` tokens, and decoding behind them."""
+    config = RuntimeConfig(n_ctx=depth + 64 * n_turns + 64, n_threads=n_threads, n_batch=512, n_ubatch=512)
+    seconds: dict[str, dict[str, list[float]]] = {kind: {"off": [], "auto": []} for kind in ("reading", "decoding")}
+    with Model(path, config) as model:
+        tokens = model.vocabulary.tokenize(read_text("novel"), add_special=False)[: depth + 64 * n_turns]
+        both = {}
+        for cold in ("off", "auto"):
+            both[cold] = model.context(EvictionConfig(budget_tokens=budget, cold=cold))
+        for first in range(0, depth, 512):
+            for cold, context in both.items():
+                start_s = time.perf_counter()
+                context.decode(tokens[first : first + 512])
+                context.synchronize()
+                seconds["reading"][cold].append(time.perf_counter() - start_s)
+        for turn in range(n_turns):
+            for cold in ("off", "auto") if turn % 2 else ("auto", "off"):
+                start_s = time.perf_counter()
+                for token in tokens[depth + 64 * turn : depth + 64 * (turn + 1)]:
+                    both[cold].decode([token], 1)
+                seconds["decoding"][cold].append(time.perf_counter() - start_s)
+        stats = both["auto"].stats()
+        for context in both.values():
+            context.close()
+    ratio = {
+        kind: statistics.median(off / on for off, on in zip(of["off"], of["auto"], strict=True))
+        for kind, of in seconds.items()
+    }
+    return {
+        **ratio,
+        "tokens_per_s": 64 / statistics.median(seconds["decoding"]["auto"]),
+        "n_rounds": stats.n_rounds,
+        "n_cells_used": stats.n_cells_used,
+        "n_recalls": stats.n_recalls,
+        "recall_ms": stats.t_recall_us / max(stats.n_recalls, 1) / 1e3,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="with statistics")
+    parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-32b")
-    parser.add_argument("--depths", default="8192,32768", help="stored tokens")
-    parser.add_argument("--budget", type=int, default=1024, help="the store is read whole, whatever the budget")
+    parser.add_argument("--depths", default="8192", help="stored tokens")
+    parser.add_argument("--budget", type=int, default=512, help="the store is read whole, whatever the budget")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--recalls", type=int, default=9)
     options = parser.parse_args()
+    if options.model:
+        for depth in map(int, options.depths.split(",")):
+            found = compare(options.model, depth, options.budget, options.threads, options.turns)
+            print(json.dumps({"model": options.model.name, "depth": depth, "budget": options.budget, **found}))
+        return
     shape = dict(SHAPES[options.shape])
     n_layer = shape.pop("n_layer")
     depths = sorted(int(depth) for depth in options.depths.split(","))
@@ -77,7 +127,9 @@ def main() -> None:
         with Model(path, config) as model, model.context(eviction) as context:
             tokens = np.random.default_rng(0).integers(300, 2000, depths[-1] + 8192)
             print(f"{options.shape}: {n_layer} layers that evict, two measured, {options.threads} threads")
-            print(f"{'stored':>8} {'GB of all':>10} {'prompt ms':>10} {'stream ms':>10} {'all, stream ms':>15} {'MB moved, all':>14}")
+            print(
+                f"{'stored':>8} {'GB of all':>10} {'prompt ms':>10} {'stream ms':>10} {'all, stream ms':>15} {'MB moved, all':>14}"
+            )
             for depth in depths:
                 while context.n_past < depth:
                     context.decode(tokens[context.n_past : min(context.n_past + 512, depth)].tolist())
@@ -89,8 +141,8 @@ def main() -> None:
                 row["all_prompt_ms"] = row["prompt"] * n_layer / N_LAYER
                 row["all_moved_mb"] = row["prompt_rows"] * row_bytes * n_layer / N_LAYER / 1e6
                 print(
-                    f"{depth:8} {row['all_store_gb']:10.2f} {row['prompt']:10.2f} {row['stream']:10.2f} "
-                    f"{row['all_stream_ms']:15.0f} {row['all_moved_mb']:14.2f}",
+                    f"{depth:14} {row['all_store_gb']:14.2f} {row['prompt']:14.2f} {row['stream']:14.2f} "
+                    f"{row['all_stream_ms']:14.0f} {row['all_moved_mb']:14.2f}",
                     flush=True,
                 )
                 rows.append(row)
