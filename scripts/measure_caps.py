@@ -46,9 +46,8 @@ def main() -> None:
             if found:
                 n_right = sum(float(line.metrics["found"]) for line in found)
                 rounds, cells = max(line.n_rounds for line in found), max(line.n_cells_used_max for line in found)
-                print(
-                    f"kept {fraction:6.3g}  cap {method.name:>5}  {n_right:g} of {len(found)}  {rounds} rounds, {cells} cells"
-                )
+                name = f"kept {fraction:6.3g}  cap {method.name:>5}"
+                print(f"{name}  {n_right:g} of {len(found)}  {rounds} rounds, {cells} cells")
 
 
 if __name__ == "__main__":

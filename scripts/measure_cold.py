@@ -127,9 +127,8 @@ def main() -> None:
         with Model(path, config) as model, model.context(eviction) as context:
             tokens = np.random.default_rng(0).integers(300, 2000, depths[-1] + 8192)
             print(f"{options.shape}: {n_layer} layers that evict, two measured, {options.threads} threads")
-            print(
-                f"{'stored':>8} {'GB of all':>10} {'prompt ms':>10} {'stream ms':>10} {'all, stream ms':>15} {'MB moved, all':>14}"
-            )
+            columns = ("stored", "GB of all", "prompt ms", "stream ms", "all, stream ms", "MB moved, all")
+            print(" ".join(f"{name:>14}" for name in columns))
             for depth in depths:
                 while context.n_past < depth:
                     context.decode(tokens[context.n_past : min(context.n_past + 512, depth)].tolist())
