@@ -122,30 +122,35 @@ static void read_keys(const triattn_logits & l, const uint8_t * k, std::vector<f
 
 typedef float triattn_vec __attribute__((vector_size(llama_triattn_store::N_BLOCK*sizeof(float))));
 
-// n queries with a block of keys: as many at once as their sums fit into registers
+// N queries with a block of keys, whose sums stay in registers.
+template <int N>
+static inline void multiply_some(const float * k, const float * q, uint32_t n_embd, float * out) {
+    triattn_vec x, sums[N] = {};
+    for (uint32_t d = 0; d < n_embd; ++d) {
+        memcpy(&x, k + (size_t) d*N_BLOCK, sizeof(x));
+        for (int i = 0; i < N; ++i) {
+            sums[i] += q[d + (size_t) i*n_embd]*x;
+        }
+    }
+    memcpy(out, sums, sizeof(sums));
+}
+
+#if defined(__AVX512F__)
+static const int N_AT_ONCE = 8;
+#else
+static const int N_AT_ONCE = 4;
+#endif
+
 TRIATTN_CLONES static void multiply(const float * k, const float * q, uint32_t n_embd, uint32_t n, float * out) {
     uint32_t i = 0;
-    for (; i + 4 <= n; i += 4, q += 4*(size_t) n_embd, out += 4*N_BLOCK) {
-        triattn_vec x, s0 = {}, s1 = {}, s2 = {}, s3 = {};
-        for (uint32_t d = 0; d < n_embd; ++d) {
-            memcpy(&x, k + (size_t) d*N_BLOCK, sizeof(x));
-            s0 += q[d]*x;
-            s1 += q[d + n_embd]*x;
-            s2 += q[d + 2*n_embd]*x;
-            s3 += q[d + 3*n_embd]*x;
-        }
-        memcpy(out,             &s0, sizeof(x));
-        memcpy(out +   N_BLOCK, &s1, sizeof(x));
-        memcpy(out + 2*N_BLOCK, &s2, sizeof(x));
-        memcpy(out + 3*N_BLOCK, &s3, sizeof(x));
+    for (; i + N_AT_ONCE <= n; i += N_AT_ONCE) {
+        multiply_some<N_AT_ONCE>(k, q + (size_t) i*n_embd, n_embd, out + (size_t) i*N_BLOCK);
     }
-    for (; i < n; ++i, q += n_embd, out += N_BLOCK) {
-        triattn_vec x, s = {};
-        for (uint32_t d = 0; d < n_embd; ++d) {
-            memcpy(&x, k + (size_t) d*N_BLOCK, sizeof(x));
-            s += q[d]*x;
-        }
-        memcpy(out, &s, sizeof(x));
+    for (; i + 4 <= n; i += 4) {
+        multiply_some<4>(k, q + (size_t) i*n_embd, n_embd, out + (size_t) i*N_BLOCK);
+    }
+    for (; i < n; ++i) {
+        multiply_some<1>(k, q + (size_t) i*n_embd, n_embd, out + (size_t) i*N_BLOCK);
     }
 }
 
