@@ -555,32 +555,29 @@ class Runtime(Closing):
     def stats(self) -> RuntimeStats:
         """What the cache holds, and has done since it was made."""
         with self._turns.alone():
-            return self._stats()
-
-    def _stats(self) -> RuntimeStats:
-        engine, evicts = native.get_stats(self._ctx)
-        return RuntimeStats(
-            n_ctx=llama_cpp.llama_n_ctx(self._ctx),
-            n_past=len(self._tokens),
-            n_cells=engine.n_cells,
-            n_cells_used=engine.n_cells_used,
-            n_evictions=engine.n_rounds,
-            tokens_evicted=engine.n_tokens_evicted,
-            evict_ms=engine.t_total_us / 1000,
-            kv_bytes=engine.kv_bytes + engine.kv_bytes_other,
-            kv_bytes_full=engine.kv_bytes_full + engine.kv_bytes_other,
-            pos_whole=self.context.pos_cut,
-            mode=self.eviction.mode if evicts and self.eviction else None,
-            budget_tokens=self.eviction.budget_tokens if evicts and self.eviction else None,
-            pos_saved=self.context.pos_cut_of_state,
-            cold_bytes=engine.cold_bytes,
-            cold_bytes_max=engine.cold_bytes_max,
-            n_recalls=engine.n_recalls,
-            rows_recalled=engine.n_rows_recalled,
-            recall_ms=engine.t_recall_us / 1000,
-            tokens_destroyed=engine.n_tokens_destroyed,
-            n_pinned=engine.n_pinned,
-        )
+            engine, evicts = native.get_stats(self._ctx)
+            return RuntimeStats(
+                n_ctx=llama_cpp.llama_n_ctx(self._ctx),
+                n_past=len(self._tokens),
+                n_cells=engine.n_cells,
+                n_cells_used=engine.n_cells_used,
+                n_evictions=engine.n_rounds,
+                tokens_evicted=engine.n_tokens_evicted,
+                evict_ms=engine.t_total_us / 1000,
+                kv_bytes=engine.kv_bytes + engine.kv_bytes_other,
+                kv_bytes_full=engine.kv_bytes_full + engine.kv_bytes_other,
+                pos_whole=self.context.pos_cut,
+                mode=self.eviction.mode if evicts and self.eviction else None,
+                budget_tokens=self.eviction.budget_tokens if evicts and self.eviction else None,
+                pos_saved=self.context.pos_cut_of_state,
+                cold_bytes=engine.cold_bytes,
+                cold_bytes_max=engine.cold_bytes_max,
+                n_recalls=engine.n_recalls,
+                rows_recalled=engine.n_rows_recalled,
+                recall_ms=engine.t_recall_us / 1000,
+                tokens_destroyed=engine.n_tokens_destroyed,
+                n_pinned=engine.n_pinned,
+            )
 
     def kept(self, il: int, head_kv: int) -> list[int]:
         """Positions that a KV head of a layer holds, rising.
@@ -603,20 +600,17 @@ class Runtime(Closing):
         Full attention holds everything everywhere, in one row that stands for all layers.
         """
         with self._turns.alone():
-            return self._heads_holding()
-
-    def _heads_holding(self) -> NDArray[np.int32]:
-        engine, evicts = native.get_stats(self._ctx)
-        n_past = len(self._tokens)
-        if not evicts:
-            return np.full((1, n_past), max(engine.n_head_kv, 1), np.int32)
-        layers = native.get_layers(self._ctx)
-        held = np.zeros((len(layers), n_past), np.int32)
-        for row, il in zip(held, layers, strict=True):
-            for head_kv in range(engine.n_head_kv):
-                pos, _ = native.get_kept(self._ctx, il, head_kv, _SEQ)
-                row[pos] += 1  # a head holds a position once
-        return held
+            engine, evicts = native.get_stats(self._ctx)
+            n_past = len(self._tokens)
+            if not evicts:
+                return np.full((1, n_past), max(engine.n_head_kv, 1), np.int32)
+            layers = native.get_layers(self._ctx)
+            held = np.zeros((len(layers), n_past), np.int32)
+            for row, il in zip(held, layers, strict=True):
+                for head_kv in range(engine.n_head_kv):
+                    pos, _ = native.get_kept(self._ctx, il, head_kv, _SEQ)
+                    row[pos] += 1  # a head holds a position once
+            return held
 
     # --------------------------------------------------------- save, restore
 
@@ -651,27 +645,24 @@ class Runtime(Closing):
             The file is in use elsewhere, of another model, or cannot be written.
         """
         with self._turns.alone():
-            return self._snapshot(rows)
-
-    def _snapshot(self, rows: Path | None) -> Snapshot:
-        if not self._has_cold_tier() or native.seq_pos_whole(self._ctx) == 0:
-            rows = None  # nothing was evicted
-        if rows is not None:
-            with _rows_errors(rows):
-                native.save_cold(self._ctx, rows)
-        n_past = len(self._tokens)
-        pos_cut = self.context.pos_cut_of_state if rows is None else self.context.pos_cut
-        if self.model.n_window and n_past > self.model.n_window:
-            pos_cut = max(pos_cut, n_past - 1)  # of a window, what the next token needs is saved, and no more
-        return Snapshot(
-            model=native.fingerprint(self._model),
-            context=self._shape(),
-            tokens=list(self._tokens),
-            pending=self._pending,
-            state=self.context.state().tobytes(),
-            pos_whole=pos_cut,
-            rows=rows,
-        )
+            if not self._has_cold_tier() or native.seq_pos_whole(self._ctx) == 0:
+                rows = None  # nothing was evicted
+            if rows is not None:
+                with _rows_errors(rows):
+                    native.save_cold(self._ctx, rows)
+            n_past = len(self._tokens)
+            pos_cut = self.context.pos_cut_of_state if rows is None else self.context.pos_cut
+            if self.model.n_window and n_past > self.model.n_window:
+                pos_cut = max(pos_cut, n_past - 1)  # of a window, what the next token needs is saved, and no more
+            return Snapshot(
+                model=native.fingerprint(self._model),
+                context=self._shape(),
+                tokens=list(self._tokens),
+                pending=self._pending,
+                state=self.context.state().tobytes(),
+                pos_whole=pos_cut,
+                rows=rows,
+            )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Put a snapshot's sequence in the place of this one; ``generate(None)`` goes on with it, bit for bit.
@@ -687,39 +678,36 @@ class Runtime(Closing):
         """
         _of_type(snapshot, Snapshot, "snapshot")
         with self._turns.change():
-            self._restore(snapshot)
-
-    def _restore(self, snapshot: Snapshot) -> None:
-        model = native.fingerprint(self._model)
-        if snapshot.model != model:
-            raise StateError(f"was saved with another model ({snapshot.model}, this is {model})")
-        for name, value in self._shape().items():
-            if snapshot.context.get(name) != value:
-                raise StateError(f"was saved with {name} = {snapshot.context.get(name)}, this context has {value}")
-        n_ctx = llama_cpp.llama_n_ctx(self._ctx)
-        if len(snapshot.tokens) > n_ctx:
-            raise StateError(
-                f"holds {len(snapshot.tokens)} tokens, the context {n_ctx}",
-                fix=f"give --ctx {len(snapshot.tokens) + 512} or more",
-            )
-        rows = snapshot.rows if self._has_cold_tier() else None
-        if rows is not None:
-            with _rows_errors(rows):
-                if not rows.exists():
-                    raise StateError("is not there", where=str(rows), fix="with --cold off it goes on without")
-                native.open_cold(self._ctx, rows)
-        try:
-            self.context.set_state(np.frombuffer(snapshot.state, np.uint8), snapshot.tokens)
-        except StateError:
-            self._pending = None
-            raise StateError("llama.cpp cannot restore the state", fix="use the same --budget or more") from None
-        if rows is not None and self.context.pos_cut > snapshot.pos_whole:
-            self.context.clear()
-            self._pending = None
-            raise StateError(
-                "has not all rows that the session names", where=str(rows), fix="with --cold off it goes on without"
-            )
-        self._pending = snapshot.pending
+            model = native.fingerprint(self._model)
+            if snapshot.model != model:
+                raise StateError(f"was saved with another model ({snapshot.model}, this is {model})")
+            for name, value in self._shape().items():
+                if snapshot.context.get(name) != value:
+                    raise StateError(f"was saved with {name} = {snapshot.context.get(name)}, this context has {value}")
+            n_ctx = llama_cpp.llama_n_ctx(self._ctx)
+            if len(snapshot.tokens) > n_ctx:
+                raise StateError(
+                    f"holds {len(snapshot.tokens)} tokens, the context {n_ctx}",
+                    fix=f"give --ctx {len(snapshot.tokens) + 512} or more",
+                )
+            rows = snapshot.rows if self._has_cold_tier() else None
+            if rows is not None:
+                with _rows_errors(rows):
+                    if not rows.exists():
+                        raise StateError("is not there", where=str(rows), fix="with --cold off it goes on without")
+                    native.open_cold(self._ctx, rows)
+            try:
+                self.context.set_state(np.frombuffer(snapshot.state, np.uint8), snapshot.tokens)
+            except StateError:
+                self._pending = None
+                raise StateError("llama.cpp cannot restore the state", fix="use the same --budget or more") from None
+            if rows is not None and self.context.pos_cut > snapshot.pos_whole:
+                self.context.clear()
+                self._pending = None
+                raise StateError(
+                    "has not all rows that the session names", where=str(rows), fix="with --cold off it goes on without"
+                )
+            self._pending = snapshot.pending
 
     def save(self, path: Path | str) -> int:
         """Write the sequence and its cache to a file, whole or not at all. Returns the bytes of the state.

@@ -100,6 +100,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class TensorInfo:
+    """What a header says of a tensor."""
+
     name: bytes
     shape: tuple[int, ...]
     """ggml order: the fastest dimension first"""

@@ -115,7 +115,7 @@ class Api:
         headers = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
-        return urllib.request.Request(self.root + path, data, headers)
+        return urllib.request.Request(self.root + path, data, headers)  # noqa: S310  # __post_init__ looked
 
     def _opener(self) -> urllib.request.OpenerDirector:
         if self.is_near or is_loopback(urlsplit(self.base_url).hostname or ""):

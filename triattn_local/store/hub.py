@@ -7,9 +7,8 @@ linked into the models folder once they are verified. HF_HOME, HF_TOKEN and HF_H
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -276,10 +275,3 @@ def _offline_mode() -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
-
-
-def variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The hub's variables that are set, for ``doctor``; a token is named and not shown."""
-    environ = os.environ if environ is None else environ
-    names = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN")
-    return {name: "set" if "TOKEN" in name else environ[name] for name in names if environ.get(name)}

@@ -45,13 +45,24 @@ class MessageWidget(Vertical, can_focus=True):
     """A message that can be reached, copied, and followed into its alternatives."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("c", "copy", "Copy this message", id="copy_message"),
-        Binding("left_square_bracket", "turn(-1)", "Earlier alternative", key_display="[", id="previous_branch"),
-        Binding("right_square_bracket", "turn(1)", "Later alternative", key_display="]", id="next_branch"),
-        Binding("r", "again", "Answer anew", id="again_here"),
-        Binding("e", "edit", "Edit and send again", id="edit_here"),
-        Binding("t", "fold", "Show or hide the thinking", id="fold_here"),
-        Binding("d,delete", "leave_out", "Keep the model from reading this turn; again lets it", id="leave_out"),
+        Binding("c", "want('copy')", "Copy this message", id="copy_message"),
+        Binding(
+            "left_square_bracket",
+            "want('previous')",
+            "Earlier alternative",
+            key_display="[",
+            id="previous_branch",
+        ),
+        Binding("right_square_bracket", "want('next')", "Later alternative", key_display="]", id="next_branch"),
+        Binding("r", "want('again')", "Answer anew", id="again_here"),
+        Binding("e", "want('edit')", "Edit and send again", id="edit_here"),
+        Binding("t", "want('fold')", "Show or hide the thinking", id="fold_here"),
+        Binding(
+            "d,delete",
+            "want('leave_out')",
+            "Keep the model from reading this turn; again lets it",
+            id="leave_out",
+        ),
     ]
 
     class Wanted(TextualMessage):
@@ -74,23 +85,8 @@ class MessageWidget(Vertical, can_focus=True):
     def mark_forgotten(self, retained: Retained | None) -> None:
         raise NotImplementedError
 
-    def action_copy(self) -> None:
-        self.post_message(self.Wanted("copy", self.message))
-
-    def action_turn(self, step: int) -> None:
-        self.post_message(self.Wanted("next" if step > 0 else "previous", self.message))
-
-    def action_again(self) -> None:
-        self.post_message(self.Wanted("again", self.message))
-
-    def action_edit(self) -> None:
-        self.post_message(self.Wanted("edit", self.message))
-
-    def action_fold(self) -> None:
-        self.post_message(self.Wanted("fold", self.message))
-
-    def action_leave_out(self) -> None:
-        self.post_message(self.Wanted("leave_out", self.message))
+    def action_want(self, what: str) -> None:
+        self.post_message(self.Wanted(what, self.message))
 
     def change(self, message: Message) -> None:
         """The same message, with other things to say about it."""
