@@ -74,7 +74,7 @@ class CalibrationError(TriattnError):
 
 
 class StateError(TriattnError):
-    """A saved session cannot be restored, a sequence not be rewound that far, or what it belongs to is closed or taken."""
+    """A saved session cannot be restored, a sequence not rewound that far, or what it belongs to is closed or taken."""
 
 
 def from_system(error: BaseException) -> TriattnError | None:

@@ -192,6 +192,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "llama_triattn_set_params": (_INT, [_POINTER, ctypes.POINTER(Params)]),
     "llama_triattn_load_stats": (_INT, [_POINTER, _TEXT]),
     "llama_triattn_check_stats": (_INT, [_POINTER]),
+    "llama_triattn_get_layer": (_INT, [_POINTER, _POINTER, _INT, ctypes.POINTER(_Layer)]),
     "llama_triattn_fingerprint": (_TEXT, [_POINTER]),
     "llama_triattn_last_error": (_TEXT, []),
     "llama_triattn_get_params": (_INT, [_POINTER, ctypes.POINTER(Params)]),
@@ -292,19 +293,9 @@ def get_layer(model: int, il: int, ctx: int | None = None) -> LayerInfo:
     ------
     UsageError
         The model has no such layer.
-    BackendMissingError
-        The library is older than this function.
     """
-    try:
-        function = library().llama_triattn_get_layer
-    except AttributeError:
-        raise BackendMissingError(
-            "the patched build lacks llama_triattn_get_layer", fix="pip install ./native"
-        ) from None
-    function.restype = ctypes.c_int32
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(_Layer)]
     told = _Layer()
-    _check(function(model, ctx, il, ctypes.byref(told)))
+    _check(library().llama_triattn_get_layer(model, ctx, il, ctypes.byref(told)))
     return LayerInfo(
         why_kept=None if told.evicts else told.why.decode("utf-8", "replace"),
         n_head=told.n_head,

@@ -153,7 +153,7 @@ def from_markdown(text: str, where: str = "Markdown") -> Draft:
             role = kind
             if role != "system":
                 parent = messages[-1]["id"] if messages else None
-                messages.append({"id": len(messages), "parent": parent, "role": role, "files": [], "thinking": ""})
+                messages.append({"id": len(messages), "parent": parent, "role": role, "content": "", "attachments": ()})
                 messages[-1]["report"] = _read_report(value, where)
         elif role == "system":
             system = inside
@@ -161,7 +161,7 @@ def from_markdown(text: str, where: str = "Markdown") -> Draft:
             raise UsageError(f"a {kind} stands before the first message", where=where)
         elif kind == "file":
             try:
-                messages[-1]["files"].append(Attachment(str(json.loads(value)), inside))
+                messages[-1]["attachments"] += (Attachment(str(json.loads(value)), inside),)
             except ValueError:
                 raise UsageError(f"{value} is not the name of a file", where=where) from None
         elif kind == "thinking":
@@ -175,19 +175,7 @@ def from_markdown(text: str, where: str = "Markdown") -> Draft:
         model="",
         system=system,
         options={},
-        messages=[
-            Message(
-                id=m["id"],
-                session="",
-                parent=m["parent"],
-                role=m["role"],
-                content=m.get("content", ""),
-                thinking=m["thinking"],
-                attachments=tuple(m["files"]),
-                report=m["report"],
-            )
-            for m in messages
-        ],
+        messages=[Message(session="", **message) for message in messages],
         leaf=len(messages) - 1,
     )
 
