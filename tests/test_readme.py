@@ -47,11 +47,14 @@ def our_commands(page: str) -> list[list[str]]:
 
 
 def test_the_first_commands_are_an_install_of_each_kind_and_an_answer() -> None:
-    first = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    ")][:5]
+    first = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    ")][:8]
     install = "pip install ./native '.[calib]'"
     assert first == [
+        "git clone REPOSITORY triattn-local && cd triattn-local",
+        "python3 -m venv .venv && . .venv/bin/activate",
         *(f"CMAKE_ARGS=-DGGML_{backend}=on {install}" for backend in ("CUDA", "VULKAN", "METAL")),
         install,
+        "triattn-local doctor",
         'triattn-local run --demo "Tell me about the sea"',
     ]
     assert "    pip install '.[test]' && pytest\n" in README
