@@ -138,6 +138,19 @@ class Cancel(Protocol):
     def is_set(self) -> bool: ...
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Of one answer, see ``Runtime.generate``."""
+
+    max_tokens: int | None
+    sampling: SamplingConfig
+    stop: Sequence[str]
+    cancel: Cancel | None
+    ignore_eos: bool
+    interject: Callable[[], Sequence[int]] | None
+    parts: Callable[[], PromptParts] | None
+
+
 class Runtime(Closing):
     """One model with one sequence.
 
@@ -334,24 +347,13 @@ class Runtime(Closing):
             The runtime is closed, or the sequence was taken by another call since the last step.
         """
         sampling = SamplingConfig() if sampling is None else _of_type(sampling, SamplingConfig, "sampling")
-        stop = _texts(stop)
-        max_tokens = _limit(max_tokens)
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise UsageError("has no is_set(): give a Stop or a threading.Event", where="cancel")
-        steps = self._generate(prompt, max_tokens, sampling, stop, cancel, ignore_eos, interject, parts)
-        return self._turns.each(steps)
+        max_tokens = None if max_tokens is None else _index(max_tokens, "max_tokens")
+        asked = _Asked(max_tokens, sampling, _texts(stop), cancel, ignore_eos, interject, parts)
+        return self._turns.each(self._generate(prompt, asked))
 
-    def _generate(
-        self,
-        prompt: Sequence[int] | None,
-        max_tokens: int | None,
-        sampling: SamplingConfig,
-        stop: Sequence[str],
-        cancel: Cancel | None,
-        ignore_eos: bool,
-        interject: Callable[[], Sequence[int]] | None,
-        parts: Callable[[], PromptParts] | None,
-    ) -> Iterator[Event]:
+    def _generate(self, prompt: Sequence[int] | None, asked: _Asked) -> Iterator[Event]:
         n_ctx = llama_cpp.llama_n_ctx(self._ctx)
         tokens = self.vocabulary.check_tokens(prompt) if prompt is not None else self.tokens
         if not tokens:
@@ -366,20 +368,18 @@ class Runtime(Closing):
         n_cached = self._rewind(tokens)
         self._pending = None
         if prompt is not None:
-            self.context.pin_prompt(len(tokens), parts)
+            self.context.pin_prompt(len(tokens), asked.parts)
         start_s = time.perf_counter()
         for i in range(n_cached, len(tokens), self.config.n_batch):
-            if not self._decode(tokens[i : i + self.config.n_batch], cancel):
+            if not self._decode(tokens[i : i + self.config.n_batch], asked.cancel):
                 elapsed_s = time.perf_counter() - start_s
                 yield Done("cancelled", len(tokens), n_cached, 0, elapsed_s, 0.0)
                 return
             yield Prefill(len(self._tokens), len(tokens), time.perf_counter() - start_s)
 
-        sampler = Sampler(sampling, self.vocabulary.n_vocab, tokens)
+        sampler = Sampler(asked.sampling, self.vocabulary.n_vocab, tokens)
         try:
-            yield from self._draw(
-                sampler, tokens, n_cached, n_ctx, start_s, max_tokens, stop, cancel, ignore_eos, interject
-            )
+            yield from self._draw(sampler, len(tokens), n_cached, start_s, asked)
         finally:
             sampler.close()
 
@@ -468,26 +468,15 @@ class Runtime(Closing):
         except UsageError:
             return PromptParts()
 
-    def _draw(
-        self,
-        sampler: Sampler,
-        prompt: list[int],
-        n_cached: int,
-        n_ctx: int,
-        start_s: float,
-        max_tokens: int | None,
-        stop: Sequence[str],
-        cancel: Cancel | None,
-        ignore_eos: bool,
-        interject: Callable[[], Sequence[int]] | None,
-    ) -> Iterator[Event]:
-        text = TextStream(stop)
+    def _draw(self, sampler: Sampler, n_prompt: int, n_cached: int, start_s: float, asked: _Asked) -> Iterator[Event]:
+        n_ctx, cancel = llama_cpp.llama_n_ctx(self._ctx), asked.cancel
+        text = TextStream(asked.stop)
         put: deque[int] = deque()  # comes in the place of drawn tokens
         first_s = time.perf_counter()
         prefill_s = first_s - start_s
         n_generated = 0
         reason: Literal["stop", "length", "context", "cancelled"] = "length"
-        while max_tokens is None or n_generated < max_tokens:
+        while asked.max_tokens is None or n_generated < asked.max_tokens:
             if cancel is not None and cancel.is_set():
                 reason = "cancelled"
                 break
@@ -499,8 +488,8 @@ class Runtime(Closing):
                     reason = "cancelled"
                     break
                 self._pending = None
-            if interject is not None and not put and text.is_whole:
-                put.extend(interject())
+            if asked.interject is not None and not put and text.is_whole:
+                put.extend(asked.interject())
             is_put = bool(put)
             if is_put:
                 token = put.popleft()
@@ -509,7 +498,7 @@ class Runtime(Closing):
                 token = sampler.sample(self._ctx, len(self._tokens))
             self._pending = token
             n_generated += 1
-            if not ignore_eos and not is_put and self.vocabulary.ends_turn(token):
+            if not asked.ignore_eos and not is_put and self.vocabulary.ends_turn(token):
                 reason = "stop"
                 break
             yield Token(token, text.push(self.token_bytes(token)), n_generated)
@@ -519,7 +508,7 @@ class Runtime(Closing):
         rest = text.flush()
         if rest and self._pending is not None:
             yield Token(self._pending, rest, n_generated)
-        yield Done(reason, len(prompt), n_cached, n_generated, prefill_s, time.perf_counter() - first_s)
+        yield Done(reason, n_prompt, n_cached, n_generated, prefill_s, time.perf_counter() - first_s)
 
     def _rewind(self, tokens: Sequence[int]) -> int:
         """Cut the sequence to what it shares with `tokens`, one of which is left to decode. Returns its length."""
@@ -787,10 +776,6 @@ def _index(value: object, where: str) -> int:
     if not 0 <= number < 2**31:
         raise UsageError(f"there is no {number}", where=where)
     return number
-
-
-def _limit(max_tokens: int | None) -> int | None:
-    return None if max_tokens is None else _index(max_tokens, "max_tokens")
 
 
 def _texts(stop: Sequence[str] | None) -> tuple[str, ...]:

@@ -29,33 +29,23 @@ _TOLD = ("calls", "call", "name", "server", "arguments", "failed")
 
 def to_json(session: Session, messages: Sequence[Message]) -> str:
     """The whole tree, with thinking and attachments."""
-    places = {message.id: i for i, message in enumerate(messages)}
-    return json.dumps(
-        {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "title": session.title,
-            "model": session.model,
-            "system": session.system,
-            "options": dict(session.options),
-            "leaf": None if session.leaf is None else places[session.leaf],
-            "messages": [
-                {
-                    "parent": None if message.parent is None else places[message.parent],
-                    "role": message.role,
-                    "content": message.content,
-                    "thinking": message.thinking,
-                    "attachments": [asdict(file) for file in message.attachments],
-                    "state": message.state,
-                    "report": dict(message.report),
-                    "created": message.created,
-                }
-                for message in messages
-            ],
-        },
-        ensure_ascii=False,
-        indent=1,
-    )
+    places: dict[int | None, int | None] = {None: None, **{message.id: i for i, message in enumerate(messages)}}
+    ours = ("id", "session")  # mean nothing elsewhere
+    data = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "title": session.title,
+        "model": session.model,
+        "system": session.system,
+        "options": dict(session.options),
+        "leaf": places[session.leaf],
+        "messages": [
+            {name: value for name, value in asdict(message).items() if name not in ours}
+            | {"parent": places[message.parent]}
+            for message in messages
+        ],
+    }
+    return json.dumps(data, ensure_ascii=False, indent=1)
 
 
 def from_json(text: str, where: str = "JSON") -> Draft:

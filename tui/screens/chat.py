@@ -344,9 +344,8 @@ class ChatScreen(Screen[None]):
             question = self.session.path[-1]
             if question.role == "tool":
                 question = self.session.turn_of(question)[0]
-            self._leave_out(
-                self.session.turn_of(question)
-            )  # until it is asked again: or each message after it would be too long, too
+            # until it is asked again: or each message after it would be too long, too
+            self._leave_out(self.session.turn_of(question))
             room = room_for_answer(event.error.n_ctx)
             if event.oldest and event.n_after + room <= event.error.n_ctx:
                 self.app.push_screen(FullScreen(event), lambda way: self._go_on(way, event, question))

@@ -82,8 +82,16 @@ class MessageWidget(Vertical, can_focus=True):
         """‹2/3› where there are alternatives."""
         return f"‹ {self.place + 1}/{self.n_alternatives} ›" if self.n_alternatives > 1 else ""
 
+    def on_mount(self) -> None:
+        self._show_foot()
+
     def mark_forgotten(self, retained: Retained | None) -> None:
         raise NotImplementedError
+
+    def is_forgotten(self, retained: Retained | None) -> bool:
+        """Whether nothing of the whole content is held any more."""
+        size = len(self.message.content.encode())
+        return retained is not None and retained.is_forgotten(self.message.id, 0, size)
 
     def action_want(self, what: str) -> None:
         self.post_message(self.Wanted(what, self.message))
@@ -128,9 +136,6 @@ class UserMessage(MessageWidget):
             yield Static(self.message.content, classes="words", markup=False)
         yield self._foot
 
-    def on_mount(self) -> None:
-        self._show_foot()
-
     def _show_foot(self) -> None:
         parts = [part for part in (self.branch, LEFT_OUT if self.message.left_out else "") if part]
         self._foot.update(" · ".join(parts))
@@ -138,10 +143,7 @@ class UserMessage(MessageWidget):
         self.set_class(self.message.left_out, "left-out")
 
     def mark_forgotten(self, retained: Retained | None) -> None:
-        size = len(self.message.content.encode())
-        forgotten = retained is not None and retained.is_forgotten(self.message.id, 0, size)
-        for words in self.query(".words"):
-            words.set_class(forgotten, "forgotten")
+        self.query(".words").set_class(self.is_forgotten(retained), "forgotten")
 
 
 class AnswerMessage(Backdrop, MessageWidget):
@@ -176,9 +178,6 @@ class AnswerMessage(Backdrop, MessageWidget):
         yield self.thinking
         yield self.body
         yield self._foot
-
-    def on_mount(self) -> None:
-        self._show_foot()
 
     async def write(self, kind: TextKind, piece: str, n_tokens: int) -> None:
         """More of the answer."""
