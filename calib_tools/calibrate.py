@@ -47,7 +47,6 @@ def check_can_calibrate(info: ModelInfo) -> None:
     CalibrationError
         Says which property of the model is in the way.
     """
-
     if info.obstacle is not None:
         raise CalibrationError(
             info.obstacle, where=str(info.path), fix="TriAttention needs a decoder with RoPE and a KV cache"

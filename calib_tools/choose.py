@@ -28,6 +28,8 @@ RESERVE_BYTES = 768 << 20
 
 @dataclass(frozen=True)
 class EngineChoice:
+    """What runs the model, and why that."""
+
     engine: EngineName
     why: str
     """a clause"""

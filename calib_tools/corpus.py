@@ -36,6 +36,8 @@ _FIX = "give other text with --corpus, or leave it out to use the bundled text"
 
 @dataclass(frozen=True)
 class Document:
+    """One text of a corpus."""
+
     name: str
     text: str
     is_dialogue: bool = False

@@ -132,7 +132,6 @@ class RuntimeEngine(Closing):
         self._unseen: set[tuple[str, str]] = set()
         self._looking = False
         self._counts: Counter[tuple[str, str]] = Counter()
-        self._no_rope: set[int] = set()
         self._consumer: Consumer | None = None
         self._first_pos = 0
         self._n_token = 0
@@ -250,11 +249,9 @@ class RuntimeEngine(Closing):
             found[tap.il][tap.kind] = tap
         layers: dict[int, LayerAttention] = {}
         for il, taps in found.items():
-            if "q_pre" not in taps or "k_pre" not in taps:
-                self._no_rope.add(il)
-                continue
-            q, k = taps["q_pre"], taps["k_pre"]
-            layers[il] = LayerAttention(q.shape[0], k.shape[0], q.shape[1], k.n_cells, q.rope)
+            if "q_pre" in taps and "k_pre" in taps:  # else RoPE has no part in what the layer caches
+                q, k = taps["q_pre"], taps["k_pre"]
+                layers[il] = LayerAttention(q.shape[0], k.shape[0], q.shape[1], k.n_cells, q.rope)
         self._taps = {
             key: wanted
             for key, taps in self._taps.items()
@@ -267,11 +264,6 @@ class RuntimeEngine(Closing):
                 fix="TriAttention needs a decoder with RoPE and plain attention",
             )
         return layers
-
-    @property
-    def layers_without_rope(self) -> tuple[int, ...]:
-        """Layers that cache keys, and whose keys or queries do not come from RoPE."""
-        return tuple(sorted(self._no_rope))
 
     def _decode(self, tokens: Sequence[int], first_pos: int) -> None:
         self._first_pos, self._n_token = first_pos, len(tokens)
@@ -326,7 +318,6 @@ class RuntimeEngine(Closing):
             value = value.src(0)
         source = value.src(0) if value is not None and value.op == "ROPE" else None
         if value is None or source is None:
-            self._no_rope.add(il)
             return
         rope = self._rope_params(value)
         n_cells = cache.shape[1]

@@ -21,7 +21,7 @@ def _become(name: str) -> NoReturn:
     except UnfitProcessorError as error:
         raise SystemExit(f"{name}: {error}") from None
     try:
-        os.execv(program, [str(program), *sys.argv[1:]])
+        os.execv(program, [str(program), *sys.argv[1:]])  # noqa: S606  # a shell is not wanted
     except OSError as error:
         raise SystemExit(f"{name}: cannot run {program}: {error.strerror}; pip install ./native again") from None
 

@@ -354,7 +354,6 @@ def test_rope_lies_between_what_is_seen_before_and_after(model: Path) -> None:
     with RuntimeEngine(model, n_ctx=512, n_batch=150, kinds=ALL) as engine:
         assert engine.fingerprint == fingerprint(model)
         assert sorted(engine.layers) == list(range(info.n_layer))
-        assert engine.layers_without_rope == ()
         seen = watch(engine, engine.vocabulary.tokenize(prose(4000), add_special=False)[:400])
         assert len(seen) == 4 * info.n_layer
         for il, layer in engine.layers.items():
@@ -528,7 +527,7 @@ def test_full_layers_without_rope_are_refused(tmp_path: Path) -> None:
 
     path = write_tiny(tmp_path / "m.gguf", "cohere2", leave_out=("ffn_norm",), add=windows)
     with RuntimeEngine(path, n_ctx=256) as engine:
-        assert engine.layers_without_rope == (3,)
+        assert sorted(engine.layers) == [0, 1, 2]
     with pytest.raises(CalibrationError, match="layer 3 has full attention, but caches keys that RoPE did not make"):
         calibrate(path, n_tokens=600)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import baselines
 import numpy as np
 import pytest
 from engine import Engine, environment, random_stats
@@ -14,7 +15,7 @@ from tiny_models import write_tiny
 from triattn_local.config import MODES, EvictionConfig, Mode
 from triattn_local.engine import native
 from triattn_local.engine.cache_rows import hadamard
-from triattn_local.model import baselines, scoring
+from triattn_local.model import scoring
 from triattn_local.model.model_info import ModelInfo, read_model_info
 
 QUERIES = {"snapkv": 32, "h2o": 128, "tova": 1, "rkv": 8}

@@ -16,7 +16,7 @@ import reader
 from triattn_local import errors
 from triattn_local.calib_tools.corpus import bundled_corpus
 from triattn_local.config import EvictionConfig, RuntimeConfig
-from triattn_local.engine import native
+from triattn_local.engine import native, runtime
 from triattn_local.engine.contexts import Model
 from triattn_local.evaluation import (
     answers,
@@ -504,7 +504,7 @@ def test_a_question_meets_what_it_would_meet_alone(smollm2_triattn: Path) -> Non
         for eviction in (None, EvictionConfig(budget_tokens=256, window=64)):
             with model.context(eviction, 800) as context:
                 logits = {i: row.copy() for i, row in asking.each_prompt(context, prompts)}
-            n_shared = min(asking._n_common(prompts), min(map(len, prompts)) - asking._TAIL)
+            n_shared = min(*(runtime.n_shared(prompts[0], p) for p in prompts), min(map(len, prompts)) - asking._TAIL)
             with model.context(eviction, 800) as alone:
                 asking.skim(alone, prompts[-1][:n_shared])
                 expected = asking.read(alone, prompts[-1][n_shared:])

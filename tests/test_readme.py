@@ -15,6 +15,7 @@ import write_docs
 from triattn_local.geometry import GEOMETRIES
 from triattn_local.model import architectures
 from triattn_local.settings import table
+from triattn_local.version import __version__
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,11 +47,14 @@ def our_commands(page: str) -> list[list[str]]:
 
 
 def test_the_first_commands_are_an_install_of_each_kind_and_an_answer() -> None:
-    first = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    ")][:5]
+    first = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    ")][:8]
     install = "pip install ./native '.[calib]'"
     assert first == [
+        "git clone REPOSITORY triattn-local && cd triattn-local",
+        "python3 -m venv .venv && . .venv/bin/activate",
         *(f"CMAKE_ARGS=-DGGML_{backend}=on {install}" for backend in ("CUDA", "VULKAN", "METAL")),
         install,
+        "triattn-local doctor",
         'triattn-local run --demo "Tell me about the sea"',
     ]
     assert "    pip install '.[test]' && pytest\n" in README
@@ -201,6 +205,14 @@ def test_the_versions_agree() -> None:
     assert f"{native['name']}=={native['version']}" in project["dependencies"]
     torch = {need for extra in project["optional-dependencies"].values() for need in extra if need.startswith("torch")}
     assert torch == {"torch==2.13.0"}
+
+
+def test_the_changelog_is_by_version_and_begins_with_this_one() -> None:
+    page = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    headings = re.findall(r"^## (\S+) with \S+\+triattn\.(\d+), ", page, re.MULTILINE)
+    native = tomllib.loads((ROOT / "native/pyproject.toml").read_text())["project"]["version"]
+    assert headings[0] == (__version__, native.rpartition(".")[2])
+    assert [int(n) for _, n in headings] == sorted({int(n) for _, n in headings}, reverse=True)
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ _ROOM = {f"{__name__}.{module}": room for room, modules in _MOVED.items() for mo
 class _OldPlaces(MetaPathFinder, Loader):
     """``triattn_local.stats`` is ``triattn_local.model.stats``, the same module."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:  # noqa: ARG002
         return ModuleSpec(name, self) if name in _ROOM else None
 
     def create_module(self, spec: ModuleSpec) -> Any:

@@ -34,6 +34,8 @@ _TOOLS = ("llama-server", "llama-bench", "llama-perplexity", "llama-quantize", "
 
 @dataclass(frozen=True)
 class Check:
+    """One thing that was looked at."""
+
     name: str
     status: Status
     found: str

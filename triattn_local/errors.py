@@ -74,8 +74,7 @@ class CalibrationError(TriattnError):
 
 
 class StateError(TriattnError):
-    """A saved session cannot be restored, a sequence cannot be rewound that far, or what it belongs to is closed or
-    taken by somebody else."""
+    """A saved session cannot be restored, a sequence not rewound that far, or what it belongs to is closed or taken."""
 
 
 def from_system(error: BaseException) -> TriattnError | None:

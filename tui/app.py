@@ -326,10 +326,8 @@ class ChatApp(App[None]):
         self._push(HelpScreen(key_groups(), self.settings.keys))
 
     def action_sessions(self) -> None:
-        if self.chat.busy:
-            self.notify("An answer is coming; Esc stops it.", severity="warning")
-            return
-        self._push(SessionsScreen())
+        if not self.chat.refuse_while_busy():
+            self._push(SessionsScreen())
 
     def action_models(self) -> None:
         self._push(ModelsScreen())

@@ -54,7 +54,7 @@ class Turn:
     max_tokens: int | None
     thinking: ThinkingConfig = field(default_factory=ThinkingConfig)
     stop: Sequence[str] = ()
-    tools: Callable[[Stop], Sequence[Mapping[str, Any]]] = lambda stop: ()
+    tools: Callable[[Stop], Sequence[Mapping[str, Any]]] = lambda _: ()
     """what may be called, as OpenAI's protocol has it; may wait until that is known, or until it is stopped"""
 
 

@@ -19,6 +19,8 @@ class EngineEvent(TextualMessage):
 
 
 class Loaded(EngineEvent):
+    """A model is there, and with it a context."""
+
     def __init__(
         self,
         path: Path,
@@ -36,6 +38,8 @@ class Loaded(EngineEvent):
 
 
 class LoadFailed(EngineEvent):
+    """There is no model now."""
+
     def __init__(self, path: Path, error: TriattnError) -> None:
         super().__init__()
         self.path, self.error = path, error

@@ -32,5 +32,5 @@ def readable(style: Style) -> Style:
 class ReadableOnLight(LineFilter):
     """For a light theme where there are sixteen colours."""
 
-    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:  # noqa: ARG002  # of the base class
         return [Segment(text, style and readable(style), control) for text, style, control in segments]

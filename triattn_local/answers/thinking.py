@@ -238,7 +238,7 @@ class TokenSplitter(ThinkingSplitter):
         more: Sequence[str] = (),
     ) -> None:
         super().__init__(marks, prompt)
-        self._token_bytes = token_bytes
+        self.token_bytes = token_bytes
         self._texts = (*texts_of(marks), *more)
         self._marked: dict[int, str] = {}
         self.n_tokens: dict[TextKind, int] = {"thinking": 0, "content": 0}
@@ -250,13 +250,10 @@ class TokenSplitter(ThinkingSplitter):
         self.n_tokens[self.kind] += 1
         return parts
 
-    def bytes_of(self, token: int) -> bytes:
-        return self._token_bytes(token)
-
     def _mark(self, token: int) -> str:
         if token not in self._marked:
-            text = self._token_bytes(token, special=True).decode("utf-8", "replace")
-            hidden = text and not self._token_bytes(token)
+            text = self.token_bytes(token, special=True).decode("utf-8", "replace")
+            hidden = text and not self.token_bytes(token)
             self._marked[token] = text if hidden and any(text in mark for mark in self._texts) else ""
         return self._marked[token]
 
@@ -288,7 +285,7 @@ class ThinkingLimit:
         text = splitter.ending + (splitter.answer if self._n_ended > 1 else "")
         tokens = self._tokenize(text, add_special=False, parse_special=True)
         # some tokenizers put a space before whatever they are given
-        return tokens[1:] if tokens and splitter.bytes_of(tokens[0]) == b" " else tokens
+        return tokens[1:] if tokens and splitter.token_bytes(tokens[0]) == b" " else tokens
 
 
 class _Trimmed:

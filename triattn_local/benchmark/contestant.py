@@ -29,7 +29,8 @@ class Contestant(Closing):
     def __init__(
         self, model: Model, eviction: EvictionConfig | None, depth: int, n_seq: int, n_after: int, device: Device
     ) -> None:
-        """
+        """Make its context.
+
         Parameters
         ----------
         n_after : int

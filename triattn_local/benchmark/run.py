@@ -45,7 +45,7 @@ def run_bench(
     *,
     stats_path: Path | None = None,
     progress: Progress = silent,
-    on_row: Callable[[BenchReport], None] = lambda report: None,
+    on_row: Callable[[BenchReport], None] = lambda _: None,
 ) -> BenchReport:
     """Measure one model.
 

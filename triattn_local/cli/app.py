@@ -29,8 +29,7 @@ _EPILOG = (
 class _InOrder(TyperGroup):
     """Commands in the order of a first use, not of the alphabet."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        del ctx
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  # click's name
         return list(self.commands)
 
 

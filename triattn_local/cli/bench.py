@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..settings import Settings
 from ..support import console, formats
 from .app import app
-from .flags import CACHE, COMPUTE, GRID, AsJson, Given, Verbose, argument, option, with_settings
+from .flags import CACHE, COMPUTE, AsJson, Given, Verbose, argument, grid_option, with_settings
 
 
 @app.command()
@@ -22,53 +22,37 @@ def bench(
     names: Annotated[list[str] | None, argument("MODEL...", "Paths, or names that `ls` shows.")] = None,
     geometry: Annotated[
         list[str] | None,
-        option(
+        grid_option(
             "--geometry",
             "NAME",
             "The shape of a known model with random weights, written once; several times for several.",
-            panel=GRID,
         ),
     ] = None,
     layers: Annotated[
-        int | None, option("--layers", "N", "Only so many layers of each geometry, for a quick look.", panel=GRID)
+        int | None, grid_option("--layers", "N", "Only so many layers of each geometry, for a quick look.")
     ] = None,
     depths: Annotated[
         str,
-        option(
+        grid_option(
             "--depths",
             "TOKENS",
             "Logical depths at which to compare; those beyond the context that a model was trained for are left out.",
-            show_default=True,
-            panel=GRID,
         ),
     ] = "4k,8k",
-    blocks: Annotated[
-        int, option("--blocks", "N", "Blocks of --window tokens that each side decodes.", show_default=True, panel=GRID)
-    ] = 5,
+    blocks: Annotated[int, grid_option("--blocks", "N", "Blocks of --window tokens that each side decodes.")] = 5,
     parallel: Annotated[
         int,
-        option(
-            "--parallel",
-            "N",
-            "Sequences that decode in one batch; where they do not fit, as many as do.",
-            show_default=True,
-            panel=GRID,
-        ),
+        grid_option("--parallel", "N", "Sequences that decode in one batch; where they do not fit, as many as do."),
     ] = 1,
     vram: Annotated[
         str | None,
-        option(
-            "--vram",
-            "SIZE",
-            "Hold the GPU's memory to this, such as 24GiB: the rest is allocated and left alone.",
-            panel=GRID,
+        grid_option(
+            "--vram", "SIZE", "Hold the GPU's memory to this, such as 24GiB: the rest is allocated and left alone."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        option(
-            "--out", "DIR", "Folder for bench.json and bench.md, and bench.png if matplotlib is installed.", panel=GRID
-        ),
+        grid_option("--out", "DIR", "Folder for bench.json and bench.md, and bench.png if matplotlib is installed."),
     ] = None,
     given: Given,
     verbose: Verbose = False,

@@ -38,7 +38,6 @@ def convert(
             "--engine",
             "ENGINE",
             "`runtime` (llama.cpp, the whole model in memory), `torch` (one layer at a time), or `auto`.",
-            show_default=True,
         ),
     ] = "auto",
     resume: Annotated[bool, switch("--resume", "Go on where an interrupted conversion stopped.")] = False,

@@ -10,7 +10,7 @@ from ..errors import UsageError
 from ..settings import Settings
 from ..support import console
 from .app import app
-from .flags import CACHE, COMPUTE, GRID, AsJson, Given, Model, Verbose, option, switch, with_settings
+from .flags import CACHE, COMPUTE, AsJson, Given, Model, Verbose, grid_option, option, switch, with_settings
 
 
 @app.command("eval")
@@ -22,70 +22,49 @@ def evaluate(
     model: Model,
     tasks: Annotated[
         str,
-        option(
+        grid_option(
             "--tasks",
             "NAMES",
             "Of nll, niah-single, niah-keys, niah-hops, niah, needles, facts, restated, function, state, trace, "
             "recursion, reasoning, drift, repetition; or all.",
-            show_default=True,
-            panel=GRID,
         ),
     ] = "nll",
     methods: Annotated[
         str,
-        option(
+        grid_option(
             "--methods",
             "NAMES",
             "Groups (modes, baselines, ablations) or single methods; or all. Full attention is always one.",
-            show_default=True,
-            panel=GRID,
         ),
     ] = "modes,baselines",
     kept: Annotated[
-        str, option("--kept", "FRACTIONS", "Parts of the tokens that each head keeps.", show_default=True, panel=GRID)
+        str, grid_option("--kept", "FRACTIONS", "Parts of the tokens that each head keeps.")
     ] = "0.5,0.25,0.125,0.0625",
     tokens: Annotated[
         int | None,
-        option(
-            "--tokens", "N", "Length of each case; each task has its own default.", show_default=True, panel=GRID, min=1
-        ),
+        grid_option("--tokens", "N", "Length of each case; each task has its own default.", min=1),
     ] = None,
-    cases: Annotated[
-        int | None, option("--cases", "N", "Cases of each task.", show_default=True, panel=GRID, min=1)
-    ] = None,
+    cases: Annotated[int | None, grid_option("--cases", "N", "Cases of each task.", min=1)] = None,
     texts: Annotated[
         str | None,
-        option(
-            "--texts",
-            "NAMES",
-            "Held-out texts (novel, speech, manual, c, python, reasoning), or text files.",
-            show_default=True,
-            panel=GRID,
-        ),
+        grid_option("--texts", "NAMES", "Held-out texts (novel, speech, manual, c, python, reasoning), or text files."),
     ] = None,
     problems: Annotated[
         Path | None,
-        option(
-            "--problems",
-            "FILE",
-            "For reasoning: JSON lines with problem and answer, such as AIME or MATH-500.",
-            show_default=True,
-            panel=GRID,
+        grid_option(
+            "--problems", "FILE", "For reasoning: JSON lines with problem and answer, such as AIME or MATH-500."
         ),
     ] = None,
-    samples: Annotated[
-        int, option("--samples", "K", "Answers to each problem.", show_default=True, panel=GRID, min=1)
-    ] = 1,
+    samples: Annotated[int, grid_option("--samples", "K", "Answers to each problem.", min=1)] = 1,
     facts: Annotated[
-        int | None, option("--facts", "N", "For facts and needles: facts in a text. [default: 12]", panel=GRID, min=1)
+        int | None, grid_option("--facts", "N", "For facts and needles: facts in a text. [default: 12]", min=1)
     ] = None,
     seed: Annotated[
         int | None,
-        option(
+        grid_option(
             "--seed",
             "N",
             "Another one: other facts, questions and draws of the same kind; also of the random policy. [default: 0]",
-            panel=GRID,
         ),
     ] = None,
     quick: Annotated[
@@ -118,7 +97,7 @@ def evaluate(
     from ..evaluation.methods import pick_methods
     from ..evaluation.quick import check, quick_grid
     from ..evaluation.summary import summarise
-    from ..evaluation.tasks import Size, pick_tasks
+    from ..evaluation.tasks import TASKS, Size, pick_tasks
 
     try:
         fractions = tuple(float(part) for part in kept.split(","))
@@ -156,7 +135,7 @@ def evaluate(
     else:
         for task in dict.fromkeys(row.task for row in rows):
             columns, cells = report.table(rows, task)
-            print(f"{task}: {report.about(task)}")
+            print(f"{task}: {TASKS[task].about}")
             console.write_table(columns, cells, right=range(1, len(columns)))
             print()
         for remark in report.remarks(rows):

@@ -103,13 +103,12 @@ def text_argument(text: str, where: str) -> str:
         raise UsageError("is not UTF-8 text", where=where) from None
 
 
-def option(
-    name: str, metavar: str, text: str, *names: str, panel: str | None = None, show_default: bool = False, **more: Any
-) -> Any:
-    """A flag of one command."""
-    return typer.Option(
-        name, *names, metavar=metavar, help=text, show_default=show_default, rich_help_panel=panel, **more
-    )
+def option(name: str, metavar: str, text: str, *names: str, panel: str | None = None, **more: Any) -> Any:
+    """A flag of one command; a default of None is not shown."""
+    return typer.Option(name, *names, metavar=metavar, help=text, rich_help_panel=panel, **more)
+
+
+grid_option = functools.partial(option, panel=GRID)
 
 
 def argument(metavar: str, text: str, *, show_default: bool = False) -> Any:

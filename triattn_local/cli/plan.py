@@ -47,13 +47,7 @@ def plan(
     ] = None,
     parallel: Annotated[
         int,
-        option(
-            "--parallel",
-            "N",
-            "Sequences side by side, each with its context and budget.",
-            show_default=True,
-            panel=CACHE,
-        ),
+        option("--parallel", "N", "Sequences side by side, each with its context and budget.", panel=CACHE),
     ] = 1,
     as_json: AsJson = False,
 ) -> None:

@@ -104,7 +104,7 @@ def run(
                 sampling=settings.sampling(rt.suggested_sampling()),
                 stop=settings.stop,
                 thinking=thinking,
-                on_prefill=(lambda done, total: None) if quiet else out.reading,
+                on_prefill=(lambda *_: None) if quiet else out.reading,
                 on_text=out.text,
             )
         out.end()

@@ -74,9 +74,7 @@ def openclaw_config(
     *,
     url: Annotated[str, argument("URL", "The base URL of a running server.")] = "http://127.0.0.1:8080/v1",
     given: Given,
-    provider: Annotated[
-        str, option("--provider", "NAME", "What OpenClaw is to call it.", show_default=True)
-    ] = "triattn",
+    provider: Annotated[str, option("--provider", "NAME", "What OpenClaw is to call it.")] = "triattn",
     launch: Annotated[str | None, option("--launch", "MODEL", "Let OpenClaw start the server with this model.")] = None,
     output: Annotated[Path | None, option("--output", "FILE", "Write it there, whole or not at all.", "-o")] = None,
     force: Annotated[bool, switch("--force", "Write over a file that is there.")] = False,

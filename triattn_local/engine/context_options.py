@@ -47,6 +47,13 @@ class ContextOptions:
 
     def c_fields(self) -> dict[str, int | bool | float]:
         """By the fields of ``llama_context_params``; what is not here keeps the library's default."""
+        scaling: dict[str, int | float] = {}
+        if self.rope_scaling is not None:
+            scaling = {
+                "rope_scaling_type": _SCALING_TYPES[self.rope_scaling.kind],
+                "rope_freq_scale": 1.0 / self.rope_scaling.factor,
+                "yarn_orig_ctx": self.rope_scaling.n_ctx_orig,
+            }
         return {
             "n_ctx": self.n_ctx * self.n_seq_max,
             "n_batch": self.n_batch,
@@ -58,21 +65,18 @@ class ContextOptions:
             "flash_attn_type": int(self.flash_attn),
             # the library's default would give layers that attend to a window as many cells as full attention
             "swa_full": False,
-            **self._c_scaling(),
-        }
-
-    def _c_scaling(self) -> dict[str, int | float]:
-        scaling = self.rope_scaling
-        if scaling is None:
-            return {}
-        return {
-            "rope_scaling_type": _SCALING_TYPES[scaling.kind],
-            "rope_freq_scale": 1.0 / scaling.factor,
-            "yarn_orig_ctx": scaling.n_ctx_orig,
+            **scaling,
         }
 
     def server_flags(self) -> dict[str, str | None]:
         """The same as flags of llama-server, None for one without a value. Its window caches are small by default."""
+        scaling: dict[str, str | None] = {}
+        if self.rope_scaling is not None:
+            scaling = {
+                "--rope-scaling": self.rope_scaling.kind,
+                "--rope-scale": f"{self.rope_scaling.factor:.9g}",
+                "--yarn-orig-ctx": str(self.rope_scaling.n_ctx_orig),
+            }
         return {
             "--ctx-size": str(self.n_ctx * self.n_seq_max),
             "--batch-size": str(self.n_batch),
@@ -82,17 +86,7 @@ class ContextOptions:
             "--cache-type-k": self.type_k,
             "--cache-type-v": self.type_v,
             "--flash-attn": "on" if self.flash_attn else "off",
-            **self._server_scaling(),
-        }
-
-    def _server_scaling(self) -> dict[str, str | None]:
-        scaling = self.rope_scaling
-        if scaling is None:
-            return {}
-        return {
-            "--rope-scaling": scaling.kind,
-            "--rope-scale": f"{scaling.factor:.9g}",
-            "--yarn-orig-ctx": str(scaling.n_ctx_orig),
+            **scaling,
         }
 
 

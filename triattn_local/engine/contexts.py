@@ -94,7 +94,8 @@ class Model(Closing):
         no_alloc: bool = False,
         goes_on: Callable[[float], bool] | None = None,
     ) -> None:
-        """
+        """Load a file.
+
         Parameters
         ----------
         device : Device, optional
@@ -213,7 +214,8 @@ class Context(Closing):
         on_node: Callable[[int, bool, object], bool] | None = None,
         stops: Callable[[], bool] | None = None,
     ) -> None:
-        """
+        """Allocate the cache.
+
         Parameters
         ----------
         eviction : EvictionConfig, optional
@@ -384,7 +386,7 @@ class Context(Closing):
         logits: NDArray[np.float32] = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self.handle), shape)
         return logits
 
-    def prefill(self, tokens: Sequence[int], progress: Callable[[int], None] = lambda n: None) -> NDArray[np.float32]:
+    def prefill(self, tokens: Sequence[int], progress: Callable[[int], None] = lambda _: None) -> NDArray[np.float32]:
         """Read a prompt in batches; logits of its last token, float32 [n_vocab]."""
         self.pin_prompt(self.n_past + len(tokens))
         last: NDArray[np.float32] = np.empty(0, np.float32)

@@ -184,55 +184,38 @@ class Round:
     """[n_set, n_candidates] what the policy gave them; may be written, higher is kept longer"""
 
 
+_INT, _UINT, _FLOAT, _BOOL = ctypes.c_int32, ctypes.c_uint32, ctypes.c_float, ctypes.c_bool
+_POINTER, _TEXT = ctypes.c_void_p, ctypes.c_char_p
+
 _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "llama_triattn_default_params": (Params, []),
-    "llama_triattn_set_params": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(Params)]),
-    "llama_triattn_load_stats": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_char_p]),
-    "llama_triattn_check_stats": (ctypes.c_int32, [ctypes.c_void_p]),
-    "llama_triattn_fingerprint": (ctypes.c_char_p, [ctypes.c_void_p]),
-    "llama_triattn_last_error": (ctypes.c_char_p, []),
-    "llama_triattn_get_params": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(Params)]),
-    "llama_triattn_get_stats": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(_Stats)]),
-    "llama_triattn_seq_pos_whole": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
-    "llama_triattn_get_compute": (
-        ctypes.c_int32,
-        [ctypes.c_void_p, ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_uint64), ctypes.c_int32],
-    ),
-    "llama_triattn_seq_pos_cut": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
-    "llama_triattn_pin": (ctypes.c_int32, [ctypes.c_void_p] + [ctypes.c_int32] * 3),
-    "llama_triattn_unpin": (ctypes.c_int32, [ctypes.c_void_p] + [ctypes.c_int32] * 3),
-    "llama_triattn_get_pins": (
-        ctypes.c_int32,
-        [ctypes.c_void_p, ctypes.c_int32] + [ctypes.c_void_p] * 2 + [ctypes.c_int32],
-    ),
-    "llama_triattn_get_queries": (
-        ctypes.c_int32,
-        [ctypes.c_void_p] + [ctypes.c_int32] * 2 + [ctypes.c_void_p] * 2 + [ctypes.c_int32],
-    ),
-    "llama_triattn_evict": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32]),
-    "llama_triattn_score": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_int32]),
-    "llama_triattn_set_recall": (ctypes.c_int32, [ctypes.c_void_p] + [ctypes.c_float] * 2 + [ctypes.c_uint32] * 3),
-    "llama_triattn_save_cold": (ctypes.c_int64, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p]),
-    "llama_triattn_open_cold": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_char_p]),
-    "llama_triattn_set_abort_flag": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(ctypes.c_bool)]),
-    "llama_triattn_set_ranking": (ctypes.c_int32, [ctypes.c_void_p, _RANKING, ctypes.c_void_p]),
-    "llama_triattn_get_layers": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32]),
-    "llama_triattn_get_kept": (
-        ctypes.c_int32,
-        [ctypes.c_void_p] + [ctypes.c_int32] * 3 + [ctypes.c_void_p] * 2 + [ctypes.c_int32],
-    ),
-    "llama_triattn_get_scores": (
-        ctypes.c_int32,
-        [ctypes.c_void_p] + [ctypes.c_int32] * 2 + [ctypes.c_void_p] * 2 + [ctypes.c_int32],
-    ),
-    "llama_triattn_get_rows": (
-        ctypes.c_int32,
-        [ctypes.c_void_p] + [ctypes.c_int32] * 3 + [ctypes.c_bool, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p],
-    ),
-    "llama_triattn_get_rows_info": (
-        ctypes.c_int32,
-        [ctypes.c_void_p, ctypes.c_bool, ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(ctypes.c_int32)],
-    ),
+    "llama_triattn_set_params": (_INT, [_POINTER, ctypes.POINTER(Params)]),
+    "llama_triattn_load_stats": (_INT, [_POINTER, _TEXT]),
+    "llama_triattn_check_stats": (_INT, [_POINTER]),
+    "llama_triattn_get_layer": (_INT, [_POINTER, _POINTER, _INT, ctypes.POINTER(_Layer)]),
+    "llama_triattn_fingerprint": (_TEXT, [_POINTER]),
+    "llama_triattn_last_error": (_TEXT, []),
+    "llama_triattn_get_params": (_INT, [_POINTER, ctypes.POINTER(Params)]),
+    "llama_triattn_get_stats": (_INT, [_POINTER, ctypes.POINTER(_Stats)]),
+    "llama_triattn_seq_pos_whole": (_INT, [_POINTER, _INT]),
+    "llama_triattn_get_compute": (_INT, [_POINTER, ctypes.POINTER(_TEXT), ctypes.POINTER(ctypes.c_uint64), _INT]),
+    "llama_triattn_seq_pos_cut": (_INT, [_POINTER, _INT]),
+    "llama_triattn_pin": (_INT, [_POINTER, _INT, _INT, _INT]),
+    "llama_triattn_unpin": (_INT, [_POINTER, _INT, _INT, _INT]),
+    "llama_triattn_get_pins": (_INT, [_POINTER, _INT, _POINTER, _POINTER, _INT]),
+    "llama_triattn_get_queries": (_INT, [_POINTER, _INT, _INT, _POINTER, _POINTER, _INT]),
+    "llama_triattn_evict": (_INT, [_POINTER, _INT, _UINT]),
+    "llama_triattn_score": (_INT, [_POINTER, _INT]),
+    "llama_triattn_set_recall": (_INT, [_POINTER, _FLOAT, _FLOAT, _UINT, _UINT, _UINT]),
+    "llama_triattn_save_cold": (ctypes.c_int64, [_POINTER, _INT, _TEXT]),
+    "llama_triattn_open_cold": (_INT, [_POINTER, _TEXT]),
+    "llama_triattn_set_abort_flag": (_INT, [_POINTER, ctypes.POINTER(_BOOL)]),
+    "llama_triattn_set_ranking": (_INT, [_POINTER, _RANKING, _POINTER]),
+    "llama_triattn_get_layers": (_INT, [_POINTER, _POINTER, _INT]),
+    "llama_triattn_get_kept": (_INT, [_POINTER, _INT, _INT, _INT, _POINTER, _POINTER, _INT]),
+    "llama_triattn_get_scores": (_INT, [_POINTER, _INT, _INT, _POINTER, _POINTER, _INT]),
+    "llama_triattn_get_rows": (_INT, [_POINTER, _INT, _INT, _INT, _BOOL, _POINTER, _INT, _POINTER]),
+    "llama_triattn_get_rows_info": (_INT, [_POINTER, _BOOL, ctypes.POINTER(_INT), ctypes.POINTER(_INT)]),
 }
 
 
@@ -310,19 +293,9 @@ def get_layer(model: int, il: int, ctx: int | None = None) -> LayerInfo:
     ------
     UsageError
         The model has no such layer.
-    BackendMissingError
-        The library is older than this function.
     """
-    try:
-        function = library().llama_triattn_get_layer
-    except AttributeError:
-        raise BackendMissingError(
-            "the patched build lacks llama_triattn_get_layer", fix="pip install ./native"
-        ) from None
-    function.restype = ctypes.c_int32
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(_Layer)]
     told = _Layer()
-    _check(function(model, ctx, il, ctypes.byref(told)))
+    _check(library().llama_triattn_get_layer(model, ctx, il, ctypes.byref(told)))
     return LayerInfo(
         why_kept=None if told.evicts else told.why.decode("utf-8", "replace"),
         n_head=told.n_head,

@@ -138,6 +138,19 @@ class Cancel(Protocol):
     def is_set(self) -> bool: ...
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Of one answer, see ``Runtime.generate``."""
+
+    max_tokens: int | None
+    sampling: SamplingConfig
+    stop: Sequence[str]
+    cancel: Cancel | None
+    ignore_eos: bool
+    interject: Callable[[], Sequence[int]] | None
+    parts: Callable[[], PromptParts] | None
+
+
 class Runtime(Closing):
     """One model with one sequence.
 
@@ -334,24 +347,13 @@ class Runtime(Closing):
             The runtime is closed, or the sequence was taken by another call since the last step.
         """
         sampling = SamplingConfig() if sampling is None else _of_type(sampling, SamplingConfig, "sampling")
-        stop = _texts(stop)
-        max_tokens = _limit(max_tokens)
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise UsageError("has no is_set(): give a Stop or a threading.Event", where="cancel")
-        steps = self._generate(prompt, max_tokens, sampling, stop, cancel, ignore_eos, interject, parts)
-        return self._turns.each(steps)
+        max_tokens = None if max_tokens is None else _index(max_tokens, "max_tokens")
+        asked = _Asked(max_tokens, sampling, _texts(stop), cancel, ignore_eos, interject, parts)
+        return self._turns.each(self._generate(prompt, asked))
 
-    def _generate(
-        self,
-        prompt: Sequence[int] | None,
-        max_tokens: int | None,
-        sampling: SamplingConfig,
-        stop: Sequence[str],
-        cancel: Cancel | None,
-        ignore_eos: bool,
-        interject: Callable[[], Sequence[int]] | None,
-        parts: Callable[[], PromptParts] | None,
-    ) -> Iterator[Event]:
+    def _generate(self, prompt: Sequence[int] | None, asked: _Asked) -> Iterator[Event]:
         n_ctx = llama_cpp.llama_n_ctx(self._ctx)
         tokens = self.vocabulary.check_tokens(prompt) if prompt is not None else self.tokens
         if not tokens:
@@ -366,20 +368,18 @@ class Runtime(Closing):
         n_cached = self._rewind(tokens)
         self._pending = None
         if prompt is not None:
-            self.context.pin_prompt(len(tokens), parts)
+            self.context.pin_prompt(len(tokens), asked.parts)
         start_s = time.perf_counter()
         for i in range(n_cached, len(tokens), self.config.n_batch):
-            if not self._decode(tokens[i : i + self.config.n_batch], cancel):
+            if not self._decode(tokens[i : i + self.config.n_batch], asked.cancel):
                 elapsed_s = time.perf_counter() - start_s
                 yield Done("cancelled", len(tokens), n_cached, 0, elapsed_s, 0.0)
                 return
             yield Prefill(len(self._tokens), len(tokens), time.perf_counter() - start_s)
 
-        sampler = Sampler(sampling, self.vocabulary.n_vocab, tokens)
+        sampler = Sampler(asked.sampling, self.vocabulary.n_vocab, tokens)
         try:
-            yield from self._draw(
-                sampler, tokens, n_cached, n_ctx, start_s, max_tokens, stop, cancel, ignore_eos, interject
-            )
+            yield from self._draw(sampler, len(tokens), n_cached, start_s, asked)
         finally:
             sampler.close()
 
@@ -468,26 +468,15 @@ class Runtime(Closing):
         except UsageError:
             return PromptParts()
 
-    def _draw(
-        self,
-        sampler: Sampler,
-        prompt: list[int],
-        n_cached: int,
-        n_ctx: int,
-        start_s: float,
-        max_tokens: int | None,
-        stop: Sequence[str],
-        cancel: Cancel | None,
-        ignore_eos: bool,
-        interject: Callable[[], Sequence[int]] | None,
-    ) -> Iterator[Event]:
-        text = TextStream(stop)
+    def _draw(self, sampler: Sampler, n_prompt: int, n_cached: int, start_s: float, asked: _Asked) -> Iterator[Event]:
+        n_ctx, cancel = llama_cpp.llama_n_ctx(self._ctx), asked.cancel
+        text = TextStream(asked.stop)
         put: deque[int] = deque()  # comes in the place of drawn tokens
         first_s = time.perf_counter()
         prefill_s = first_s - start_s
         n_generated = 0
         reason: Literal["stop", "length", "context", "cancelled"] = "length"
-        while max_tokens is None or n_generated < max_tokens:
+        while asked.max_tokens is None or n_generated < asked.max_tokens:
             if cancel is not None and cancel.is_set():
                 reason = "cancelled"
                 break
@@ -499,8 +488,8 @@ class Runtime(Closing):
                     reason = "cancelled"
                     break
                 self._pending = None
-            if interject is not None and not put and text.is_whole:
-                put.extend(interject())
+            if asked.interject is not None and not put and text.is_whole:
+                put.extend(asked.interject())
             is_put = bool(put)
             if is_put:
                 token = put.popleft()
@@ -509,7 +498,7 @@ class Runtime(Closing):
                 token = sampler.sample(self._ctx, len(self._tokens))
             self._pending = token
             n_generated += 1
-            if not ignore_eos and not is_put and self.vocabulary.ends_turn(token):
+            if not asked.ignore_eos and not is_put and self.vocabulary.ends_turn(token):
                 reason = "stop"
                 break
             yield Token(token, text.push(self.token_bytes(token)), n_generated)
@@ -519,7 +508,7 @@ class Runtime(Closing):
         rest = text.flush()
         if rest and self._pending is not None:
             yield Token(self._pending, rest, n_generated)
-        yield Done(reason, len(prompt), n_cached, n_generated, prefill_s, time.perf_counter() - first_s)
+        yield Done(reason, n_prompt, n_cached, n_generated, prefill_s, time.perf_counter() - first_s)
 
     def _rewind(self, tokens: Sequence[int]) -> int:
         """Cut the sequence to what it shares with `tokens`, one of which is left to decode. Returns its length."""
@@ -555,32 +544,29 @@ class Runtime(Closing):
     def stats(self) -> RuntimeStats:
         """What the cache holds, and has done since it was made."""
         with self._turns.alone():
-            return self._stats()
-
-    def _stats(self) -> RuntimeStats:
-        engine, evicts = native.get_stats(self._ctx)
-        return RuntimeStats(
-            n_ctx=llama_cpp.llama_n_ctx(self._ctx),
-            n_past=len(self._tokens),
-            n_cells=engine.n_cells,
-            n_cells_used=engine.n_cells_used,
-            n_evictions=engine.n_rounds,
-            tokens_evicted=engine.n_tokens_evicted,
-            evict_ms=engine.t_total_us / 1000,
-            kv_bytes=engine.kv_bytes + engine.kv_bytes_other,
-            kv_bytes_full=engine.kv_bytes_full + engine.kv_bytes_other,
-            pos_whole=self.context.pos_cut,
-            mode=self.eviction.mode if evicts and self.eviction else None,
-            budget_tokens=self.eviction.budget_tokens if evicts and self.eviction else None,
-            pos_saved=self.context.pos_cut_of_state,
-            cold_bytes=engine.cold_bytes,
-            cold_bytes_max=engine.cold_bytes_max,
-            n_recalls=engine.n_recalls,
-            rows_recalled=engine.n_rows_recalled,
-            recall_ms=engine.t_recall_us / 1000,
-            tokens_destroyed=engine.n_tokens_destroyed,
-            n_pinned=engine.n_pinned,
-        )
+            engine, evicts = native.get_stats(self._ctx)
+            return RuntimeStats(
+                n_ctx=llama_cpp.llama_n_ctx(self._ctx),
+                n_past=len(self._tokens),
+                n_cells=engine.n_cells,
+                n_cells_used=engine.n_cells_used,
+                n_evictions=engine.n_rounds,
+                tokens_evicted=engine.n_tokens_evicted,
+                evict_ms=engine.t_total_us / 1000,
+                kv_bytes=engine.kv_bytes + engine.kv_bytes_other,
+                kv_bytes_full=engine.kv_bytes_full + engine.kv_bytes_other,
+                pos_whole=self.context.pos_cut,
+                mode=self.eviction.mode if evicts and self.eviction else None,
+                budget_tokens=self.eviction.budget_tokens if evicts and self.eviction else None,
+                pos_saved=self.context.pos_cut_of_state,
+                cold_bytes=engine.cold_bytes,
+                cold_bytes_max=engine.cold_bytes_max,
+                n_recalls=engine.n_recalls,
+                rows_recalled=engine.n_rows_recalled,
+                recall_ms=engine.t_recall_us / 1000,
+                tokens_destroyed=engine.n_tokens_destroyed,
+                n_pinned=engine.n_pinned,
+            )
 
     def kept(self, il: int, head_kv: int) -> list[int]:
         """Positions that a KV head of a layer holds, rising.
@@ -603,20 +589,17 @@ class Runtime(Closing):
         Full attention holds everything everywhere, in one row that stands for all layers.
         """
         with self._turns.alone():
-            return self._heads_holding()
-
-    def _heads_holding(self) -> NDArray[np.int32]:
-        engine, evicts = native.get_stats(self._ctx)
-        n_past = len(self._tokens)
-        if not evicts:
-            return np.full((1, n_past), max(engine.n_head_kv, 1), np.int32)
-        layers = native.get_layers(self._ctx)
-        held = np.zeros((len(layers), n_past), np.int32)
-        for row, il in zip(held, layers, strict=True):
-            for head_kv in range(engine.n_head_kv):
-                pos, _ = native.get_kept(self._ctx, il, head_kv, _SEQ)
-                row[pos] += 1  # a head holds a position once
-        return held
+            engine, evicts = native.get_stats(self._ctx)
+            n_past = len(self._tokens)
+            if not evicts:
+                return np.full((1, n_past), max(engine.n_head_kv, 1), np.int32)
+            layers = native.get_layers(self._ctx)
+            held = np.zeros((len(layers), n_past), np.int32)
+            for row, il in zip(held, layers, strict=True):
+                for head_kv in range(engine.n_head_kv):
+                    pos, _ = native.get_kept(self._ctx, il, head_kv, _SEQ)
+                    row[pos] += 1  # a head holds a position once
+            return held
 
     # --------------------------------------------------------- save, restore
 
@@ -651,27 +634,24 @@ class Runtime(Closing):
             The file is in use elsewhere, of another model, or cannot be written.
         """
         with self._turns.alone():
-            return self._snapshot(rows)
-
-    def _snapshot(self, rows: Path | None) -> Snapshot:
-        if not self._has_cold_tier() or native.seq_pos_whole(self._ctx) == 0:
-            rows = None  # nothing was evicted
-        if rows is not None:
-            with _rows_errors(rows):
-                native.save_cold(self._ctx, rows)
-        n_past = len(self._tokens)
-        pos_cut = self.context.pos_cut_of_state if rows is None else self.context.pos_cut
-        if self.model.n_window and n_past > self.model.n_window:
-            pos_cut = max(pos_cut, n_past - 1)  # of a window, what the next token needs is saved, and no more
-        return Snapshot(
-            model=native.fingerprint(self._model),
-            context=self._shape(),
-            tokens=list(self._tokens),
-            pending=self._pending,
-            state=self.context.state().tobytes(),
-            pos_whole=pos_cut,
-            rows=rows,
-        )
+            if not self._has_cold_tier() or native.seq_pos_whole(self._ctx) == 0:
+                rows = None  # nothing was evicted
+            if rows is not None:
+                with _rows_errors(rows):
+                    native.save_cold(self._ctx, rows)
+            n_past = len(self._tokens)
+            pos_cut = self.context.pos_cut_of_state if rows is None else self.context.pos_cut
+            if self.model.n_window and n_past > self.model.n_window:
+                pos_cut = max(pos_cut, n_past - 1)  # of a window, what the next token needs is saved, and no more
+            return Snapshot(
+                model=native.fingerprint(self._model),
+                context=self._shape(),
+                tokens=list(self._tokens),
+                pending=self._pending,
+                state=self.context.state().tobytes(),
+                pos_whole=pos_cut,
+                rows=rows,
+            )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Put a snapshot's sequence in the place of this one; ``generate(None)`` goes on with it, bit for bit.
@@ -687,39 +667,36 @@ class Runtime(Closing):
         """
         _of_type(snapshot, Snapshot, "snapshot")
         with self._turns.change():
-            self._restore(snapshot)
-
-    def _restore(self, snapshot: Snapshot) -> None:
-        model = native.fingerprint(self._model)
-        if snapshot.model != model:
-            raise StateError(f"was saved with another model ({snapshot.model}, this is {model})")
-        for name, value in self._shape().items():
-            if snapshot.context.get(name) != value:
-                raise StateError(f"was saved with {name} = {snapshot.context.get(name)}, this context has {value}")
-        n_ctx = llama_cpp.llama_n_ctx(self._ctx)
-        if len(snapshot.tokens) > n_ctx:
-            raise StateError(
-                f"holds {len(snapshot.tokens)} tokens, the context {n_ctx}",
-                fix=f"give --ctx {len(snapshot.tokens) + 512} or more",
-            )
-        rows = snapshot.rows if self._has_cold_tier() else None
-        if rows is not None:
-            with _rows_errors(rows):
-                if not rows.exists():
-                    raise StateError("is not there", where=str(rows), fix="with --cold off it goes on without")
-                native.open_cold(self._ctx, rows)
-        try:
-            self.context.set_state(np.frombuffer(snapshot.state, np.uint8), snapshot.tokens)
-        except StateError:
-            self._pending = None
-            raise StateError("llama.cpp cannot restore the state", fix="use the same --budget or more") from None
-        if rows is not None and self.context.pos_cut > snapshot.pos_whole:
-            self.context.clear()
-            self._pending = None
-            raise StateError(
-                "has not all rows that the session names", where=str(rows), fix="with --cold off it goes on without"
-            )
-        self._pending = snapshot.pending
+            model = native.fingerprint(self._model)
+            if snapshot.model != model:
+                raise StateError(f"was saved with another model ({snapshot.model}, this is {model})")
+            for name, value in self._shape().items():
+                if snapshot.context.get(name) != value:
+                    raise StateError(f"was saved with {name} = {snapshot.context.get(name)}, this context has {value}")
+            n_ctx = llama_cpp.llama_n_ctx(self._ctx)
+            if len(snapshot.tokens) > n_ctx:
+                raise StateError(
+                    f"holds {len(snapshot.tokens)} tokens, the context {n_ctx}",
+                    fix=f"give --ctx {len(snapshot.tokens) + 512} or more",
+                )
+            rows = snapshot.rows if self._has_cold_tier() else None
+            if rows is not None:
+                with _rows_errors(rows):
+                    if not rows.exists():
+                        raise StateError("is not there", where=str(rows), fix="with --cold off it goes on without")
+                    native.open_cold(self._ctx, rows)
+            try:
+                self.context.set_state(np.frombuffer(snapshot.state, np.uint8), snapshot.tokens)
+            except StateError:
+                self._pending = None
+                raise StateError("llama.cpp cannot restore the state", fix="use the same --budget or more") from None
+            if rows is not None and self.context.pos_cut > snapshot.pos_whole:
+                self.context.clear()
+                self._pending = None
+                raise StateError(
+                    "has not all rows that the session names", where=str(rows), fix="with --cold off it goes on without"
+                )
+            self._pending = snapshot.pending
 
     def save(self, path: Path | str) -> int:
         """Write the sequence and its cache to a file, whole or not at all. Returns the bytes of the state.
@@ -799,10 +776,6 @@ def _index(value: object, where: str) -> int:
     if not 0 <= number < 2**31:
         raise UsageError(f"there is no {number}", where=where)
     return number
-
-
-def _limit(max_tokens: int | None) -> int | None:
-    return None if max_tokens is None else _index(max_tokens, "max_tokens")
 
 
 def _texts(stop: Sequence[str] | None) -> tuple[str, ...]:

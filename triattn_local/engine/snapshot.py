@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,19 +45,6 @@ class Snapshot:
     """file with the rows that were evicted before, and that the state names; None: they are gone with the context"""
 
 
-@dataclass(frozen=True)
-class _Header:
-    model: str
-    context: dict[str, str | int | bool]
-    n_tokens: int
-    pending: int | None
-    n_state: int
-    sha256: str
-    pos_whole: int = 0
-    rows: str | None = None
-    """name of a file in the same folder"""
-
-
 def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     """Write to a temporary file in the same folder, sync, rename. Its file of rows is synced before.
 
@@ -69,21 +56,17 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> None:
     if snapshot.rows is not None:
         _sync(snapshot.rows)
     tokens = np.asarray(snapshot.tokens, "<i4").tobytes()
-    header = json.dumps(
-        asdict(
-            _Header(
-                model=snapshot.model,
-                context=snapshot.context,
-                n_tokens=len(snapshot.tokens),
-                pending=snapshot.pending,
-                n_state=len(snapshot.state),
-                sha256=hashlib.sha256(tokens + snapshot.state).hexdigest(),
-                pos_whole=snapshot.pos_whole,
-                rows=None if snapshot.rows is None else snapshot.rows.name,
-            )
-        ),
-        sort_keys=True,
-    ).encode()
+    told = {
+        "model": snapshot.model,
+        "context": snapshot.context,
+        "n_tokens": len(snapshot.tokens),
+        "pending": snapshot.pending,
+        "n_state": len(snapshot.state),
+        "sha256": hashlib.sha256(tokens + snapshot.state).hexdigest(),
+        "pos_whole": snapshot.pos_whole,
+        "rows": None if snapshot.rows is None else snapshot.rows.name,  # a file in the same folder
+    }
+    header = json.dumps(told, sort_keys=True).encode()
     n_bytes = _PREFIX.size + len(header) + len(tokens) + len(snapshot.state)
     with atomic_write(path, n_bytes) as file:
         file.write(_PREFIX.pack(_MAGIC, _VERSION, len(header)))
@@ -111,22 +94,23 @@ def read_snapshot(path: Path) -> Snapshot:
     if version != _VERSION:
         raise StateError(f"has version {version}, this program reads {_VERSION}", where=where)
     body = _PREFIX.size + n_header
-    try:
-        header = _Header(**json.loads(data[_PREFIX.size : body]))
-    except (ValueError, TypeError) as err:
-        raise StateError("is damaged: its header cannot be read", where=where) from err
     payload = data[body:]
-    n_token_bytes = 4 * header.n_tokens
-    if len(payload) != n_token_bytes + header.n_state or hashlib.sha256(payload).hexdigest() != header.sha256:
+    try:
+        header = json.loads(data[_PREFIX.size : body])
+        same = {name: header[name] for name in ("model", "context", "pending")}
+        n_token_bytes, rows = 4 * int(header["n_tokens"]), header.get("rows")
+        is_whole = len(payload) == n_token_bytes + header["n_state"]
+        is_whole = is_whole and hashlib.sha256(payload).hexdigest() == header["sha256"]
+    except (ValueError, TypeError, KeyError, AttributeError) as err:
+        raise StateError("is damaged: its header cannot be read", where=where) from err
+    if not is_whole:
         raise StateError("is damaged: its contents do not match its checksum", where=where)
     return Snapshot(
-        model=header.model,
-        context=header.context,
+        **same,
         tokens=np.frombuffer(payload[:n_token_bytes], "<i4").tolist(),
-        pending=header.pending,
         state=payload[n_token_bytes:],
-        pos_whole=header.pos_whole,
-        rows=None if header.rows is None else path.parent / Path(header.rows).name,
+        pos_whole=header.get("pos_whole", 0),
+        rows=None if rows is None else path.parent / Path(rows).name,
     )
 
 

@@ -8,9 +8,9 @@ with a small context, where an end by a signal does no harm. What was survived i
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -27,7 +27,10 @@ TIME_LIMIT_S = 120
 
 _survived: set[Path] = set()
 
-_ASSERTION = re.compile(r"(?:GGML_ASSERT|GGML_ABORT)?\(?.*(?:failed|fatal error|terminate called).*|.*\bwhat\(\):.*")
+_REASON = "ended by "
+"""begins what the process says of its end"""
+_EXCEPTION = "what():"
+"""in what the C++ library says of an exception that nobody caught, which ggml tells nobody"""
 
 
 def check_survives(path: Path) -> None:
@@ -68,7 +71,8 @@ def try_to_load(path: Path) -> str | None:
         return f"does not come to an end within {TIME_LIMIT_S} s"
     if done.returncode >= 0:
         return None
-    said = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if _ASSERTION.fullmatch(line.strip())]
+    lines = done.stderr.decode("utf-8", "replace").splitlines()
+    said = [line for line in lines if line.startswith(_REASON) or _EXCEPTION in line]
     return f"would end by {_signal_name(-done.returncode)}{f' ({_shown(said[-1])})' if said else ''}"
 
 
@@ -76,6 +80,11 @@ def load(path: str | None = None) -> None:
     """Load a file without its weights, tokenize a text, make a small context; for the process that may end by it."""
     import llama_cpp
 
+    @ctypes.CFUNCTYPE(None, ctypes.c_char_p)  # type: ignore[untyped-decorator]
+    def tell(message: bytes) -> None:
+        os.write(2, b"\n" + _REASON.encode() + message + b"\n")
+
+    llama_cpp.llama_cpp._lib.ggml_set_abort_callback(tell)
     params = llama_cpp.llama_model_default_params()
     params.no_alloc = True
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
@@ -121,5 +130,5 @@ def _signal_name(number: int) -> str:
 
 
 def _shown(line: str) -> str:
-    """An assertion without the folder that it was compiled in."""
-    return line.strip().rpartition("/")[2][:200]
+    """A reason, without the folder that it was compiled in."""
+    return line.strip().removeprefix(_REASON).rpartition("/")[2][:200]

@@ -76,7 +76,7 @@ def check_reader() -> None:
 
 
 def is_right(text: str, expected: str) -> bool:
-    """The final answer of a worked solution is the expected one, as mathematics: 1/2 is 0.5 is \\frac{1}{2}.
+    r"""The final answer of a worked solution is the expected one, as mathematics: 1/2 is 0.5 is \frac{1}{2}.
 
     Of a solution that corrects itself, what it says last.
 

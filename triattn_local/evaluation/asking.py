@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triattn_local.engine.contexts import Context
+from triattn_local.engine.runtime import n_shared
 
 _TAIL = 64
 """last tokens of a prompt that are always read in front of its answer, however much it shares with other prompts"""
@@ -37,29 +38,22 @@ def each_prompt(context: Context, prompts: Sequence[Sequence[int]]) -> Iterator[
 
     What all of them begin with is read once, and its state put back for each.
     """
-    n_shared = 0
+    n_common = 0
     if len(prompts) > 1:
-        n_shared = min(_n_common(prompts), min(map(len, prompts)) - _TAIL)
-    if n_shared <= 0:
+        n_common = min(n_shared(prompts[0], prompt) for prompt in prompts)
+        n_common = min(n_common, min(map(len, prompts)) - _TAIL)
+    if n_common <= 0:
         for i, prompt in enumerate(prompts):
             context.clear()
             yield i, read(context, prompt)
         return
-    shared = list(prompts[0][:n_shared])
+    shared = list(prompts[0][:n_common])
     skim(context, shared)
     state = context.state()
     for i, prompt in enumerate(prompts):
         if i:
             context.set_state(state, shared)
-        yield i, read(context, prompt[n_shared:])
-
-
-def _n_common(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all of them begin with."""
-    for n, tokens in enumerate(zip(*prompts, strict=False)):
-        if len(set(tokens)) > 1:
-            return n
-    return min(map(len, prompts))
+        yield i, read(context, prompt[n_common:])
 
 
 def log_likelihoods(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,19 +87,13 @@ def fit(parts: Sequence[str], text: Callable[[Sequence[str]], list[int]], n_toke
     UsageError
         There are too few parts, or the prompt is too long without any.
     """
-    low, high = 0, len(parts)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if len(text(parts[:middle])) <= n_tokens:
-            low = middle
-        else:
-            high = middle - 1
-    n_least = len(text(parts[:low]))
+    n = bisect_right(range(1, len(parts) + 1), n_tokens, key=lambda n: len(text(parts[:n])))
+    n_least = len(text(parts[:n]))
     if n_least > n_tokens:
         raise UsageError(f"what is asked alone has {n_least} tokens", where=where, fix="give a larger --tokens")
-    if low == len(parts):
+    if n == len(parts):
         raise UsageError(f"the text has {n_least} tokens, {n_tokens} are needed", where=where, fix="give other --texts")
-    return parts[:low]
+    return parts[:n]
 
 
 def chat(model: Model, messages: Sequence[dict[str, Any]]) -> list[int]:

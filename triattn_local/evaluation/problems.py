@@ -14,6 +14,8 @@ _NAMES = ("alpha", "beta", "gamma", "delta", "kappa", "lambda", "omega", "sigma"
 
 @dataclass(frozen=True)
 class Problem:
+    """A question with its answer."""
+
     question: str
     solution: str
     """worked, ending with the answer in \\boxed{}"""

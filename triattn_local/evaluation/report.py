@@ -10,21 +10,16 @@ from .summary import MAIN, Interval, SummaryRow
 from .tasks import TASKS, Metric
 
 
-def about(task: str) -> str:
-    return TASKS[task].about
-
-
 def show(metric: Metric, interval: Interval) -> str:
     """A mean with its interval: "+0.0123 ± 0.0040", or "10 of 12" for right answers."""
     if metric.is_share:
         return f"{interval.mean * interval.n:.5g} of {interval.n}"
     sign = "+" if metric.name.endswith("_diff") else ""
+    return _with_interval(interval, sign)
+
+
+def _with_interval(interval: Interval, sign: str) -> str:
     text = f"{interval.mean:{sign}.4f}"
-    return f"{text} ± {interval.half:.4f}" if math.isfinite(interval.half) else text
-
-
-def difference(interval: Interval) -> str:
-    text = f"{interval.mean:+.4f}"
     return f"{text} ± {interval.half:.4f}" if math.isfinite(interval.half) else text
 
 
@@ -44,7 +39,7 @@ def table(rows: Sequence[SummaryRow], task: str) -> tuple[tuple[str, ...], list[
                 "all" if is_full else f"{row.kept:.4g}",
                 "" if is_full else f"{row.budget:,}",
                 *(show(m, row.metrics[m.name]) for m in metrics),
-                *(("" if row.against is None else difference(row.against),) if compares else ()),
+                *(("" if row.against is None else _with_interval(row.against, "+"),) if compares else ()),
                 "" if is_full else f"{row.n_rounds:.0f}",
                 "" if is_full else f"{row.n_cells_used_max:,} of {row.n_cells:,}",
                 "1" if is_full else f"1/{row.kv_ratio:.1f}",
@@ -76,11 +71,10 @@ def markdown(rows: Sequence[SummaryRow], title: str, command: str) -> str:
     parts = [f"# {title}\n\n    {command}\n"]
     for task in dict.fromkeys(row.task for row in rows):
         columns, cells = table(rows, task)
-        n_left = 1
         lines = [
             f"## {task}: {TASKS[task].about}\n",
             "| " + " | ".join(columns) + " |",
-            "|" + "|".join("---" if i < n_left else "---:" for i in range(len(columns))) + "|",
+            "|---" + "|---:" * (len(columns) - 1) + "|",
             *("| " + " | ".join(row) + " |" for row in cells),
         ]
         notes = "; ".join(f"{m.name}: {m.about}" for m in TASKS[task].metrics)

@@ -90,7 +90,7 @@ def run_grid(
     out: Path,
     *,
     stats_path: Path | None = None,
-    progress: Callable[[Step], None] = lambda step: None,
+    progress: Callable[[Step], None] = lambda _: None,
 ) -> list[Line]:
     """Run what is missing from the folder `out`, and return all its lines that belong to the grid.
 

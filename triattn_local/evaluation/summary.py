@@ -26,6 +26,8 @@ MAIN = "per-layer-head"
 
 @dataclass(frozen=True)
 class Interval:
+    """A mean of n values, and where that of others would lie."""
+
     mean: float
     low: float
     high: float

@@ -59,6 +59,8 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class ModelReport:
+    """All that the file says of a model."""
+
     path: str
     name: str
     architecture: str

@@ -16,7 +16,7 @@ import math
 import mmap
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 
@@ -100,6 +100,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class TensorInfo:
+    """What a header says of a tensor."""
+
     name: bytes
     shape: tuple[int, ...]
     """ggml order: the fastest dimension first"""
@@ -338,18 +340,7 @@ def _parse(path: Path, data: mmap.mmap | bytes, file_size: int, *, needs_data: b
         raise _broken(path, f"general.alignment is {alignment}, not a power of two")
     data_start = infos_end + (-infos_end) % alignment
     _check_tensors(path, tensors, data_start, file_size if needs_data else None, alignment)
-    return GgufFile(
-        path,
-        version,
-        pairs,
-        tuple(tensors),
-        infos_start,
-        infos_end,
-        data_start,
-        file_size,
-        alignment,
-        header.head,
-    )
+    return replace(header, tensors=tuple(tensors), data_start=data_start, alignment=alignment)
 
 
 def _read_pair(path: Path, cursor: _Cursor) -> Pair:

@@ -98,11 +98,6 @@ def request_of(
     )
 
 
-def _told(choice: Choice, is_complete: bool) -> str | None:
-    """The choice on one line; of one that a person made, what it does to the model."""
-    return scaling_text(choice.shape) if is_complete else choice_text(choice)
-
-
 def _kind(settings: Settings) -> str | None:
     kind = settings.rope_scaling
     if kind is not None and kind not in ROPE_SCALINGS:
@@ -181,4 +176,6 @@ def plan_run(
     eviction = None
     if shape.budget is not None:
         eviction = settings.changed("plan", budget=shape.budget).eviction()
-    return RunPlan(config, eviction, choice, _told(choice, request.is_complete(machine)))
+    # of a choice that a person made, what it does to the model
+    why = scaling_text(shape) if request.is_complete(machine) else choice_text(choice)
+    return RunPlan(config, eviction, choice, why)

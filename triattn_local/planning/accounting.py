@@ -83,7 +83,8 @@ class MemoryProbe(Closing):
     """A model loaded without its weights. Contexts are made, asked and freed."""
 
     def __init__(self, path: Path, n_gpu_layers: int = 0, tensor_split: tuple[int, ...] | None = None) -> None:
-        """
+        """Read the header.
+
         Raises
         ------
         ModelNotFoundError
@@ -178,8 +179,7 @@ def _log() -> Iterator[list[str]]:
     lines: list[str] = []
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def keep(level: int, text: bytes, user_data: object) -> None:
-        del level, user_data
+    def keep(_level: int, text: bytes, _user_data: object) -> None:
         lines.append(text.decode("utf-8", "replace"))
 
     from llama_cpp._logger import llama_log_callback

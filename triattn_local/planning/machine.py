@@ -63,7 +63,7 @@ def this_machine() -> Machine:
 
 
 def machine(vram: Sequence[int] | None, ram: int | None) -> Machine:
-    """This machine, with other cards or another main memory where they are given.
+    """The machine at hand, with other cards or another main memory where they are given.
 
     Parameters
     ----------

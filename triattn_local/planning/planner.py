@@ -11,6 +11,7 @@ Knows the library only through ``MemoryProbe``, and nothing of flags and termina
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -380,8 +381,5 @@ def _largest(fits: Callable[[int], bool], most: int) -> int:
     """The largest multiple of a cache's step for which a thing fits that never fits again once it is too large."""
     if fits(most):
         return most
-    low, high = 0, -(-most // CELL_STEP)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle * CELL_STEP) else (low, middle)
-    return low * CELL_STEP
+    steps = range(1, -(-most // CELL_STEP))
+    return CELL_STEP * bisect_left(steps, True, key=lambda n: not fits(n * CELL_STEP))

@@ -211,8 +211,7 @@ class Supervisor:
     def _forwarding(self) -> Iterator[None]:
         """Signals go to the child; it is killed if it does not end, or if Ctrl-C comes twice."""
 
-        def forward(signum: int, frame: object) -> None:
-            del frame
+        def forward(signum: int, _frame: object) -> None:
             child = self._child
             again = self._stopped_by is not None
             self._stopped_by = self._stopped_by or signum

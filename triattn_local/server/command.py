@@ -90,7 +90,7 @@ class ServerConfig:
     @property
     def address(self) -> str:
         """Where this machine reaches it, without a path."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # binds nothing
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property

@@ -29,33 +29,23 @@ _TOLD = ("calls", "call", "name", "server", "arguments", "failed")
 
 def to_json(session: Session, messages: Sequence[Message]) -> str:
     """The whole tree, with thinking and attachments."""
-    places = {message.id: i for i, message in enumerate(messages)}
-    return json.dumps(
-        {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "title": session.title,
-            "model": session.model,
-            "system": session.system,
-            "options": dict(session.options),
-            "leaf": None if session.leaf is None else places[session.leaf],
-            "messages": [
-                {
-                    "parent": None if message.parent is None else places[message.parent],
-                    "role": message.role,
-                    "content": message.content,
-                    "thinking": message.thinking,
-                    "attachments": [asdict(file) for file in message.attachments],
-                    "state": message.state,
-                    "report": dict(message.report),
-                    "created": message.created,
-                }
-                for message in messages
-            ],
-        },
-        ensure_ascii=False,
-        indent=1,
-    )
+    places: dict[int | None, int | None] = {None: None, **{message.id: i for i, message in enumerate(messages)}}
+    ours = ("id", "session")  # mean nothing elsewhere
+    data = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "title": session.title,
+        "model": session.model,
+        "system": session.system,
+        "options": dict(session.options),
+        "leaf": places[session.leaf],
+        "messages": [
+            {name: value for name, value in asdict(message).items() if name not in ours}
+            | {"parent": places[message.parent]}
+            for message in messages
+        ],
+    }
+    return json.dumps(data, ensure_ascii=False, indent=1)
 
 
 def from_json(text: str, where: str = "JSON") -> Draft:
@@ -153,7 +143,7 @@ def from_markdown(text: str, where: str = "Markdown") -> Draft:
             role = kind
             if role != "system":
                 parent = messages[-1]["id"] if messages else None
-                messages.append({"id": len(messages), "parent": parent, "role": role, "files": [], "thinking": ""})
+                messages.append({"id": len(messages), "parent": parent, "role": role, "content": "", "attachments": ()})
                 messages[-1]["report"] = _read_report(value, where)
         elif role == "system":
             system = inside
@@ -161,7 +151,7 @@ def from_markdown(text: str, where: str = "Markdown") -> Draft:
             raise UsageError(f"a {kind} stands before the first message", where=where)
         elif kind == "file":
             try:
-                messages[-1]["files"].append(Attachment(str(json.loads(value)), inside))
+                messages[-1]["attachments"] += (Attachment(str(json.loads(value)), inside),)
             except ValueError:
                 raise UsageError(f"{value} is not the name of a file", where=where) from None
         elif kind == "thinking":
@@ -175,19 +165,7 @@ def from_markdown(text: str, where: str = "Markdown") -> Draft:
         model="",
         system=system,
         options={},
-        messages=[
-            Message(
-                id=m["id"],
-                session="",
-                parent=m["parent"],
-                role=m["role"],
-                content=m.get("content", ""),
-                thinking=m["thinking"],
-                attachments=tuple(m["files"]),
-                report=m["report"],
-            )
-            for m in messages
-        ],
+        messages=[Message(session="", **message) for message in messages],
         leaf=len(messages) - 1,
     )
 

@@ -397,18 +397,8 @@ class SessionStore:
         if row["state"] == "streaming":
             for kind in parts:
                 parts[kind] += self._streamed(row["id"], kind)
-        return Message(
-            id=row["id"],
-            session=row["session"],
-            parent=row["parent"],
-            role=row["role"],
-            content=parts["content"],
-            thinking=parts["thinking"],
-            attachments=tuple(Attachment(**file) for file in json.loads(row["attachments"])),
-            state=state,
-            report=report,
-            created=row["created"],
-        )
+        files = tuple(Attachment(**file) for file in json.loads(row["attachments"]))
+        return Message(**{**row, **parts, "attachments": files, "state": state, "report": report})
 
     def _streamed(self, message: int, kind: str) -> str:
         rows = self._rows("SELECT text FROM deltas WHERE message=? AND kind=? ORDER BY id", message, kind)
@@ -552,15 +542,4 @@ _SELECT = "SELECT s.*, (SELECT count(*) FROM messages m WHERE m.session = s.id) 
 
 
 def _session(row: Mapping[str, Any]) -> Session:
-    return Session(
-        id=row["id"],
-        title=row["title"],
-        model=row["model"],
-        system=row["system"],
-        options=json.loads(row["options"]),
-        leaf=row["leaf"],
-        created=row["created"],
-        updated=row["updated"],
-        n_messages=row["n_messages"],
-        deleted=row["deleted"] is not None,
-    )
+    return Session(**{**row, "options": json.loads(row["options"]), "deleted": row["deleted"] is not None})

@@ -7,9 +7,8 @@ linked into the models folder once they are verified. HF_HOME, HF_TOKEN and HF_H
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -45,6 +44,10 @@ _HEAD_MOST = 256 << 20
 """no model's header is as long"""
 
 
+_Sizes = dict[str, tuple[int | None, str | None]]
+"""file name -> (bytes, sha256), each None where the hub does not tell"""
+
+
 class HubClient(Protocol):
     """What is used of ``huggingface_hub.HfApi``."""
 
@@ -65,14 +68,8 @@ def pull_hub(repo: str, quant: str, models: Path, progress: Progress, hub: HubCl
         ):
             return entry.path
 
-    if hub is None:
-        import huggingface_hub
-
-        hub = huggingface_hub.HfApi(library_name="triattn-local", library_version=__version__)
     with _hub_errors(repo):
-        progress(f"asking the hub for {repo}", 0, 0)
-        sizes = _hub_files(hub, repo)
-        names = _choose(repo, quant, sorted(sizes))
+        hub, sizes, names = _find(repo, quant, progress, hub)
         total = sum(sizes[name][0] or 0 for name in names)
         need_disk(_hub_cache(), total - _hub_bytes_here(repo, names))
     name = Path(names[0]).name
@@ -108,11 +105,8 @@ def hub_heads(repo: str, quant: str, progress: Progress, hub: HubClient | None =
     """
     import huggingface_hub
 
-    hub = hub or huggingface_hub.HfApi(library_name="triattn-local", library_version=__version__)
     with _hub_errors(repo):
-        progress(f"asking the hub for {repo}", 0, 0)
-        sizes = _hub_files(hub, repo)
-        names = _choose(repo, quant, sorted(sizes))
+        names = _find(repo, quant, progress, hub)[2]
         files = huggingface_hub.HfFileSystem()
         heads = []
         for name in names:
@@ -120,6 +114,16 @@ def hub_heads(repo: str, quant: str, progress: Progress, hub: HubClient | None =
             with files.open(f"{repo}/{name}", "rb", block_size=_HEAD_READ, cache_type="none") as file:
                 heads.append(_read_head(Path(name), file, file.size))
         return heads
+
+
+def _find(repo: str, quant: str, progress: Progress, hub: HubClient | None) -> tuple[HubClient, _Sizes, list[str]]:
+    """The client, the files of the repository, and the names of those of the model, in order."""
+    import huggingface_hub
+
+    hub = hub or huggingface_hub.HfApi(library_name="triattn-local", library_version=__version__)
+    progress(f"asking the hub for {repo}", 0, 0)
+    sizes = _hub_files(hub, repo)
+    return hub, sizes, _choose(repo, quant, sorted(sizes))
 
 
 def _read_head(name: Path, file: BinaryIO, size: int) -> GgufFile:
@@ -134,8 +138,8 @@ def _read_head(name: Path, file: BinaryIO, size: int) -> GgufFile:
                 raise
 
 
-def _hub_files(hub: HubClient, repo: str) -> dict[str, tuple[int | None, str | None]]:
-    """File name -> (bytes, sha256), each None where the hub does not tell; from the hub's cache when it is offline."""
+def _hub_files(hub: HubClient, repo: str) -> _Sizes:
+    """From the hub's cache when it is offline."""
     try:
         info = hub.model_info(repo, files_metadata=True)
     except Exception as error:
@@ -156,7 +160,7 @@ def _hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _hub_cached(repo: str) -> dict[str, tuple[int | None, str | None]]:
+def _hub_cached(repo: str) -> _Sizes:
     snapshots = _hub_cache() / f"models--{repo.replace('/', '--')}" / "snapshots"
     return {
         path.relative_to(snapshot).as_posix(): (path.stat().st_size, None)
@@ -276,10 +280,3 @@ def _offline_mode() -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
-
-
-def variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The hub's variables that are set, for ``doctor``; a token is named and not shown."""
-    environ = os.environ if environ is None else environ
-    names = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN")
-    return {name: "set" if "TOKEN" in name else environ[name] for name in names if environ.get(name)}

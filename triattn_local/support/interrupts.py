@@ -24,9 +24,8 @@ def stop_on_request() -> Iterator[Stop]:
     stopped = Stop()
     n_pressed = 0
 
-    def stop(signum: int, frame: object) -> None:
+    def stop(_signum: int, _frame: object) -> None:
         nonlocal n_pressed
-        del signum, frame
         stopped.set()
         n_pressed += 1
         if n_pressed > 1:
@@ -46,8 +45,7 @@ def stop_for_sure() -> Iterator[Callable[[], None]]:
     pressed = threading.Event()
     show = sys.unraisablehook
 
-    def stop(signum: int, frame: object) -> None:
-        del signum, frame
+    def stop(_signum: int, _frame: object) -> None:
         pressed.set()
         raise KeyboardInterrupt
 

@@ -122,23 +122,18 @@ def _read_whole(value: object) -> int:
         raise ValueError("a whole number") from None
 
 
-def _read_whole_or_off(value: object) -> int | None:
-    """The library's own word for no eviction, ``off``, holds here too."""
-    if isinstance(value, str) and value.strip().lower() == "off":
-        return None
-    try:
-        return _read_whole(value)
-    except ValueError as error:
-        raise ValueError(f"{error}, off") from None
+def _read_whole_or(word: str, meaning: object, wanted: str) -> Callable[[object], object]:
+    """A reader that takes a word too."""
 
+    def read(value: object) -> object:
+        if isinstance(value, str) and value.strip().lower() == word:
+            return meaning
+        try:
+            return _read_whole(value)
+        except ValueError as error:
+            raise ValueError(f"{error}{wanted}") from None
 
-def _read_whole_or_auto(value: object) -> int | str:
-    if isinstance(value, str) and value.strip().lower() == "auto":
-        return "auto"
-    try:
-        return _read_whole(value)
-    except ValueError as error:
-        raise ValueError(f"{error} or auto") from None
+    return read
 
 
 def _read_bytes(value: object) -> int | str:
@@ -268,8 +263,8 @@ def _word(value: Any, line: Setting) -> Any:
 
 
 WHOLE = Kind(int, _read_whole, _whole)
-WHOLE_OR_OFF = Kind(int, _read_whole_or_off, _whole)
-WHOLE_OR_AUTO = Kind(str, _read_whole_or_auto, _whole)
+WHOLE_OR_OFF = Kind(int, _read_whole_or("off", None, ", off"), _whole)  # the library's own word for no eviction
+WHOLE_OR_AUTO = Kind(str, _read_whole_or("auto", "auto", " or auto"), _whole)
 BYTES = Kind(str, _read_bytes, _bytes)
 NUMBER = Kind(float, _read_number, _number)
 TRUTH = Kind(bool, _read_truth, _truth)

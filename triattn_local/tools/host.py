@@ -177,7 +177,7 @@ class _Keeper:
         await self._known.wait()
 
     def leave(self) -> None:
-        """This life is to end: the SDK closes the server's stdin, and kills it if that does not help."""
+        """End this life: the SDK closes the server's stdin, and kills it if that does not help."""
         self._client = None
         self._leave.set()
 

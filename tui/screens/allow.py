@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from textual import on
 from textual.app import ComposeResult
@@ -65,5 +65,4 @@ class AllowScreen(Dialog[Way | None]):
 
     @on(OptionList.OptionSelected)
     def _chosen(self, event: OptionList.OptionSelected) -> None:
-        ways: dict[str | None, Way] = {"once": "once", "always": "always", "not": "not", "never": "never"}
-        self.dismiss(ways[event.option_id])
+        self.dismiss(cast(Way, event.option_id))

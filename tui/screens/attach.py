@@ -89,7 +89,5 @@ class AttachScreen(Dialog[Attachment]):
 
     @on(Input.Submitted)
     def _take(self, event: Input.Submitted) -> None:
-        try:
+        with self.telling():
             self.dismiss(read_text_file(expanded(event.value)))
-        except TriattnError as error:
-            self.query_one(".problem", Static).update(str(error))

@@ -215,8 +215,7 @@ class ChatScreen(Screen[None]):
             self.prompt.clear()
             await self.run_action(action)
             return
-        if self.busy:
-            self.notify("An answer is coming; Esc stops it.", severity="warning")
+        if self.refuse_while_busy():
             return
         words = sent.text.strip("\n")
         if not words.strip() and not self._files:
@@ -345,9 +344,8 @@ class ChatScreen(Screen[None]):
             question = self.session.path[-1]
             if question.role == "tool":
                 question = self.session.turn_of(question)[0]
-            self._leave_out(
-                self.session.turn_of(question)
-            )  # until it is asked again: or each message after it would be too long, too
+            # until it is asked again: or each message after it would be too long, too
+            self._leave_out(self.session.turn_of(question))
             room = room_for_answer(event.error.n_ctx)
             if event.oldest and event.n_after + room <= event.error.n_ctx:
                 self.app.push_screen(FullScreen(event), lambda way: self._go_on(way, event, question))
@@ -415,7 +413,7 @@ class ChatScreen(Screen[None]):
 
     def action_summarise(self) -> None:
         """All that the model reads but the last turn."""
-        if self._refuse_while_busy():
+        if self.refuse_while_busy():
             return
         starts = [i for i, message in enumerate(self.session.read) if message.role == "user"]
         if len(starts) < 2 or self.app.model is None:
@@ -643,11 +641,10 @@ class ChatScreen(Screen[None]):
         self.notify("What no head holds any more is dimmed." if dim else "All text is shown plainly.")
 
     async def action_new(self) -> None:
-        if self._refuse_while_busy():
-            return
-        await self.app.open_session(None)
+        if not self.refuse_while_busy():
+            await self.app.open_session(None)
 
-    def _refuse_while_busy(self) -> bool:
+    def refuse_while_busy(self) -> bool:
         if self.busy:
             self.notify("An answer is coming; Esc stops it.", severity="warning")
         return self.busy
@@ -659,7 +656,7 @@ class ChatScreen(Screen[None]):
 
     async def _again(self, message: Message) -> None:
         """One more answer to a message of the user."""
-        if self._refuse_while_busy():
+        if self.refuse_while_busy():
             return
         if self.app.model is None:
             self.app.action_models()
@@ -699,7 +696,7 @@ class ChatScreen(Screen[None]):
 
     async def _turn(self, message: Message, step: int) -> None:
         with self.app.telling():
-            if not self._refuse_while_busy() and self.session.switch(message, step):
+            if not self.refuse_while_busy() and self.session.switch(message, step):
                 await self.show_session()
 
     def action_scroll(self, direction: int) -> None:
@@ -722,7 +719,8 @@ class ChatScreen(Screen[None]):
     @on(MessageWidget.Wanted)
     async def _wanted(self, event: MessageWidget.Wanted) -> None:
         message = event.message
-        question = message if message.role == "user" else self._message(message.parent)
+        question = next((m for m in self.session.messages if m.id == message.parent), None)
+        question = message if message.role == "user" else question
         if event.what == "copy":
             self._copy(self.app.store.message(message.id).content, "message")
         elif event.what in ("next", "previous"):
@@ -735,16 +733,13 @@ class ChatScreen(Screen[None]):
                 widget.toggle()
         elif event.what == "leave_out":
             with self.app.telling():
-                if not self._refuse_while_busy():
+                if not self.refuse_while_busy():
                     self._leave_out(self.session.turn_of(message), not message.left_out)
-        elif question is not None and not self._refuse_while_busy():
+        elif question is not None and not self.refuse_while_busy():
             if event.what == "again":
                 await self._again(question)
             else:
                 self._edit(self.session.turn_of(question)[0])
-
-    def _message(self, id_: int | None) -> Message | None:
-        return next((m for m in self.session.messages if m.id == id_), None)
 
     @on(CodeBlock.Copied)
     def _code_copied(self, event: CodeBlock.Copied) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import ClassVar, TypeVar
 
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from triattn_local.errors import TriattnError
 
 Result = TypeVar("Result")
 
@@ -36,3 +41,14 @@ class Dialog(ModalScreen[Result]):
 
     def action_leave(self) -> None:
         self.dismiss(None)
+
+    def say_problem(self, words: str) -> None:
+        self.query_one(".problem", Static).update(words)
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """What goes wrong inside is told in the box, and ends what is inside only."""
+        try:
+            yield
+        except TriattnError as error:
+            self.say_problem(str(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 from rich.text import Text
 from textual import on
@@ -54,5 +54,4 @@ class FullScreen(Dialog[Way]):
 
     @on(OptionList.OptionSelected)
     def _chosen(self, event: OptionList.OptionSelected) -> None:
-        ways: dict[str | None, Way] = {"summary": "summary", "oldest": "oldest", "raise": "raise", "shorten": "shorten"}
-        self.dismiss(ways[event.option_id])
+        self.dismiss(cast(Way, event.option_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,7 +15,7 @@ from textual.widgets import OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
 from triattn_local import store
-from triattn_local.errors import ModelNotFoundError, TriattnError
+from triattn_local.errors import ModelNotFoundError
 from triattn_local.inspection.describe import glance
 from triattn_local.model.shard_names import shards
 from triattn_local.support import formats
@@ -121,17 +122,12 @@ class ModelsScreen(Dialog[None]):
         index = self.query_one(OptionList).highlighted
         return self._models[index] if index is not None and index < len(self._models) else None
 
-    def _problem(self, words: str) -> None:
-        self.query_one(".problem", Static).update(words)
-
     @on(OptionList.OptionSelected)
     def _selected(self, event: OptionList.OptionSelected) -> None:
         place = event.option_index - len(self._models)
         if 0 <= place < len(self._foreign):
-            try:
+            with self.telling():
                 self._add(str(store.link(self._foreign[place], self.app.settings.models)))
-            except TriattnError as error:
-                self._problem(str(error))
             return
         if place >= 0:
             self._work(lambda: self.app.job.pull("demo"))
@@ -140,7 +136,7 @@ class ModelsScreen(Dialog[None]):
 
     def _choose(self, path: Path, ready: bool) -> None:
         if not ready and self.app.settings.stats is None:
-            self._problem(
+            self.say_problem(
                 f"{path.name} has no statistics yet: c measures them (minutes), f opens it with full attention."
             )
             return
@@ -148,7 +144,7 @@ class ModelsScreen(Dialog[None]):
 
     def _open(self, path: Path, *, evict: bool) -> None:
         if self.app.chat.busy:
-            self._problem("An answer is coming; Esc, then Esc again, stops it.")
+            self.say_problem("An answer is coming; Esc, then Esc again, stops it.")
             return
         self.dismiss(None)
         self.app.load_model(path, evict=evict)
@@ -162,7 +158,7 @@ class ModelsScreen(Dialog[None]):
             return
         path, ready = self._current
         if ready:
-            self._problem(f"{path.name} has its statistics already; Enter opens it.")
+            self.say_problem(f"{path.name} has its statistics already; Enter opens it.")
             return
         self._work(lambda: self.app.job.convert(path))
 
@@ -186,27 +182,21 @@ class ModelsScreen(Dialog[None]):
     def _add(self, written: str) -> None:
         """A model that lies elsewhere: in the list, and opened if it can be."""
         path = expanded(written).absolute()
-        try:
+        with self.telling():
             if not is_file(path):
                 raise ModelNotFoundError("no such file", where=str(path))
             path = store.resolve(str(path), self.app.settings.models)
-        except TriattnError as error:
-            self._problem(str(error))
-            return
-        if path not in self.app.other_models:
-            self.app.other_models.append(path)
-        self._list(path)
-        self._choose(path, glance(path)[1])
+            if path not in self.app.other_models:
+                self.app.other_models.append(path)
+            self._list(path)
+            self._choose(path, glance(path)[1])
 
-    def _work(self, start: object) -> None:
-        try:
-            start()  # type: ignore[operator]
-        except TriattnError as error:
-            self._problem(str(error))
-            return
-        self._problem("")
-        self.show_progress(JobProgress("starting", 0, 0))
-        self.query_one("#keys", Static).update("s stops · Esc goes on in the background")
+    def _work(self, start: Callable[[], None]) -> None:
+        with self.telling():
+            start()
+            self.say_problem("")
+            self.show_progress(JobProgress("starting", 0, 0))
+            self.query_one("#keys", Static).update("s stops · Esc goes on in the background")
 
     def action_stop_job(self) -> None:
         self.app.job.stop()
@@ -218,9 +208,9 @@ class ModelsScreen(Dialog[None]):
 
     def show_done(self, event: JobDone) -> None:
         self.query_one("#work").display = False
-        self._problem("")
+        self.say_problem("")
         if event.error is not None:
-            self._problem(str(event.error))
+            self.say_problem(str(event.error))
         self._list(event.path)
         if event.path is not None and glance(event.path)[1] and self.app.model is None and not self.app.chat.busy:
             self._open(event.path, evict=self.app.start.evict)

@@ -15,7 +15,6 @@ from textual.containers import Vertical
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from triattn_local.errors import TriattnError
 from triattn_local.sessions import Hit, Session, import_file, to_json, to_markdown
 from triattn_local.support import formats
 from triattn_local.support.atomic import write_whole
@@ -112,9 +111,6 @@ class SessionsScreen(Dialog[None]):
                 line.append(part, "bold" if i % 2 else "dim")
         return line
 
-    def _problem(self, error: TriattnError | None) -> None:
-        self.query_one(".problem", Static).update("" if error is None else str(error))
-
     @on(Input.Submitted, "#search")
     def action_to_list(self) -> None:
         self.query_one(OptionList).focus()
@@ -124,13 +120,9 @@ class SessionsScreen(Dialog[None]):
 
     @on(OptionList.OptionSelected)
     async def _open(self, event: OptionList.OptionSelected) -> None:
-        session = self._hits[event.option_index].session
-        try:
-            await self.app.open_session(session)
-        except TriattnError as error:
-            self._problem(error)
-            return
-        self.dismiss(None)
+        with self.telling():
+            await self.app.open_session(self._hits[event.option_index].session)
+            self.dismiss(None)
 
     def action_rename(self) -> None:
         session = self._current
@@ -140,16 +132,13 @@ class SessionsScreen(Dialog[None]):
         def rename(title: str | None) -> None:
             if not title:
                 return
-            try:
+            with self.telling():
                 self.app.store.update(session.id, title=title.strip())
-            except TriattnError as error:
-                self._problem(error)
-                return
-            self._problem(None)
-            if session.id == self.app.session.id:
-                self.app.session.reload()
-                self.app.chat.refresh_title()
-            self._list()
+                self.say_problem("")
+                if session.id == self.app.session.id:
+                    self.app.session.reload()
+                    self.app.chat.refresh_title()
+                self._list()
 
         self.app.push_screen(AskScreen("Rename", session.title), rename)
 
@@ -157,27 +146,22 @@ class SessionsScreen(Dialog[None]):
         session = self._current
         if session is None:
             return
-        try:
+        with self.telling():
             self.app.store.delete(session.id)
-        except TriattnError as error:
-            self._problem(error)
-            return
-        self._problem(None)
-        self._deleted.append(session)
-        if session.id == self.app.session.id:
-            await self.app.open_session(None)
-        self._list()
-        self.notify(f"Deleted “{session.title}”; u brings it back.")
+            self.say_problem("")
+            self._deleted.append(session)
+            if session.id == self.app.session.id:
+                await self.app.open_session(None)
+            self._list()
+            self.notify(f"Deleted “{session.title}”; u brings it back.")
 
     def action_undo(self) -> None:
-        if self._deleted:
-            session = self._deleted[-1]
-            try:
-                self.app.store.undelete(session.id)
-            except TriattnError as error:
-                self._problem(error)
-                return
-            self._problem(None)
+        if not self._deleted:
+            return
+        session = self._deleted[-1]
+        with self.telling():
+            self.app.store.undelete(session.id)
+            self.say_problem("")
             self._deleted.pop()
             self._list()
             self.notify(f"“{session.title}” is back.")
@@ -192,16 +176,13 @@ class SessionsScreen(Dialog[None]):
             if not answer:
                 return
             path = expanded(answer)
-            try:
+            with self.telling():
                 messages = self.app.store.messages(session.id)
                 current = self.app.store.get(session.id)
                 data = (to_json if kind == "json" else to_markdown)(current, messages).encode()
                 write_whole(path, data)
-            except TriattnError as error:
-                self._problem(error)
-                return
-            self._problem(None)
-            self.notify(f"Written: {path}")
+                self.say_problem("")
+                self.notify(f"Written: {path}")
 
         with contextlib.suppress(OSError):  # the folder that we are in was removed
             name = str(Path.cwd() / name)
@@ -211,14 +192,11 @@ class SessionsScreen(Dialog[None]):
         def read(answer: str | None) -> None:
             if not answer:
                 return
-            try:
+            with self.telling():
                 session = self.app.store.add_draft(import_file(expanded(answer)))
                 self.app.store.release(session.id)
-            except TriattnError as error:
-                self._problem(error)
-                return
-            self._problem(None)
-            self._list()
-            self.notify(f"Imported “{session.title}”.")
+                self.say_problem("")
+                self._list()
+                self.notify(f"Imported “{session.title}”.")
 
         self.app.push_screen(AskScreen("Import a .md or .json file", "", files=True), read)

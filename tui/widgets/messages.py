@@ -45,13 +45,24 @@ class MessageWidget(Vertical, can_focus=True):
     """A message that can be reached, copied, and followed into its alternatives."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("c", "copy", "Copy this message", id="copy_message"),
-        Binding("left_square_bracket", "turn(-1)", "Earlier alternative", key_display="[", id="previous_branch"),
-        Binding("right_square_bracket", "turn(1)", "Later alternative", key_display="]", id="next_branch"),
-        Binding("r", "again", "Answer anew", id="again_here"),
-        Binding("e", "edit", "Edit and send again", id="edit_here"),
-        Binding("t", "fold", "Show or hide the thinking", id="fold_here"),
-        Binding("d,delete", "leave_out", "Keep the model from reading this turn; again lets it", id="leave_out"),
+        Binding("c", "want('copy')", "Copy this message", id="copy_message"),
+        Binding(
+            "left_square_bracket",
+            "want('previous')",
+            "Earlier alternative",
+            key_display="[",
+            id="previous_branch",
+        ),
+        Binding("right_square_bracket", "want('next')", "Later alternative", key_display="]", id="next_branch"),
+        Binding("r", "want('again')", "Answer anew", id="again_here"),
+        Binding("e", "want('edit')", "Edit and send again", id="edit_here"),
+        Binding("t", "want('fold')", "Show or hide the thinking", id="fold_here"),
+        Binding(
+            "d,delete",
+            "want('leave_out')",
+            "Keep the model from reading this turn; again lets it",
+            id="leave_out",
+        ),
     ]
 
     class Wanted(TextualMessage):
@@ -71,26 +82,19 @@ class MessageWidget(Vertical, can_focus=True):
         """‹2/3› where there are alternatives."""
         return f"‹ {self.place + 1}/{self.n_alternatives} ›" if self.n_alternatives > 1 else ""
 
+    def on_mount(self) -> None:
+        self._show_foot()
+
     def mark_forgotten(self, retained: Retained | None) -> None:
         raise NotImplementedError
 
-    def action_copy(self) -> None:
-        self.post_message(self.Wanted("copy", self.message))
+    def is_forgotten(self, retained: Retained | None) -> bool:
+        """Whether nothing of the whole content is held any more."""
+        size = len(self.message.content.encode())
+        return retained is not None and retained.is_forgotten(self.message.id, 0, size)
 
-    def action_turn(self, step: int) -> None:
-        self.post_message(self.Wanted("next" if step > 0 else "previous", self.message))
-
-    def action_again(self) -> None:
-        self.post_message(self.Wanted("again", self.message))
-
-    def action_edit(self) -> None:
-        self.post_message(self.Wanted("edit", self.message))
-
-    def action_fold(self) -> None:
-        self.post_message(self.Wanted("fold", self.message))
-
-    def action_leave_out(self) -> None:
-        self.post_message(self.Wanted("leave_out", self.message))
+    def action_want(self, what: str) -> None:
+        self.post_message(self.Wanted(what, self.message))
 
     def change(self, message: Message) -> None:
         """The same message, with other things to say about it."""
@@ -132,9 +136,6 @@ class UserMessage(MessageWidget):
             yield Static(self.message.content, classes="words", markup=False)
         yield self._foot
 
-    def on_mount(self) -> None:
-        self._show_foot()
-
     def _show_foot(self) -> None:
         parts = [part for part in (self.branch, LEFT_OUT if self.message.left_out else "") if part]
         self._foot.update(" · ".join(parts))
@@ -142,10 +143,7 @@ class UserMessage(MessageWidget):
         self.set_class(self.message.left_out, "left-out")
 
     def mark_forgotten(self, retained: Retained | None) -> None:
-        size = len(self.message.content.encode())
-        forgotten = retained is not None and retained.is_forgotten(self.message.id, 0, size)
-        for words in self.query(".words"):
-            words.set_class(forgotten, "forgotten")
+        self.query(".words").set_class(self.is_forgotten(retained), "forgotten")
 
 
 class AnswerMessage(Backdrop, MessageWidget):
@@ -180,9 +178,6 @@ class AnswerMessage(Backdrop, MessageWidget):
         yield self.thinking
         yield self.body
         yield self._foot
-
-    def on_mount(self) -> None:
-        self._show_foot()
 
     async def write(self, kind: TextKind, piece: str, n_tokens: int) -> None:
         """More of the answer."""

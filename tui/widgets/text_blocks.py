@@ -54,7 +54,7 @@ class Lines(Growing, MarkdownBlock):
             self._laid = (width, list(self.lay_out(width)))
         return self._laid[1]
 
-    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002  # of the base class
         return len(self._lines(width))
 
     def render(self) -> Content:

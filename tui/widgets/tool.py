@@ -50,7 +50,6 @@ class ToolMessage(MessageWidget):
 
     def on_mount(self) -> None:
         self.set_class(bool(self.message.report.get("failed")), "failed")
-        self._show_foot()
 
     def watch_unfolded(self) -> None:
         self._show_foot()
@@ -76,9 +75,7 @@ class ToolMessage(MessageWidget):
         self.unfolded = not self.unfolded
 
     def mark_forgotten(self, retained: Retained | None) -> None:
-        size = len(self.message.content.encode())
-        forgotten = retained is not None and retained.is_forgotten(self.message.id, 0, size)
-        self._result.set_class(forgotten, "forgotten")
+        self._result.set_class(self.is_forgotten(retained), "forgotten")
 
 
 class Calling(Static):

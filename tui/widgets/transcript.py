@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widget import Widget
 from textual.widgets import Static
@@ -70,10 +69,6 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
         self._looks_soon = False
         self._retained: Retained | None = None
         self._in_sight: InSight | None = None
-
-    def compose(self) -> ComposeResult:
-        return
-        yield
 
     def on_mount(self) -> None:
         self.anchor()
@@ -190,30 +185,27 @@ class Transcript(Backdrop, VerticalScroll, can_focus=False):
 
     async def add(self, message: Message) -> MessageWidget:
         """One more message at the end."""
-        for empty in self.query(".empty"):
-            await empty.remove()
         widget = self._widget(message)
-        await self.mount(widget)
-        self.anchor()
+        await self._add(widget)
         return widget
 
     async def say(self, notice: Notice) -> None:
         """Something from the app itself at the end."""
-        for empty in self.query(".empty"):
-            await empty.remove()
-        await self.mount(notice)
-        self.anchor()
+        await self._add(notice)
 
     async def calling(self, text: str) -> Calling:
         """A call that is on its way, at the end; to be removed when it has come back."""
         widget = Calling(text, markup=False)
-        await self.mount(widget)
-        self.anchor()
+        await self._add(widget)
         return widget
 
+    async def _add(self, widget: Widget) -> None:
+        await self.query(".empty").remove()
+        await self.mount(widget)
+        self.anchor()
+
     async def clear_notices(self) -> None:
-        for notice in self.query(Notice):
-            await notice.remove()
+        await self.query(Notice).remove()
 
     def message_widgets(self) -> list[MessageWidget]:
         return list(self.query(MessageWidget))

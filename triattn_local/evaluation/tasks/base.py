@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -11,6 +11,7 @@ from triattn_local.engine.contexts import Context, Model
 from triattn_local.errors import UsageError
 
 from ..answers import generate, has_number
+from ..texts import read_text
 
 Metrics = Mapping[str, float | str]
 """numbers that are averaged, and texts for whoever reads the lines"""
@@ -78,8 +79,11 @@ class Task(Protocol):
         """What to run, the same for the same model and size."""
 
     def run(self, model: Model, case: Case, budget_tokens: int, open_context: Open, reference: Path) -> Metrics:
-        """One case in one context. budget_tokens 0: full attention, which comes first and may leave what the others
-        are compared with in the file `reference`."""
+        """One case in one context.
+
+        budget_tokens 0: full attention, which comes first and may leave what the others are compared with in the file
+        `reference`.
+        """
 
 
 MAX_NUMBER = 32
@@ -92,6 +96,13 @@ def ask_number(model: Model, case: Case, open_context: Open) -> Metrics:
     with open_context(len(prompt) + MAX_NUMBER) as context:
         answer = model.vocabulary.detokenize(generate(context, prompt, MAX_NUMBER))
     return {"found": float(has_number(answer, expected, forbidden)), "expected": expected, "answer": answer}
+
+
+def pieces(model: Model, kinds: Sequence[str], n_cases: int, n_tokens: int) -> Iterator[tuple[str, list[int]]]:
+    """Name and tokens of each case: a piece of each text in turn, then the next piece of each; raises as ``cut``."""
+    for i in range(n_cases):
+        kind, offset = kinds[i % len(kinds)], i // len(kinds)
+        yield f"{Path(kind).name}-{offset}", cut(model, read_text(kind), n_tokens, offset, kind)
 
 
 def cut(model: Model, text: str, n_tokens: int, offset: int, where: str) -> list[int]:

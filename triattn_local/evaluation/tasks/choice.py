@@ -58,7 +58,6 @@ class Choice:
         ]
 
     def run(self, model: Model, case: Case, budget_tokens: int, open_context: Open, reference: Path) -> Metrics:
-        del model, budget_tokens, reference
         questions: list[Question] = case.data
         margins = []
         with open_context(max(len(q.prompt) + max(map(len, q.choices)) for q in questions)) as context:

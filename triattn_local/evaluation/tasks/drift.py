@@ -15,8 +15,8 @@ from triattn_local.config import SamplingConfig
 from triattn_local.engine.contexts import Context, Model
 
 from ..answers import generate
-from ..texts import KINDS, read_text
-from .base import Case, Metric, Metrics, Open, Size, cut
+from ..texts import KINDS
+from .base import Case, Metric, Metrics, Open, Size, pieces
 from .nll import log_sum_exp
 
 DEFAULT_TOKENS = 2048
@@ -42,15 +42,12 @@ class Drift:
         kinds = list(size.texts or KINDS[:DEFAULT_CASES])
         n_prompt = min(PROMPT_TOKENS, n_tokens // 2)
         res = []
-        for i in range(size.n_cases or len(kinds)):
-            kind, offset = kinds[i % len(kinds)], i // len(kinds)
-            prompt = cut(model, read_text(kind), n_prompt, offset, kind)
+        for i, (name, prompt) in enumerate(pieces(model, kinds, size.n_cases or len(kinds), n_prompt)):
             sampling = SamplingConfig(temperature=size.temperature or TEMPERATURE, seed=i)
-            res.append(Case(self.name, f"{Path(kind).name}-{offset}", n_tokens, (prompt, sampling)))
+            res.append(Case(self.name, name, n_tokens, (prompt, sampling)))
         return res
 
     def run(self, model: Model, case: Case, budget_tokens: int, open_context: Open, reference: Path) -> Metrics:
-        del budget_tokens, reference
         prompt, sampling = case.data
         with open_context(case.n_tokens) as context:
             answer = generate(context, prompt, case.n_tokens - len(prompt), sampling, ignore_eos=True)

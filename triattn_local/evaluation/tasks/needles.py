@@ -48,7 +48,6 @@ class Needles:
         return res
 
     def run(self, model: Model, case: Case, budget_tokens: int, open_context: Open, reference: Path) -> Metrics:
-        del budget_tokens, reference
         prompts, numbers = case.data
         said = []
         with open_context(max(map(len, prompts)) + MAX_NUMBER) as context:

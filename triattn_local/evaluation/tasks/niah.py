@@ -12,7 +12,7 @@ from pathlib import Path
 from triattn_local.engine.contexts import Model
 from triattn_local.errors import UsageError
 
-from ..haystack import generator, sentences
+from ..haystack import chat, generator, sentences
 from ..texts import read_text
 from .base import Case, Metric, Metrics, Open, Size, ask_number
 
@@ -53,7 +53,6 @@ class Niah:
         return res
 
     def run(self, model: Model, case: Case, budget_tokens: int, open_context: Open, reference: Path) -> Metrics:
-        del budget_tokens, reference
         return ask_number(model, case, open_context)
 
     def _facts(self, rng: random.Random) -> tuple[list[str], str, str, list[str]]:
@@ -82,7 +81,7 @@ def _prompt(
     """The text with the needles between its sentences, and the question after it: n_tokens or a few less."""
     vocabulary = model.vocabulary
     ask = f"\n\nQuestion: {question} Answer with the number only."
-    n_around = len(_tokens(model, " ".join(needles) + ask)) + 16
+    n_around = len(chat(model, [{"role": "user", "content": " ".join(needles) + ask}])) + 16
     counts, n = [], 0
     for sentence in parts:
         n_here = len(vocabulary.tokenize(sentence + " ", add_special=False))
@@ -101,12 +100,7 @@ def _prompt(
     )
     for place, needle in places:
         parts.insert(place, needle)
-    return _tokens(model, " ".join(parts) + ask)
-
-
-def _tokens(model: Model, request: str) -> list[int]:
-    text = model.vocabulary.apply_chat_template([{"role": "user", "content": request}])
-    return model.vocabulary.tokenize(text, parse_special=True)
+    return chat(model, [{"role": "user", "content": " ".join(parts) + ask}])
 
 
 SINGLE = Niah("single", "a fact in a long text, asked for after it")

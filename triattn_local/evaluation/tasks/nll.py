@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from triattn_local.engine.contexts import Context, Model
 
-from ..texts import KINDS, read_text
-from .base import Case, Metric, Metrics, Open, Size, cut
+from ..texts import KINDS
+from .base import Case, Metric, Metrics, Open, Size, pieces
 
 DEFAULT_TOKENS = 4096
 N_TOP = 256
@@ -33,13 +33,8 @@ class Nll:
     def cases(self, model: Model, size: Size) -> list[Case]:
         n_tokens = size.n_tokens or DEFAULT_TOKENS
         kinds = list(size.texts or KINDS)
-        n_cases = size.n_cases or len(kinds)
-        res = []
-        for i in range(n_cases):
-            kind, offset = kinds[i % len(kinds)], i // len(kinds)
-            tokens = cut(model, read_text(kind), n_tokens, offset, kind)
-            res.append(Case(self.name, f"{Path(kind).name}-{offset}", n_tokens, tokens))
-        return res
+        made = pieces(model, kinds, size.n_cases or len(kinds), n_tokens)
+        return [Case(self.name, name, n_tokens, tokens) for name, tokens in made]
 
     def run(self, model: Model, case: Case, budget_tokens: int, open_context: Open, reference: Path) -> Metrics:
         tokens: list[int] = case.data

@@ -60,7 +60,6 @@ class Reasoning:
         return res
 
     def run(self, model: Model, case: Case, budget_tokens: int, open_context: Open, reference: Path) -> Metrics:
-        del budget_tokens, reference
         prompt, expected, samplings = case.data
         right, n_answer, text = 0, 0, ""
         for sampling in samplings:

@@ -7,11 +7,12 @@ the walk comes back to them. The axis is the number of levels that it goes back 
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from pathlib import Path
 
 from triattn_local.engine.contexts import Model
 
-from ..haystack import generator
+from ..haystack import chat, generator
 from .base import Case, Metric, Metrics, Open, Size, ask_number
 
 DEFAULT_TOKENS = 2400
@@ -36,7 +37,6 @@ class Recursion:
         return res
 
     def run(self, model: Model, case: Case, budget_tokens: int, open_context: Open, reference: Path) -> Metrics:
-        del budget_tokens, reference
         return ask_number(model, case, open_context)
 
 
@@ -71,14 +71,7 @@ def _walk(model: Model, rng: random.Random, depth: int, n_tokens: int) -> tuple[
         return "\n".join(lines)
 
     def tokens(n_steps: int) -> list[int]:
-        prompt = model.vocabulary.apply_chat_template([{"role": "user", "content": text(n_steps)}])
-        return model.vocabulary.tokenize(prompt, parse_special=True)
+        return chat(model, [{"role": "user", "content": text(n_steps)}])
 
-    low, high = 0, n_tokens
-    while low < high:  # the most steps that fit
-        middle = (low + high + 1) // 2
-        if len(tokens(middle)) <= n_tokens:
-            low = middle
-        else:
-            high = middle - 1
-    return tokens(low), states[asked], [s for i, s in enumerate(states) if i != asked]
+    most = bisect_right(range(1, n_tokens + 1), n_tokens, key=lambda n: len(tokens(n)))  # steps that fit
+    return tokens(most), states[asked], [s for i, s in enumerate(states) if i != asked]

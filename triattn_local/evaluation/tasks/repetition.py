@@ -44,7 +44,6 @@ class Repetition:
         return res
 
     def run(self, model: Model, case: Case, budget_tokens: int, open_context: Open, reference: Path) -> Metrics:
-        del budget_tokens, reference
         prompt, sampling = case.data
         with open_context(case.n_tokens) as context:
             answer = generate(context, prompt, case.n_tokens - len(prompt), sampling, ignore_eos=True)

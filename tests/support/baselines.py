@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .scoring import Float64s, Floats
+from triattn_local.model.scoring import Float64s, Floats
 
 Ints = npt.NDArray[np.integer]
 
