@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
-from tiny_models import write_deci, write_lfm2, write_tiny
+from tiny_models import write_deci, write_falcon_h1, write_granite_hybrid, write_lfm2, write_qwen35, write_tiny
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ FAMILIES: dict[str, Family] = {
     "smollm3": Family(lambda path: write_tiny(path, "smollm3"), "llama4, afmoe, smallthinker", unrotated=(3,)),
     "granite": Family(no_rope, "RoPE turned off in the file", unrotated=range(4)),
     "cohere2": Family(windows, "cohere2moe, exaone4, exaone-moe, muse-glimmer, maple", (3,), (3,)),
-    "lfm2": Family(write_lfm2, "qwen3next, qwen35, qwen35moe, lfm2moe, plamo2", (1, 3), is_hybrid=True),
+    "lfm2": Family(write_lfm2, "lfm2moe", (1, 3), is_hybrid=True),
+    "qwen35": Family(write_qwen35, "Qwen3.5, 3.6, 3.8", (1, 3), is_hybrid=True),
+    "qwen35moe": Family(lambda path: write_qwen35(path, "qwen35moe"), "the same with experts", (1, 3), is_hybrid=True),
+    "qwen3next": Family(lambda path: write_qwen35(path, "qwen3next", None), "", (3,), is_hybrid=True),
+    "falcon-h1": Family(write_falcon_h1, "attention and a state in each layer", is_hybrid=True),
+    "granitehybrid": Family(write_granite_hybrid, "Mamba 2: plamo2", (1, 3), (1, 3), is_hybrid=True),
     "deci": Family(write_deci, "layers without attention", (0, 2, 3)),
 }
