@@ -53,6 +53,17 @@ _ROPE_TYPES: dict[int, Literal["norm", "neox"]] = {
 _N_LOOK = 7
 
 
+def _stands_still(mode: int, n_band: int, sections: Sequence[int]) -> bool:
+    """Whether M-RoPE turns some bands by the fourth position of a token, which is 0 in text."""
+    time, height, width, extra = sections
+    if mode == _ROPE_MROPE:
+        return extra > 0 and n_band > time + height + width
+    if mode != _ROPE_IMROPE or not sum(sections):
+        return False
+    in_turn = (time, height, width)
+    return any(i >= 3 * in_turn[i % 3] for i in (band % sum(sections) for band in range(n_band)))
+
+
 @dataclass(frozen=True)
 class LayerAttention:
     """Attention of one layer, as the graph shows it."""
@@ -342,6 +353,12 @@ class RuntimeEngine(Closing):
         base, scale, ext, attn, fast, slow = node.f32_params(5, 6)
         if mode not in _ROPE_TYPES or node.raw.op_params[15] != 0:
             raise CalibrationError(f"RoPE mode {mode} of {node.name} is not supported", where=str(self.path))
+        if _stands_still(mode, n_rot // 2, node.raw.op_params[11:15]):
+            raise CalibrationError(
+                f"RoPE of {node.name} has sections that leave some of {n_rot} dimensions where they are in text",
+                where=str(self.path),
+                fix="take another file of this model: its sections should add up to half of the turned dimensions",
+            )
         return RopeParams(_ROPE_TYPES[mode], n_rot, base, scale, ext, attn, fast, slow, n_ctx_orig)
 
     def _tap(self, il: int, kind: Recorded, node: Node, rope: RopeParams, n_cells: int) -> _Tap:

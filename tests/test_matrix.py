@@ -57,6 +57,22 @@ def test_any_two_values_meet() -> None:
     assert len(COMBINATIONS) <= len(FAMILIES) * len(CACHES) + 2
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_file_says_what_the_library_says(family: str, tmp_path: Path) -> None:
+    """Layers that evict, and the dimensions that RoPE turns in each: by the header alone, and by the loaded model."""
+    this = FAMILIES[family]
+    info = read_model_info(this.write(tmp_path / "tiny.gguf"))
+    assert info.full_layers == tuple(this.layers)
+    with Engine(info.path, None, n_ctx=256) as engine:
+        for il in this.layers:
+            told = native.get_layer(engine.model, il)
+            assert (told.n_head, told.n_head_kv) == (info.n_head[il], info.n_head_kv[il])
+            assert (told.head_dim, told.head_dim_v) == (info.head_dim, info.head_dim_v)
+            assert told.n_rot == info.n_rot_of(il) == (0 if il in this.unrotated else info.n_rot)
+            assert told.n_band == info.n_band_of(il)
+            assert told.rope_type in (info.rope_type, None if il in this.unrotated else info.rope_type)
+
+
 @pytest.mark.parametrize(
     ("family", "mode", "cache", "fate"), COMBINATIONS, ids=lambda v: v if isinstance(v, str) else f"{v[0]}-{v[1]}"
 )

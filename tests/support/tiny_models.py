@@ -169,7 +169,20 @@ def _add_ssm(writer: gguf.GGUFWriter, n_head: int, d_inner: int, n_group: int = 
     writer.add_ssm_inner_size(d_inner)
 
 
-def write_qwen35(path: Path, arch: str = "qwen35", interval: int | None = 2, n_nextn: int = 0) -> Path:
+_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def write_qwen35(
+    path: Path,
+    arch: str = "qwen35",
+    interval: int | None = 2,
+    n_nextn: int = 0,
+    recurrent: tuple[bool, ...] | None = None,
+    sections: tuple[int, ...] = (3, 3, 2, 0),
+) -> Path:
     """A hybrid of the Qwen3.5 kind: gated delta nets, and in every ``interval``-th layer gated attention.
 
     Half of a head is turned, in sections of M-RoPE; "qwen3next" has no sections; it and "qwen35moe" have experts.
@@ -180,6 +193,8 @@ def write_qwen35(path: Path, arch: str = "qwen35", interval: int | None = 2, n_n
         None: the file does not say it, and llama.cpp takes 4.
     n_nextn : int
         Of the four layers, the last that predict the next token but one.
+    recurrent : tuple of bool, optional
+        Which layers have a state, instead of ``interval``.
     """
     n_head, n_expert, has_experts = 4, 4, arch != "qwen35"
     n_k, n_v = _D_STATE * _N_GROUP, _D_STATE * n_head
@@ -190,9 +205,12 @@ def write_qwen35(path: Path, arch: str = "qwen35", interval: int | None = 2, n_n
         writer.add_key_length(HEAD_DIM)
         writer.add_value_length(HEAD_DIM)
         writer.add_rope_dimension_count(HEAD_DIM // 2)
+        writer.add_chat_template(_TEMPLATE)
         if arch != "qwen3next":
-            writer.add_rope_dimension_sections([4, 2, 2, 0])
-        if interval is not None:
+            writer.add_rope_dimension_sections(list(sections))
+        if recurrent is not None:
+            writer.add_array(f"{arch}.attention.recurrent_layers", list(recurrent))
+        elif interval is not None:
             writer.add_uint32(f"{arch}.full_attention_interval", interval)
         if n_nextn:
             writer.add_nextn_predict_layers(n_nextn)
@@ -205,7 +223,8 @@ def write_qwen35(path: Path, arch: str = "qwen35", interval: int | None = 2, n_n
 
     def layer(il: int) -> dict[str, tuple[int, ...]]:
         own: dict[str, tuple[int, ...]] = {"attn_norm": (N_EMBD,), "post_attention_norm": (N_EMBD,)}
-        if il >= n_layer or (il + 1) % (interval or 4) == 0:
+        has_state = recurrent[il] if recurrent is not None else (il + 1) % (interval or 4) != 0
+        if il >= n_layer or not has_state:
             own |= _ATTENTION | {"attn_q": (2 * 128, N_EMBD), "attn_q_norm": (HEAD_DIM,), "attn_k_norm": (HEAD_DIM,)}
         else:
             own |= {"attn_qkv": (2 * n_k + n_v, N_EMBD), "attn_gate": (n_v, N_EMBD), "ssm_dt.bias": (n_head,)}
