@@ -88,6 +88,8 @@ class ModelInfo:
     is_causal: bool
     is_mla: bool
     """keys are cached as a latent (multi-head latent attention)"""
+    v_in_k: bool
+    """values are a part of the latent, and are not cached beside it"""
     file_bytes: int
     """size of this file"""
     split: Split | None
@@ -143,7 +145,8 @@ class ModelInfo:
 
     def kv_bytes_of_layer(self, il: int, type_k: str = "f16", type_v: str = "f16") -> int:
         """Bytes of one token in the cache of one full-attention layer. Raises as ``kv_bytes_per_token``."""
-        return self.n_head_kv[il] * (_row_bytes(self.head_dim, type_k) + _row_bytes(self.head_dim_v, type_v))
+        bytes_v = 0 if self.v_in_k else _row_bytes(self.head_dim_v, type_v)
+        return self.n_head_kv[il] * (_row_bytes(self.head_dim, type_k) + bytes_v)
 
 
 def read_model_info(path: Path | str) -> ModelInfo:
@@ -328,6 +331,7 @@ def _model_info(file: GgufFile) -> ModelInfo:
         unrotated=_unrotated(file, arch, n_layer, full_layers),
         is_causal=arch not in ENCODERS and file.truth(f"{arch}.attention.causal", True) is not False,
         is_mla=f"{arch}.attention.kv_lora_rank" in file,
+        v_in_k=f"{arch}.attention.key_length_mla" in file,
         file_bytes=file.file_size,
         split=split,
     )
