@@ -21,6 +21,7 @@ def write_tiny(
     add: Callable[[gguf.GGUFWriter], object] | None = None,
     freq_factors: list[float] | None = None,
     extra: str | None = None,
+    more: dict[str, np.ndarray] | None = None,
     split_max_tensors: int = 0,
 ) -> Path:
     """A model of 4 layers, 4 query heads on 2, 32 dimensions a head.
@@ -37,6 +38,8 @@ def write_tiny(
         Divisors of RoPE's frequencies.
     extra : str, optional
         Name of one more tensor.
+    more : dict, optional
+        More tensors.
     split_max_tensors : int
         Split the model into files of so many tensors, named after ``path``; 0 for one file.
     """
@@ -82,6 +85,8 @@ def write_tiny(
         ):
             if name not in leave_out:
                 writer.add_tensor(f"{block}{name}.weight", weight)
+    for name, values in (more or {}).items():
+        writer.add_tensor(name, values.astype(np.float32))
     if extra is not None:
         writer.add_tensor(extra, random(N_EMBD))
     writer.write_header_to_file()

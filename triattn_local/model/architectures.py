@@ -106,12 +106,14 @@ LAYERS_UNKNOWN = _names("""
 ATTENTION_INTERVALS = {"qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "minimax-01": 8}
 """hybrids: one of so many layers has attention, the last, where the file does not say; all others are recurrent"""
 
-RopeRule = Literal["windows", "all but every fourth", "as the file says"]
-"""which layers RoPE turns: those with a sliding window; all but the fourth of each four; by a switch in the file"""
+RopeRule = Literal["windows", "all but every fourth", "as the file says", "none"]
+"""which layers RoPE turns: those with a sliding window; all but the fourth of each four; by a switch in the file; none,
+where recurrent layers know the order of tokens"""
 
 ROPE_RULES: dict[str, RopeRule] = {
     **dict.fromkeys(("cohere2", "cohere2moe", "exaone-moe", "muse-glimmer", "maple", "smallthinker"), "windows"),
     **dict.fromkeys(("smollm3", "afmoe"), "all but every fourth"),
     **dict.fromkeys(("granite", "granitehybrid", "granitemoe", "granite_swa"), "as the file says"),
+    **dict.fromkeys(("jamba", "nemotron_h", "nemotron_h_moe"), "none"),
 }
 """all other architectures whose layers are known turn every key, or none"""

@@ -110,7 +110,7 @@ class ModelInfo:
             return f"is an encoder ({self.arch})"
         if self.is_recurrent:
             return f"is recurrent ({self.arch}) and has no KV cache"
-        if self.is_known and (self.rope_type is None or self.n_rot == 0):
+        if self.is_known and (self.rope_type is None or self.n_rot == 0) and not self.unrotated:
             return f"has no RoPE ({self.arch})"
         if self.is_mla:
             return "caches a latent instead of keys (multi-head latent attention)"
@@ -438,6 +438,8 @@ def _recurrent(file: GgufFile, arch: str, n_layer: int) -> Sequence[bool]:
 def _unrotated(file: GgufFile, arch: str, n_layer: int, full_layers: tuple[int, ...] | None) -> tuple[int, ...]:
     layers = range(n_layer)
     rule = ROPE_RULES.get(arch)
+    if rule == "none":
+        return tuple(layers)
     if rule == "all but every fourth":
         return tuple(il for il in layers if (il + 1) % 4 == 0)
     if rule == "windows":
