@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
-from tiny_models import write_deci, write_falcon_h1, write_granite_hybrid, write_lfm2, write_qwen35, write_tiny
+from tiny_models import (
+    write_deci,
+    write_falcon_h1,
+    write_granite_hybrid,
+    write_lfm2,
+    write_nemotron_h,
+    write_qwen35,
+    write_tiny,
+)
 
 
 @dataclass(frozen=True)
@@ -67,5 +75,6 @@ FAMILIES: dict[str, Family] = {
     "qwen3next": Family(lambda path: write_qwen35(path, "qwen3next", None), "", (3,), is_hybrid=True),
     "falcon-h1": Family(write_falcon_h1, "attention and a state in each layer", is_hybrid=True),
     "granitehybrid": Family(write_granite_hybrid, "Mamba 2: plamo2", (1, 3), (1, 3), is_hybrid=True),
+    "nemotron_h": Family(write_nemotron_h, "nemotron_h_moe, jamba", (1, 3), (1, 3), is_hybrid=True),
     "deci": Family(write_deci, "layers without attention", (0, 2, 3)),
 }

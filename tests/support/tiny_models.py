@@ -165,8 +165,10 @@ _D_STATE, _D_CONV, _N_GROUP = 16, 4, 2
 """of a recurrent layer: one head, the convolution before it, heads that share queries and keys"""
 
 
-def _add_ssm(writer: gguf.GGUFWriter, n_head: int, d_inner: int, n_group: int = _N_GROUP) -> None:
-    writer.add_feed_forward_length(N_FF)
+def _add_ssm(
+    writer: gguf.GGUFWriter, n_head: int, d_inner: int, n_group: int = _N_GROUP, n_ff: list[int] | int = N_FF
+) -> None:
+    writer.add_feed_forward_length(n_ff)
     writer.add_ssm_conv_kernel(_D_CONV)
     writer.add_ssm_state_size(_D_STATE)
     writer.add_ssm_group_count(n_group)
@@ -286,6 +288,25 @@ def write_granite_hybrid(path: Path) -> Path:
         return own | {"attn_norm": (N_EMBD,)} | _FFN
 
     return _write(path, "granitehybrid", N_HEAD, n_head_kv, layer, add)
+
+
+def write_nemotron_h(path: Path) -> Path:
+    """A hybrid whose layers are one thing each: Mamba 2, attention that RoPE does not turn, or a plain network."""
+    n_head_kv, n_ff = [0, 2, 0, 2], [0, 0, N_FF, 0]
+
+    def add(writer: gguf.GGUFWriter) -> dict[str, tuple[int, ...]]:
+        _add_ssm(writer, 8, 2 * N_EMBD, n_ff=n_ff)
+        writer.add_layer_norm_eps(1e-5)
+        return {"output_norm.weight": (N_EMBD,)}
+
+    def layer(il: int) -> dict[str, tuple[int, ...]]:
+        if n_ff[il]:
+            own = {name: _FFN[name] for name in ("ffn_up", "ffn_down")}
+        else:
+            own = _ATTENTION if n_head_kv[il] else _mamba2(8, 2 * N_EMBD, _N_GROUP)
+        return own | {"attn_norm": (N_EMBD,)}
+
+    return _write(path, "nemotron_h", N_HEAD, n_head_kv, layer, add)
 
 
 def write_deci(path: Path) -> Path:
