@@ -96,6 +96,14 @@ def test_a_hybrid_without_a_state_is_refused(tmp_path: Path) -> None:
         convert(write_qwen35(tmp_path / "m.gguf", interval=1))
 
 
+def test_a_layer_that_predicts_further_tokens_is_no_layer_of_the_model(tmp_path: Path) -> None:
+    """As the published files carry one, behind the last."""
+    path = write_qwen35(tmp_path / "m.gguf", n_nextn=1)
+    assert read_model_info(path).full_layers == (1,)
+    stats = usable_stats(read_model_info(convert(path, n_tokens=700, n_threads=1).path))
+    assert stats.layers == (1,)
+
+
 def test_statistics_have_the_shape_of_the_layers_that_evict(converted: Path) -> None:
     stats = usable_stats(read_model_info(converted))
     assert stats.layers == (1, 3)
