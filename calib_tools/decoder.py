@@ -1,8 +1,9 @@
 """A decoder's layers as the papers write them: the forward pass that the torch engine runs, one layer at a time.
 
-Llama (and Mistral, Mixtral), SmolLM3, Qwen2, Qwen3, Qwen3-MoE and Gemma 3, from the tensors of their GGUF files. What a family
-adds (biases, query and key norms, norms behind a block, experts) is seen in the tensors that are there; a tensor that
-is not understood is a reason to refuse, not to go on without it. RoPE's angles are those of ``scoring.rope_phases``.
+Llama (and Mistral, Mixtral), SmolLM3, Qwen2, Qwen3, Qwen3-MoE and Gemma 3, from the tensors of their GGUF files. What
+a family adds (biases, query and key norms, norms behind a block, experts) is seen in the tensors that are there; a
+tensor that is not understood is a reason to refuse, not to go on without it. RoPE's angles are those of
+``scoring.rope_phases``.
 
 Everything is float32. Nothing is cached: whole sequences go through, and only what the next layer reads stays.
 """

@@ -51,19 +51,21 @@ _ROPE_TYPES: dict[int, Literal["norm", "neox"]] = {
     _ROPE_MROPE: "neox",
     _ROPE_IMROPE: "neox",
 }
+_MOST_STILL = 0.5
+"""radians that a band may turn within the trained context, if llama.cpp leaves it where it is"""
 # a number that no model has as its count of heads, so that the token dimension cannot be mistaken
 _N_LOOK = 7
 
 
-def _stands_still(mode: int, n_band: int, sections: Sequence[int]) -> bool:
-    """Whether M-RoPE turns some bands by the fourth position of a token, which is 0 in text."""
-    time, height, width, extra = sections
+def _bands_that_stand_still(mode: int, n_band: int, sections: Sequence[int]) -> list[int]:
+    """Bands that M-RoPE turns by the fourth position of a token, which is 0 in text; the fastest first."""
+    n_all = sum(sections)
+    if mode not in (_ROPE_MROPE, _ROPE_IMROPE) or n_all == 0:
+        return []
+    places = [band % n_all for band in range(n_band)]
     if mode == _ROPE_MROPE:
-        return extra > 0 and n_band > time + height + width
-    if mode != _ROPE_IMROPE or not sum(sections):
-        return False
-    in_turn = (time, height, width)
-    return any(i >= 3 * in_turn[i % 3] for i in (band % sum(sections) for band in range(n_band)))
+        return [band for band, place in enumerate(places) if place >= sum(sections[:3])]
+    return [band for band, place in enumerate(places) if place >= 3 * sections[place % 3]]
 
 
 @dataclass(frozen=True)
@@ -368,7 +370,10 @@ class RuntimeEngine(Closing):
         base, scale, ext, attn, fast, slow = node.f32_params(5, 6)
         if mode not in _ROPE_TYPES or node.raw.op_params[15] != 0:
             raise CalibrationError(f"RoPE mode {mode} of {node.name} is not supported", where=str(self.path))
-        if _stands_still(mode, n_rot // 2, node.raw.op_params[11:15]):
+        still = _bands_that_stand_still(mode, n_rot // 2, node.raw.op_params[11:15])
+        # the last bands of Qwen3-VL stand still too, which would turn by a tenth of a radian in all of its context
+        assert self._model is not None
+        if still and self._model.info.n_ctx_train * base ** (-2 * still[0] / n_rot) > _MOST_STILL:
             raise CalibrationError(
                 f"RoPE of {node.name} has sections that leave some of {n_rot} dimensions where they are in text",
                 where=str(self.path),

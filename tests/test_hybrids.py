@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from triattn_local import Runtime
 from triattn_local.calib_tools.convert import convert
-from triattn_local.calib_tools.engine_runtime import Recorded, RuntimeEngine
+from triattn_local.calib_tools.engine_runtime import Recorded, RuntimeEngine, _bands_that_stand_still
 from triattn_local.cli import app
 from triattn_local.config import EvictionConfig, RuntimeConfig
 from triattn_local.errors import CalibrationError, ModelNotFoundError
@@ -88,6 +88,21 @@ def test_sections_that_do_not_turn_all_are_refused(tmp_path: Path) -> None:
     path = write_qwen35(tmp_path / "m.gguf", sections=(4, 2, 2, 0))  # the eighth band has no place among them
     with pytest.raises(CalibrationError, match="leave some of 16 dimensions where they are"):
         RuntimeEngine(path, n_ctx=256, n_threads=1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "n_band", "sections", "still"),
+    [
+        (40, 32, (11, 11, 10, 0), []),  # Qwen3.5
+        (40, 64, (24, 20, 20, 0), [61, 62]),  # Qwen3-VL
+        (40, 8, (4, 2, 2, 0), [7]),
+        (8, 64, (16, 24, 24, 0), []),  # Qwen2-VL
+        (8, 8, (2, 2, 2, 2), [6, 7]),
+        (2, 8, (0, 0, 0, 0), []),
+    ],
+)
+def test_bands_that_text_does_not_turn(mode: int, n_band: int, sections: tuple[int, ...], still: list[int]) -> None:
+    assert _bands_that_stand_still(mode, n_band, sections) == still
 
 
 def test_a_hybrid_without_a_state_is_refused(tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ def test_a_hybrid_takes_its_keys_and_its_states(name: str, n_seq_max: int, tmp_p
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3.5-27b", "qwen3.5-35b-a3b"])
 def test_a_hybrid_in_few_layers_takes_what_the_plan_says(name: str, tmp_path: Path) -> None:
     """Four of its layers at 131,072 tokens: caches and states to the byte, the sum within 3 %."""

@@ -1,7 +1,7 @@
 """What a model file is, what a token of it costs, and whose statistics it carries: what ``inspect`` and ``ls`` tell.
 
-Reads headers only. Statistics that cannot be used are part of what is told, not an error. Knows nothing of how it is
-shown.
+Reads headers only, and asks the library where there is one, which reads no more. Statistics that cannot be used are
+part of what is told, not an error. Knows nothing of how it is shown.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import EvictionConfig, RuntimeConfig
-from ..engine.layers import ask_layers, layers_text
+from ..engine import native
 from ..engine.native import LayerInfo
 from ..errors import StatsError, TriattnError
 from ..model.gguf_file import read_gguf
@@ -92,6 +92,8 @@ class ModelReport:
     def layers_text(self) -> str:
         """Which layers evict, in a line."""
         if self.layers is not None:
+            from ..engine.layers import layers_text
+
             return layers_text(self.layers)
         full = "?" if self.n_layer_full is None else str(self.n_layer_full)
         window = f", {self.sliding_window} in the others" if self.sliding_window else ""
@@ -146,6 +148,9 @@ def inspect_model(
 
 def _asked(info: ModelInfo) -> tuple[LayerInfo, ...] | None:
     try:
+        native.library()
+        from ..engine.layers import ask_layers
+
         return ask_layers(info)
     except TriattnError:  # a file can be described where nothing can load it
         return None
