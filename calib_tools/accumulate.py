@@ -22,7 +22,7 @@ class HeadSums:
     ----------
     n_head, head_dim : int
     n_rot : int
-        Rotated dimensions.
+        Rotated dimensions; 0 where RoPE turns nothing, and each dimension is a band of its own.
     rope_type : "norm" or "neox"
         How they pair up.
     """
@@ -32,19 +32,21 @@ class HeadSums:
         self.rope_type = rope_type
         self.n_tokens = 0
         self._sum = torch.zeros(n_head, head_dim, dtype=torch.float64)
-        self._sum_abs = torch.zeros(n_head, n_rot // 2, dtype=torch.float64)
+        self._sum_abs = torch.zeros(n_head, n_rot // 2 or head_dim, dtype=torch.float64)
 
     def add(self, x_pre: torch.Tensor) -> None:
         """Add vectors before RoPE, any float type and device, [n_token, n_head, head_dim]."""
         # Apple's GPUs have no float64
         x = (x_pre.cpu() if x_pre.device.type == "mps" else x_pre).to(torch.float64)
         n = self.n_rot
-        if self.rope_type == "norm":
-            real, imag = x[..., 0:n:2], x[..., 1:n:2]
+        if n == 0:
+            length = x.abs()
+        elif self.rope_type == "norm":
+            length = torch.hypot(x[..., 0:n:2], x[..., 1:n:2])
         else:
-            real, imag = x[..., : n // 2], x[..., n // 2 : n]
+            length = torch.hypot(x[..., : n // 2], x[..., n // 2 : n])
         self._sum += x.sum(dim=0).cpu()
-        self._sum_abs += torch.hypot(real, imag).sum(dim=0).cpu()
+        self._sum_abs += length.sum(dim=0).cpu()
         self.n_tokens += len(x)
 
     def state(self) -> dict[str, npt.NDArray[np.float64]]:
@@ -73,5 +75,5 @@ class HeadSums:
         return np.asarray((self._sum / self.n_tokens).numpy().astype(np.float32))
 
     def mean_abs(self) -> npt.NDArray[np.float32]:
-        """E|x_f|, float32 [n_head, n_rot / 2]."""
+        """E|x_f|, float32 [n_head, n_rot / 2], or [n_head, head_dim] where RoPE turns nothing."""
         return np.asarray((self._sum_abs / self.n_tokens).numpy().astype(np.float32))

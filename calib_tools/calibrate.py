@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +141,7 @@ def calibrate(
         tool=f"triattn-local {__version__}, {engine} engine",
         model=own,
     )
-    stats.validate(info)
+    stats.validate(run.info)
     return stats
 
 
@@ -183,11 +183,10 @@ class _Run:
     def new_sums(self, layers: tuple[int, ...]) -> Sums:
         """Empty sums of the layers, or those of the checkpoint as far as it has them."""
         info = self.info
-        assert info.rope_type is not None
         sums: Sums = {}
         for il in layers:
             for kind, n_head in (("q_pre", info.n_head[il]), ("k_pre", info.n_head_kv[il])):
-                one = HeadSums(n_head, info.head_dim, info.n_rot, info.rope_type)
+                one = HeadSums(n_head, info.head_dim, info.n_rot_of(il), info.rope_type or "neox")
                 prefix = f"{il}.{kind}."
                 state = {} if self.saved is None else _with_prefix(self.saved.arrays, prefix)
                 if state:
@@ -251,7 +250,8 @@ def _run_runtime(run: _Run, n_threads: int | None, n_gpu_layers: int, n_batch: i
         _one_torch_thread(),
     ):
         _check_fingerprint(run, engine)
-        layers = _layers_to_measure(info, engine)
+        info = run.info = _as_loaded(info, engine)
+        layers = info.full_layers or ()
         sums = run.new_sums(layers)
         n_read = 0 if run.saved is None else run.saved.n_done
         n_done = sum(map(len, run.texts[:n_read]))
@@ -291,30 +291,53 @@ def _check_fingerprint(run: _Run, engine: RuntimeEngine) -> None:
         )
 
 
-def _layers_to_measure(info: ModelInfo, engine: RuntimeEngine) -> tuple[int, ...]:
-    """Full-attention layers, once file and library agree on what they are."""
-    layers = engine.full_layers if info.full_layers is None else info.full_layers
+def _as_loaded(info: ModelInfo, engine: RuntimeEngine) -> ModelInfo:
+    """The model with the layers that the library says evict, and how it says that RoPE turns them.
+
+    Raises
+    ------
+    CalibrationError
+        The file, the library and the graph do not agree on what these layers are.
+    """
+    told = engine.described
+    layers = tuple(il for il, layer in enumerate(told) if layer.why_kept is None)
+    unrotated = tuple(il for il in layers if told[il].rope_type is None)
+    if not layers:
+        why = next((layer.why_kept for layer in told if layer.why_kept), "it has no attention")
+        raise CalibrationError(f"no layer evicts: {why}", where=str(info.path), fix="take another model")
+    if info.full_layers is not None and info.full_layers != layers:
+        raise _disagreement(info, f"layers {list(info.full_layers)} cache the whole context", f"{list(layers)} evict")
+    if info.full_layers is not None and (wrong := set(info.unrotated) & set(layers) ^ set(unrotated)):
+        raise _disagreement(info, f"RoPE turns layers but {list(info.unrotated)}", f"not so in layer {min(wrong)}")
+    info = replace(info, full_layers=layers, unrotated=unrotated)
     for il in layers:
-        seen = engine.layers.get(il)
-        if seen is None:
+        if (seen := engine.layers.get(il)) is None:
             raise CalibrationError(
-                f"layer {il} has full attention, but caches keys that RoPE did not make",
+                f"layer {il} caches keys whose making is not understood",
                 where=str(info.path),
-                fix="models that leave out RoPE in some of their full-attention layers are not supported yet",
+                fix="run it with --policy streaming, knorm or random, which need no statistics",
             )
         _check_agrees(info, il, seen)
-    return tuple(layers)
+    return info
 
 
 def _check_agrees(info: ModelInfo, il: int, seen: LayerAttention) -> None:
-    told = (info.n_head[il], info.n_head_kv[il], info.head_dim, info.n_rot, info.rope_type)
-    real = (seen.n_head, seen.n_head_kv, seen.head_dim, seen.rope.n_rot, seen.rope.rope_type)
+    n_rot = info.n_rot_of(il)
+    told = (info.n_head[il], info.n_head_kv[il], info.head_dim, n_rot, info.rope_type if n_rot else None)
+    rope = seen.rope
+    real = (seen.n_head, seen.n_head_kv, seen.head_dim, rope.n_rot, rope.rope_type if rope.n_rot else None)
     if told != real:
-        raise CalibrationError(
-            f"layer {il} has (n_head, n_head_kv, head_dim, n_rot, RoPE) = {real} in llama.cpp, and {told} by its file",
-            where=str(info.path),
-            fix="this is a bug of triattn-local, please report it",
+        raise _disagreement(
+            info, f"layer {il} has (n_head, n_head_kv, head_dim, n_rot, RoPE) = {told}", f"llama.cpp computes {real}"
         )
+
+
+def _disagreement(info: ModelInfo, told: str, real: str) -> CalibrationError:
+    return CalibrationError(
+        f"{told} by its file, and {real}",
+        where=str(info.path),
+        fix="take another file of this model, or run it with a policy that needs no statistics: streaming, knorm",
+    )
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """A decoder's layers as the papers write them: the forward pass that the torch engine runs, one layer at a time.
 
-Llama (and Mistral, Mixtral), Qwen2, Qwen3, Qwen3-MoE and Gemma 3, from the tensors of their GGUF files. What a family
-adds (biases, query and key norms, norms behind a block, experts) is seen in the tensors that are there; a tensor that
-is not understood is a reason to refuse, not to go on without it. RoPE's angles are those of ``scoring.rope_phases``.
+Llama (and Mistral, Mixtral), SmolLM3, Qwen2, Qwen3, Qwen3-MoE and Gemma 3, from the tensors of their GGUF files. What
+a family adds (biases, query and key norms, norms behind a block, experts) is seen in the tensors that are there; a
+tensor that is not understood is a reason to refuse, not to go on without it. RoPE's angles are those of
+``scoring.rope_phases``.
 
 Everything is float32. Nothing is cached: whole sequences go through, and only what the next layer reads stays.
 """
@@ -63,6 +64,7 @@ def _gelu(x: torch.Tensor) -> torch.Tensor:
 
 _FAMILIES = {
     "llama": _Family(has_freq_factors=True),
+    "smollm3": _Family(),
     "qwen2": _Family(),
     "qwen3": _Family(),
     "qwen3moe": _Family(),
@@ -221,6 +223,8 @@ class Decoder:
 
     def _rotated(self, x: torch.Tensor, il: int) -> torch.Tensor:
         """RoPE of a sequence from position 0, [n_token, heads, head_dim]."""
+        if il in self.info.unrotated:
+            return x
         params = self.rope_of(il)
         cos, sin = (part[: len(x), None] for part in self._cos_sin(params, len(x)))
         n, half = params.n_rot, params.n_rot // 2

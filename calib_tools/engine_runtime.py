@@ -2,8 +2,8 @@
 
 Every other way of calibrating has to reimplement the model, and gets a norm or a bias wrong sooner or later. Here the
 graph that llama.cpp built is asked: what an attention node reads as query and what is written into the K cache of
-layer il, followed back to the RoPE node, names that node's input the pre-RoPE query or key. Nothing depends on how an
-architecture calls its tensors.
+layer il, followed back to the RoPE node, names that node's input the pre-RoPE query or key. Where no RoPE stands in
+between, what is read and written is itself what is wanted. Nothing depends on how an architecture calls its tensors.
 
 RoPE may overwrite its input, so the input has to be read before RoPE runs. Hence two passes: the first decode, of a
 few tokens, only looks at the graph; from then on the callback halts the evaluation right behind the tensors found.
@@ -27,6 +27,8 @@ from triattn_local.config import RuntimeConfig
 from triattn_local.engine import native
 from triattn_local.engine.context_options import ContextOptions
 from triattn_local.engine.contexts import Context, Model
+from triattn_local.engine.layers import layers_of
+from triattn_local.engine.native import LayerInfo
 from triattn_local.errors import CalibrationError, ModelNotFoundError, TriattnError
 from triattn_local.model.scoring import RopeParams
 from triattn_local.support.closing import Closing
@@ -49,8 +51,21 @@ _ROPE_TYPES: dict[int, Literal["norm", "neox"]] = {
     _ROPE_MROPE: "neox",
     _ROPE_IMROPE: "neox",
 }
+_MOST_STILL = 0.5
+"""radians that a band may turn within the trained context, if llama.cpp leaves it where it is"""
 # a number that no model has as its count of heads, so that the token dimension cannot be mistaken
 _N_LOOK = 7
+
+
+def _bands_that_stand_still(mode: int, n_band: int, sections: Sequence[int]) -> list[int]:
+    """Bands that M-RoPE turns by the fourth position of a token, which is 0 in text; the fastest first."""
+    n_all = sum(sections)
+    if mode not in (_ROPE_MROPE, _ROPE_IMROPE) or n_all == 0:
+        return []
+    places = [band % n_all for band in range(n_band)]
+    if mode == _ROPE_MROPE:
+        return [band for band, place in enumerate(places) if place >= sum(sections[:3])]
+    return [band for band, place in enumerate(places) if place >= 3 * sections[place % 3]]
 
 
 @dataclass(frozen=True)
@@ -168,6 +183,12 @@ class RuntimeEngine(Closing):
         return tuple(il for il, layer in sorted(self.layers.items()) if layer.n_cells == n_cells)
 
     @property
+    def described(self) -> tuple[LayerInfo, ...]:
+        """What the library says of each layer of the loaded model."""
+        assert self._model is not None
+        return layers_of(self._model)
+
+    @property
     def fingerprint(self) -> str:
         """Fingerprint of the loaded model, by the library."""
         assert self._model is not None
@@ -249,9 +270,10 @@ class RuntimeEngine(Closing):
             found[tap.il][tap.kind] = tap
         layers: dict[int, LayerAttention] = {}
         for il, taps in found.items():
-            if "q_pre" in taps and "k_pre" in taps:  # else RoPE has no part in what the layer caches
-                q, k = taps["q_pre"], taps["k_pre"]
-                layers[il] = LayerAttention(q.shape[0], k.shape[0], q.shape[1], k.n_cells, q.rope)
+            if "q_pre" not in taps or "k_pre" not in taps or taps["q_pre"].rope.n_rot != taps["k_pre"].rope.n_rot:
+                continue
+            q, k = taps["q_pre"], taps["k_pre"]
+            layers[il] = LayerAttention(q.shape[0], k.shape[0], q.shape[1], k.n_cells, q.rope)
         self._taps = {
             key: wanted
             for key, taps in self._taps.items()
@@ -259,9 +281,9 @@ class RuntimeEngine(Closing):
         }
         if not layers:
             raise CalibrationError(
-                "no layer writes rotated keys into a cache",
+                "no layer writes keys of heads into a cache",
                 where=str(self.path),
-                fix="TriAttention needs a decoder with RoPE and plain attention",
+                fix="TriAttention needs a decoder with plain attention",
             )
         return layers
 
@@ -314,17 +336,26 @@ class RuntimeEngine(Closing):
         if cache is None or match is None or value is None:
             return
         il = int(match[1])
-        while value is not None and value.op in _TRANSPARENT:
-            value = value.src(0)
-        source = value.src(0) if value is not None and value.op == "ROPE" else None
-        if value is None or source is None:
+        by_head: Node | None = None
+        while True:
+            if len(value.shape) == 4 and value.shape[2:] == (_N_LOOK, 1):
+                by_head = value  # [head_dim, heads, tokens], nearest to where it is made
+            if value.op not in _TRANSPARENT or (before := value.src(0)) is None:
+                break
+            value = before
+        if value.op == "ROPE" and (turned := value.src(0)) is not None:
+            source, rope = turned, self._rope_params(value)
+        elif by_head is not None:
+            self._no_rope.add(il)
+            source, value, rope = by_head, by_head, RopeParams("neox", 0)
+        else:
             return
-        rope = self._rope_params(value)
         n_cells = cache.shape[1]
         self._taps.setdefault(source.root().key, []).append(
             self._tap(il, "q_pre" if letter == "q" else "k_pre", source, rope, n_cells)
         )
-        self._taps.setdefault(value.key, []).append(
+        # what is not turned is one node before and after
+        self._taps.setdefault((value if rope.n_rot else value.root()).key, []).append(
             self._tap(il, "q_rot" if letter == "q" else "k_rot", value, rope, n_cells)
         )
 
@@ -333,6 +364,15 @@ class RuntimeEngine(Closing):
         base, scale, ext, attn, fast, slow = node.f32_params(5, 6)
         if mode not in _ROPE_TYPES or node.raw.op_params[15] != 0:
             raise CalibrationError(f"RoPE mode {mode} of {node.name} is not supported", where=str(self.path))
+        still = _bands_that_stand_still(mode, n_rot // 2, node.raw.op_params[11:15])
+        # the last bands of Qwen3-VL stand still too, which would turn by a tenth of a radian in all of its context
+        assert self._model is not None
+        if still and self._model.info.n_ctx_train * base ** (-2 * still[0] / n_rot) > _MOST_STILL:
+            raise CalibrationError(
+                f"RoPE of {node.name} has sections that leave some of {n_rot} dimensions where they are in text",
+                where=str(self.path),
+                fix="take another file of this model: its sections should add up to half of the turned dimensions",
+            )
         return RopeParams(_ROPE_TYPES[mode], n_rot, base, scale, ext, attn, fast, slow, n_ctx_orig)
 
     def _tap(self, il: int, kind: Recorded, node: Node, rope: RopeParams, n_cells: int) -> _Tap:

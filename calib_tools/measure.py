@@ -7,6 +7,7 @@ figures.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,13 @@ def measure(
     domains = [document.name for document in text.documents]
     found = {
         il: LayerEvidence(
-            stats.q_mean[i], stats.q_abs[i], stats.k_mean[i], rope, attention_scale(info), domains, n_longest
+            stats.q_mean[i],
+            stats.q_abs[i],
+            stats.k_mean[i],
+            rope if stats.q_abs[i].shape[1] < info.head_dim else replace(rope, n_rot=0),
+            attention_scale(info),
+            domains,
+            n_longest,
         )
         for i, il in enumerate(stats.layers)
     }

@@ -174,7 +174,7 @@ def _count(metadata: Mapping[str, Any]) -> int:
 
 
 def _check_whole_rope(info: ModelInfo) -> None:
-    if info.rope_type is None:
+    if info.rope_type is None or info.unrotated:
         raise StatsError("the model has no RoPE that this program knows", where=str(info.path))
     if info.n_rot != info.head_dim:
         raise StatsError(

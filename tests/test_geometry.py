@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from triattn_local import geometry
 from triattn_local.config import EvictionConfig, RuntimeConfig
 from triattn_local.engine.contexts import Model
-from triattn_local.errors import DoesNotFitError, UsageError
+from triattn_local.errors import DoesNotFitError, TriattnError, UsageError
 from triattn_local.geometry import GEOMETRIES, Geometry, find_geometry, geometry_bytes, write_geometry, write_outline
 from triattn_local.model import metadata, model_info
 from triattn_local.model.gguf_file import read_gguf
@@ -31,6 +32,14 @@ PUBLISHED_GB = {
 }
 """the files on the hub, Q4_K_M, of gpt-oss MXFP4"""
 
+PUBLISHED_PARAMETERS = {
+    "qwen3.5-27b": 26.9e9,
+    "qwen3.8-27b": 26.9e9,
+    "qwen3.5-35b-a3b": 34.7e9,
+    "glm-4.7-flash": 29.9e9,
+}
+"""of the language model, as llama.cpp counts them: whose files on the hub are mixes of their own"""
+
 NAMES = sorted(GEOMETRIES)
 
 
@@ -38,12 +47,25 @@ def small(name: str, n_layer: int = 16) -> Geometry:
     """The same tensors and types, a thousandth of the bytes."""
     big = find_geometry(name)
     experts = big.experts and dataclasses.replace(big.experts, n_expert=4, n_used=2, n_ff=256)
-    return dataclasses.replace(
-        big, n_layer=n_layer, n_embd=256, n_ff=256, n_head=4, n_head_kv=2, head_dim=64, n_vocab=512, experts=experts
+    net = big.delta_net and dataclasses.replace(big.delta_net, n_head_k=2, n_head_v=4, d_state=64)
+    shape = dataclasses.replace(
+        big, n_layer=n_layer, n_embd=256, n_ff=256, n_head=4, n_vocab=512, experts=experts, delta_net=net
     )
+    # a latent's dimensions hang together
+    return shape if shape.latent else dataclasses.replace(shape, n_head_kv=2, head_dim=64)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(PUBLISHED_PARAMETERS))
+def test_a_geometry_has_the_parameters_of_the_published_model(name: str) -> None:
+    n = sum(math.prod(tensor.shape) for tensor in find_geometry(name).tensors())
+    assert n == pytest.approx(PUBLISHED_PARAMETERS[name], rel=2e-3)
+
+
+def test_every_geometry_is_compared_with_what_is_published() -> None:
+    assert set(NAMES) == set(PUBLISHED_GB) | set(PUBLISHED_PARAMETERS)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED_GB))
 def test_a_geometry_has_the_size_of_the_published_file(name: str) -> None:
     assert geometry_bytes(find_geometry(name)) / 1e9 == pytest.approx(PUBLISHED_GB[name], rel=2e-3)
 
@@ -65,10 +87,15 @@ def test_a_file_says_what_its_geometry_is(name: str, tmp_path: Path) -> None:
     shape = small(name)
     path = write_geometry(shape, tmp_path / "m.gguf")
     info = model_info.read_model_info(path)
-    assert (info.n_layer, info.n_embd, info.head_dim, info.n_rot) == (16, 256, 64, 64)
+    assert (info.n_layer, info.n_embd, info.head_dim, info.head_dim_v) == (16, 256, shape.head_dim, shape.head_dim_v)
+    assert info.n_rot == shape.n_rot
     assert info.full_layers == shape.full_layers
     assert info.rope_freq_base == shape.rope_freq_base
+    assert info.is_mla is not shape.evicts
     stats = metadata.read_stats(path)
+    if not shape.evicts:
+        assert stats is None
+        return
     assert stats is not None
     stats.validate(info)
     stats.check_belongs(model_info.fingerprint(path))
@@ -86,11 +113,31 @@ def test_an_outline_takes_no_room(tmp_path: Path) -> None:
     assert model_info.read_model_info(path).n_layer == 64
 
 
+@pytest.mark.parametrize("name", ["qwen3.5-27b", "qwen3.5-35b-a3b"])
+def test_a_small_hybrid_runs_and_forgets(name: str, tmp_path: Path) -> None:
+    path = write_geometry(small(name, 8), tmp_path / "m.gguf")
+    config = RuntimeConfig(n_batch=64, n_ubatch=64, n_threads=1)
+    with Model(path, config) as model, model.context(EvictionConfig(budget_tokens=96, window=32), 4096) as context:
+        logits = context.prefill([300 + i * 97 % 200 for i in range(192)])
+        assert np.isfinite(logits).all()
+        assert logits.std() > 0.01
+        assert context.stats().n_rounds >= 1
+
+
+def test_a_latent_runs_with_full_attention_and_says_why_not_otherwise(tmp_path: Path) -> None:
+    path = write_geometry(small("glm-4.7-flash", 3), tmp_path / "m.gguf")
+    with Model(path, RuntimeConfig(n_batch=64, n_ubatch=64, n_threads=1)) as model:
+        with model.context(None, 1024) as context:
+            assert np.isfinite(context.prefill(list(range(300, 364)))).all()
+        with pytest.raises(TriattnError, match="latent"):
+            model.context(EvictionConfig(budget_tokens=96, window=32, policy="streaming"), 1024)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if GEOMETRIES[name].evicts])
 def test_llama_cpp_runs_it_and_forgets(name: str, tmp_path: Path) -> None:
     """At full width: activations stay finite, rounds happen, and two tokens do not look the same to it."""
-    n_layer = 2 if name == "gpt-oss-20b" else 1
+    n_layer = GEOMETRIES[name].full_layers[0] + 1
     path = write_geometry(find_geometry(name).cut(n_layer, 1024), tmp_path / "m.gguf")
     try:
         eviction = EvictionConfig(budget_tokens=96, window=32)

@@ -7,6 +7,7 @@ the rows before it, and a state, or a rewind, against what was there.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,11 @@ from families import FAMILIES
 from triattn_local import selftest
 from triattn_local.config import MODES, EvictionConfig
 from triattn_local.engine import native
+from triattn_local.engine.layers import ask_layers, layers_text
+from triattn_local.inspection.describe import inspect_model
 from triattn_local.model.model_info import read_model_info
 from triattn_local.model.scoring import RopeParams
+from triattn_local.planning import MemoryProbe
 
 CACHES = (("f16", True), ("f16", False), ("q8_0", True), ("bf16", False))
 """type, and flash attention"""
@@ -54,7 +58,32 @@ def text(n: int) -> list[int]:
 def test_any_two_values_meet() -> None:
     for (i, one), (j, other) in itertools.combinations(enumerate(AXES), 2):
         assert {(c[i], c[j]) for c in COMBINATIONS} == set(itertools.product(one, other))
-    assert len(COMBINATIONS) < 30
+    assert len(COMBINATIONS) <= len(FAMILIES) * len(CACHES) + 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_file_says_what_the_library_says(family: str, tmp_path: Path) -> None:
+    """Layers that evict, and the dimensions that RoPE turns in each: by the header alone, and by the loaded model."""
+    this = FAMILIES[family]
+    info = read_model_info(this.write(tmp_path / "tiny.gguf"))
+    assert info.full_layers == tuple(this.layers)
+    # what inspect and plan show
+    layers = ask_layers(info)
+    assert inspect_model(info.path).layers == layers
+    with MemoryProbe(info.path) as probe:
+        assert probe.layers == layers
+    shown = layers_text(layers)
+    assert ("without RoPE" in shown) is bool(this.unrotated)
+    assert (" not: " in shown) is (len(this.layers) < 4)
+    assert sum(int(n) for n in re.findall(r"(\d) of 4 evict", shown)) == len(this.layers)
+    with Engine(info.path, None, n_ctx=256) as engine:
+        for il in this.layers:
+            assert native.get_layer(engine.model, il) == (told := layers[il])
+            assert (told.n_head, told.n_head_kv) == (info.n_head[il], info.n_head_kv[il])
+            assert (told.head_dim, told.head_dim_v) == (info.head_dim, info.head_dim_v)
+            assert told.n_rot == info.n_rot_of(il) == (0 if il in this.unrotated else info.n_rot)
+            assert told.n_band == info.n_band_of(il)
+            assert told.rope_type in (info.rope_type, None if il in this.unrotated else info.rope_type)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,60 @@ def test_a_32b_in_few_layers_takes_what_the_plan_says(tmp_path: Path) -> None:
     path.unlink()
 
 
+@pytest.mark.parametrize("name", ["qwen3.5-27b", "qwen3.8-27b", "qwen3.5-35b-a3b"])
+def test_a_hybrid_takes_its_keys_and_its_states(name: str, tmp_path: Path) -> None:
+    """Attention layers cache keys and values, all others a state for each sequence, however long it is."""
+    geometry = find_geometry(name).cut(n_vocab=4096)  # which caches do not see
+    net = geometry.delta_net
+    assert net is not None
+    n_full = len(geometry.full_layers)
+    per_token = 2 * 2 * geometry.n_head_kv * geometry.head_dim  # K and V in two bytes
+    with MemoryProbe(write_outline(geometry, tmp_path / "m.gguf")) as probe:
+        for budget, n_ctx, n_seq_max in ((4096, 131072, 1), (None, 32768, 1), (4096, 131072, 2)):
+            shape = dataclasses.replace(F16, n_ctx=n_ctx, budget=budget, n_seq_max=n_seq_max)
+            context = probe.context(shape)
+            states = net.state_bytes * n_seq_max
+            assert context.kv == n_full * context.n_cells * per_token + (geometry.n_layer - n_full) * states
+            assert all(
+                n_bytes == (context.n_cells * per_token if il in geometry.full_layers else states)
+                for il, n_bytes in enumerate(kv_by_layer(probe.info, shape, context))
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3.5-27b", "qwen3.5-35b-a3b"])
+def test_a_hybrid_in_few_layers_takes_what_the_plan_says(name: str, tmp_path: Path) -> None:
+    """Four of its layers at 131,072 tokens: caches and states to the byte, the sum within 3 %."""
+    big = find_geometry(name)
+    experts = big.experts and dataclasses.replace(big.experts, n_expert=8, n_used=2)
+    path = write_geometry(dataclasses.replace(big, experts=experts).cut(4, 4096), tmp_path / "m.gguf")
+    for budget in (4096, None):
+        shape = dataclasses.replace(F16, n_ctx=131072, budget=budget)
+        context, total = summed(path, shape)
+        there = allocate(path, shape, mmap=True)
+        assert (context.n_cells, context.kv) == (there.n_cells, there.kv)
+        assert total == pytest.approx(there.total, rel=0.03)
+    path.unlink()
+
+
+def test_a_latent_takes_one_row_a_layer(tmp_path: Path) -> None:
+    """Its values are a part of its keys."""
+    geometry = find_geometry("glm-4.7-flash").cut(n_vocab=4096)
+    path = write_outline(geometry, tmp_path / "m.gguf")
+    with MemoryProbe(path) as probe:
+        assert probe.context(dataclasses.replace(F16, n_ctx=32768, budget=None)).kv == 32768 * 47 * 576 * 2
+        assert probe.info.kv_bytes_per_token() == 47 * 576 * 2
+        # nothing of it evicts: planned with full attention, and the reason is told
+        planner = Planner(probe, with_card(24 * GIB), PlanRequest())
+        told = planning.report(planner, planner.choose())
+        assert told.choice.shape.budget is None
+        assert ("layers", "none of 47 evicts; multi-head latent attention caches a latent vector instead of keys") in (
+            told.properties()
+        )
+        with pytest.raises(DoesNotFitError, match="latent"):
+            Planner(probe, with_card(24 * GIB), PlanRequest(budget=2048, n_ctx=32768)).choose()
+
+
 def test_cells_are_budget_window_and_batch(probe: MemoryProbe) -> None:
     context = probe.context(dataclasses.replace(F16, n_ctx=131072, budget=3072))
     assert context.n_cells == 3840  # 3072 + 128 + 512 = 3712, in steps of 256

@@ -44,6 +44,8 @@ FAMILIES = {
     "llama": ("llama", "Llama", {}),
     "llama with frequency factors": ("llama", "Llama", {"rope_parameters": _LLAMA3}),
     "mistral": ("llama", "Mistral", {"sliding_window": None}),
+    # RoPE turns the keys of three layers of four
+    "smollm3": ("smollm3", "SmolLM3", {"num_hidden_layers": 5, "pad_token_id": 0, "initializer_range": 0.15}),
     "qwen2": ("qwen2", "Qwen2", {}),
     "qwen2 with YaRN": ("qwen2", "Qwen2", {"rope_parameters": _YARN}),
     "qwen3": ("qwen3", "Qwen3", {"head_dim": 64}),
@@ -157,7 +159,7 @@ def _tensors(arch: str, name: str, data: np.ndarray, config: Any) -> list[tuple[
     ours = (_NAMES_GEMMA3 if arch == "gemma3" else _NAMES)[match[2]]
     if arch == "gemma3" and "norm" in ours:
         data = data + 1
-    if arch == "llama" and ours in ("attn_q", "attn_k"):
+    if arch in ("llama", "smollm3") and ours in ("attn_q", "attn_k"):
         # neighbours instead of halves
         n_head = N_HEAD if ours == "attn_q" else N_HEAD_KV
         data = data.reshape(n_head, 2, HEAD_DIM // 2, *data.shape[1:]).swapaxes(1, 2).reshape(data.shape)

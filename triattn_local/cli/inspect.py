@@ -86,13 +86,11 @@ def inspect(
 def _show(report: ModelReport, evidence: Evidence | None, model: str) -> None:
     """All of it as text on stdout."""
     found = report.statistics
-    full = "?" if report.n_layer_full is None else str(report.n_layer_full)
     types = " and ".join(dict.fromkeys((report.cache_type_k, report.cache_type_v)))
-    window = f", {report.sliding_window} in the others" if report.sliding_window else ""
     pairs = [
         ("file", f"{report.path} ({formats.size(report.file_bytes)})"),
         ("architecture", f"{report.architecture}, trained for {report.n_ctx_train:,} tokens"),
-        ("layers", f"{report.n_layer}, {full} with full attention{window}"),
+        ("layers", report.layers_text),
         ("heads", f"{report.n_head} for {report.n_head_kv} cached, {report.head_dim} dimensions each"),
         ("RoPE", f"{report.rope}, {report.n_rot} dimensions"),
         ("KV cache", f"{report.kv_bytes_per_token:,} bytes a token as {types}"),

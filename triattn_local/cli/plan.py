@@ -23,7 +23,7 @@ def plan(
             "MODEL",
             "A path (a header alone will do), a name that `ls` shows, ORG/REPO[:QUANT] of the Hugging Face hub, "
             "or a geometry: qwen3-8b, qwen3-32b, qwq-32b, deepseek-r1-distill-llama-8b, deepseek-r1-distill-qwen-32b, "
-            "gpt-oss-20b.",
+            "gpt-oss-20b, qwen3.5-27b, qwen3.5-35b-a3b, qwen3.8-27b, glm-4.7-flash.",
             show_default=True,
         ),
     ],

@@ -131,6 +131,8 @@ class Model(Closing):
         mapped = config.use_mmap and not no_alloc
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if mapped else llama_cpp.LLAMA_LOAD_MODE_NONE
         params.vocab_only, params.no_alloc = vocab_only, no_alloc
+        # a CPU with AMX takes the matrices that unpack a latent, and ends the process when it should multiply with them
+        params.use_extra_bufts = not self.info.is_mla
         # the library keeps these pointers, and ctypes does not keep what they point to
         if config.tensor_split is not None:
             shares = [*config.tensor_split, *[0.0] * llama_cpp.LLAMA_MAX_DEVICES][: llama_cpp.LLAMA_MAX_DEVICES]

@@ -80,6 +80,8 @@ def load(path: str | None = None) -> None:
     """Load a file without its weights, tokenize a text, make a small context; for the process that may end by it."""
     import llama_cpp
 
+    from ..model.model_info import read_model_info
+
     @ctypes.CFUNCTYPE(None, ctypes.c_char_p)  # type: ignore[untyped-decorator]
     def tell(message: bytes) -> None:
         os.write(2, b"\n" + _REASON.encode() + message + b"\n")
@@ -87,6 +89,7 @@ def load(path: str | None = None) -> None:
     llama_cpp.llama_cpp._lib.ggml_set_abort_callback(tell)
     params = llama_cpp.llama_model_default_params()
     params.no_alloc = True
+    params.use_extra_bufts = not read_model_info(path or sys.argv[-1]).is_mla  # as contexts.Model
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
     params.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(os.fsencode(path or sys.argv[-1]), params)

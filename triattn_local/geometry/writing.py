@@ -118,6 +118,8 @@ def _floats(geometry: Geometry, tensor: Tensor) -> npt.NDArray[np.float32]:
     if tensor.fill == "rope":
         assert geometry.rope_factors is not None
         return geometry.rope_factors.divisors(geometry.head_dim, geometry.rope_freq_base)
+    if tensor.fill == "decay":
+        return -np.linspace(0.1, 8.0, tensor.shape[0], dtype=np.float32)
     return np.float32(STD) * np.random.default_rng(0).standard_normal(tensor.shape, np.float32)
 
 
@@ -126,7 +128,7 @@ def _header(geometry: Geometry, *, with_statistics: bool = True) -> bytes:
     writer = gguf.GGUFWriter(None, geometry.arch)
     _add_model(writer, geometry)
     _add_vocabulary(writer, geometry.n_vocab)
-    if with_statistics:
+    if with_statistics and geometry.evicts:
         for key, kind, value in stats_values(_statistics(geometry)):
             if isinstance(value, np.ndarray):
                 writer.add_array(key, value.tolist() if value.dtype.kind == "i" else value.ravel().tolist())
@@ -157,8 +159,10 @@ def _add_model(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
     writer.add_head_count(geometry.n_head)
     writer.add_head_count_kv(geometry.n_head_kv)
     writer.add_key_length(geometry.head_dim)
-    writer.add_value_length(geometry.head_dim)
-    writer.add_rope_dimension_count(geometry.head_dim)
+    writer.add_value_length(geometry.head_dim_v)
+    writer.add_rope_dimension_count(geometry.n_rot)
+    if geometry.rope_sections is not None:
+        writer.add_rope_dimension_sections(list(geometry.rope_sections))
     writer.add_rope_freq_base(geometry.rope_freq_base)
     writer.add_layer_norm_rms_eps(geometry.rms_eps)
     if geometry.yarn is not None:
@@ -169,6 +173,26 @@ def _add_model(writer: gguf.GGUFWriter, geometry: Geometry) -> None:
         writer.add_expert_count(geometry.experts.n_expert)
         writer.add_expert_used_count(geometry.experts.n_used)
         writer.add_expert_feed_forward_length(geometry.experts.n_ff)
+        if geometry.experts.n_shared:
+            writer.add_expert_shared_count(geometry.experts.n_shared)
+            writer.add_expert_shared_feed_forward_length(geometry.experts.n_ff * geometry.experts.n_shared)
+        if geometry.experts.n_dense:
+            writer.add_leading_dense_block_count(geometry.experts.n_dense)
+    if (net := geometry.delta_net) is not None:
+        writer.add_ssm_conv_kernel(net.d_conv)
+        writer.add_ssm_state_size(net.d_state)
+        writer.add_ssm_group_count(net.n_head_k)
+        writer.add_ssm_time_step_rank(net.n_head_v)
+        writer.add_ssm_inner_size(net.n_v)
+        writer.add_uint32(f"{geometry.arch}.full_attention_interval", net.interval)
+    if (latent := geometry.latent) is not None:
+        writer.add_q_lora_rank(latent.n_lora_q)
+        writer.add_kv_lora_rank(latent.n_lora_kv)
+        writer.add_key_length_mla(latent.head_dim_k)
+        writer.add_value_length_mla(latent.head_dim_v)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_weights_norm(True)
+        writer.add_expert_weights_scale(1.8)
     if geometry.n_swa:
         writer.add_sliding_window(geometry.n_swa)
 
@@ -197,7 +221,7 @@ def _statistics(geometry: Geometry) -> TriattnStats:
     for _ in geometry.full_layers:
         centres = rng.standard_normal((geometry.n_head, geometry.head_dim), np.float32)
         centres /= np.linalg.norm(centres, axis=-1, keepdims=True)
-        magnitude = band_magnitude(centres, geometry.head_dim, geometry.rope_type)
+        magnitude = band_magnitude(centres, geometry.n_rot, geometry.rope_type)
         q_mean.append(centres)
         q_abs.append((magnitude * rng.uniform(1.0, 1.5, magnitude.shape)).astype(np.float32))
     return TriattnStats(

@@ -1,17 +1,19 @@
 """What a model file is, what a token of it costs, and whose statistics it carries: what ``inspect`` and ``ls`` tell.
 
-Reads headers only. Statistics that cannot be used are part of what is told, not an error. Knows nothing of how it is
-shown.
+Reads headers only, and asks the library where there is one, which reads no more. Statistics that cannot be used are
+part of what is told, not an error. Knows nothing of how it is shown.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..config import EvictionConfig, RuntimeConfig
+from ..engine import native
+from ..engine.native import LayerInfo
 from ..errors import StatsError, TriattnError
 from ..model.gguf_file import read_gguf
 from ..model.metadata import KEY_VERSION, read_stats
@@ -69,7 +71,9 @@ class ModelReport:
     """of all shards"""
     n_layer: int
     n_layer_full: int | None
-    """layers whose cache grows with the context; None: the file alone does not tell"""
+    """layers whose cache grows with the context; None: neither the library nor the file alone tells"""
+    layers: tuple[LayerInfo, ...] | None
+    """what the library says of each; None: there is none, or it cannot load the file"""
     n_head: int
     """query heads of the first layer with attention"""
     n_head_kv: int
@@ -85,6 +89,17 @@ class ModelReport:
     """what the cache costs, by context and budget"""
     statistics: StatsReport | None
     """None: there are none"""
+
+    @property
+    def layers_text(self) -> str:
+        """Which layers evict, in a line."""
+        if self.layers is not None:
+            from ..engine.layers import layers_text
+
+            return layers_text(self.layers)
+        full = "?" if self.n_layer_full is None else str(self.n_layer_full)
+        window = f", {self.sliding_window} in the others" if self.sliding_window else ""
+        return f"{self.n_layer}, {full} with full attention{window}"
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -104,6 +119,10 @@ def inspect_model(
     """
     info = read_model_info(path)
     own = fingerprint(path)
+    layers = _asked(info)
+    if layers is not None and info.full_layers is None:
+        grows = tuple(il for il, layer in enumerate(layers) if layer.why_kept is None)
+        info = replace(info, full_layers=grows or None)
     first = next((il for il, n in enumerate(info.n_head_kv) if n), 0)
     return ModelReport(
         path=str(path),
@@ -113,6 +132,7 @@ def inspect_model(
         file_bytes=sum(shard.stat().st_size for shard in info.shards if is_file(shard)),
         n_layer=info.n_layer,
         n_layer_full=None if info.full_layers is None else len(info.full_layers),
+        layers=layers,
         n_head=info.n_head[first],
         n_head_kv=info.n_head_kv[first],
         head_dim=info.head_dim,
@@ -126,6 +146,16 @@ def inspect_model(
         memory=_memory(info.kv_bytes_per_token(cache_type_k, cache_type_v)),
         statistics=_statistics(info, own, sidecar or path),
     )
+
+
+def _asked(info: ModelInfo) -> tuple[LayerInfo, ...] | None:
+    try:
+        native.library()
+        from ..engine.layers import ask_layers
+
+        return ask_layers(info)
+    except TriattnError:  # a file can be described where nothing can load it
+        return None
 
 
 def glance(path: Path) -> tuple[str, bool]:

@@ -56,10 +56,9 @@ def _cards(report: ModelReport, evidence: Evidence | None) -> Iterable[str]:
 
 
 def _model(report: ModelReport, evidence: Evidence | None) -> list[tuple[str, str]]:
-    full = "?" if report.n_layer_full is None else str(report.n_layer_full)
     pairs = [
         ("architecture", f"{report.architecture}, trained for {report.n_ctx_train:,} tokens"),
-        ("layers", f"{report.n_layer}, {full} with full attention"),
+        ("layers", report.layers_text),
         ("heads", f"{report.n_head} for {report.n_head_kv} cached, {report.head_dim} dimensions each"),
         ("RoPE", f"{report.rope}, {report.n_rot} dimensions"),
         ("file", formats.size(report.file_bytes)),

@@ -66,7 +66,7 @@ class SwaRule:
     """How llama.cpp finds the sliding-window layers of an architecture."""
 
     period: int | None
-    """one of so many layers has full attention; None: the file has to say which"""
+    """one of so many layers has full attention, 0: none; None: the file has to say which"""
     full_first: bool = False
     """the first layer of a period is the full one, else the last"""
     optional: bool = False
@@ -84,6 +84,7 @@ SWA_RULES: dict[str, SwaRule] = {
     "gpt-oss": SwaRule(2),
     "granite_swa": SwaRule(None),
     "laguna": SwaRule(4, full_first=True, optional=True),
+    "lfm2": SwaRule(0, optional=True),
     "maple": SwaRule(None),
     "mellum": SwaRule(4, optional=True),
     "mimo2": SwaRule(None),
@@ -97,7 +98,22 @@ SWA_RULES: dict[str, SwaRule] = {
 """all other architectures have full attention in every layer, but for these:"""
 
 LAYERS_UNKNOWN = _names("""
-    bailingmoe3 deepseek4 dflash eagle3 exaone4 falcon-h1 gemma3n gemma4 gemma4-assistant granitehybrid graniteswitch
-    hrm_text hy_v4 lfm2 lfm2moe llama4 minimax-01 plamo2 pockettts qwen35 qwen35moe qwen3next qwen3tts qwen4exp
+    bailingmoe3 deepseek4 dflash eagle3 exaone4 gemma3n gemma4 gemma4-assistant graniteswitch hrm_text hy_v4 llama4
+    pockettts qwen3tts qwen4exp
 """)
-"""recurrent layers among the others, layers that share a cache, or rules that depend on more than the file's keys"""
+"""layers that share a cache, or rules that depend on more than the file's keys"""
+
+ATTENTION_INTERVALS = {"qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "minimax-01": 8}
+"""hybrids: one of so many layers has attention, the last, where the file does not say; all others are recurrent"""
+
+RopeRule = Literal["windows", "all but every fourth", "as the file says", "none"]
+"""which layers RoPE turns: those with a sliding window; all but the fourth of each four; by a switch in the file; none,
+where recurrent layers know the order of tokens"""
+
+ROPE_RULES: dict[str, RopeRule] = {
+    **dict.fromkeys(("cohere2", "cohere2moe", "exaone-moe", "muse-glimmer", "maple", "smallthinker"), "windows"),
+    **dict.fromkeys(("smollm3", "afmoe"), "all but every fourth"),
+    **dict.fromkeys(("granite", "granitehybrid", "granitemoe", "granite_swa"), "as the file says"),
+    **dict.fromkeys(("jamba", "nemotron_h", "nemotron_h_moe"), "none"),
+}
+"""all other architectures whose layers are known turn every key, or none"""

@@ -18,11 +18,13 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..errors import ModelNotFoundError, UsageError
 from .architectures import (
+    ATTENTION_INTERVALS,
     ENCODERS,
     HALF_N_ROT,
     LAYERS_UNKNOWN,
     NEOX_WITH_SECTIONS,
     RECURRENT,
+    ROPE_RULES,
     ROPE_TYPES,
     SWA_RULES,
     RopeType,
@@ -81,9 +83,13 @@ class ModelInfo:
     """sliding window in tokens, 0 for none"""
     full_layers: tuple[int, ...] | None
     """layers whose cache grows with the context; None: the file alone does not tell, ask the library"""
+    unrotated: tuple[int, ...]
+    """layers whose keys RoPE does not turn, of those that have any; of a model whose layers are known"""
     is_causal: bool
     is_mla: bool
     """keys are cached as a latent (multi-head latent attention)"""
+    v_in_k: bool
+    """values are a part of the latent, and are not cached beside it"""
     file_bytes: int
     """size of this file"""
     split: Split | None
@@ -104,11 +110,19 @@ class ModelInfo:
             return f"is an encoder ({self.arch})"
         if self.is_recurrent:
             return f"is recurrent ({self.arch}) and has no KV cache"
-        if self.is_known and (self.rope_type is None or self.n_rot == 0):
+        if self.is_known and (self.rope_type is None or self.n_rot == 0) and not self.unrotated:
             return f"has no RoPE ({self.arch})"
         if self.is_mla:
             return "caches a latent instead of keys (multi-head latent attention)"
         return None
+
+    def n_rot_of(self, il: int) -> int:
+        """Rotated dimensions of a head in one layer, 0 where RoPE turns nothing."""
+        return 0 if il in self.unrotated else self.n_rot
+
+    def n_band_of(self, il: int) -> int:
+        """Values that a head's magnitudes have in one layer: of pairs, or of dimensions where RoPE turns nothing."""
+        return self.n_rot_of(il) // 2 or self.head_dim
 
     @property
     def shards(self) -> tuple[Path, ...]:
@@ -131,7 +145,8 @@ class ModelInfo:
 
     def kv_bytes_of_layer(self, il: int, type_k: str = "f16", type_v: str = "f16") -> int:
         """Bytes of one token in the cache of one full-attention layer. Raises as ``kv_bytes_per_token``."""
-        return self.n_head_kv[il] * (_row_bytes(self.head_dim, type_k) + _row_bytes(self.head_dim_v, type_v))
+        bytes_v = 0 if self.v_in_k else _row_bytes(self.head_dim_v, type_v)
+        return self.n_head_kv[il] * (_row_bytes(self.head_dim, type_k) + bytes_v)
 
 
 def read_model_info(path: Path | str) -> ModelInfo:
@@ -292,6 +307,7 @@ def _model_info(file: GgufFile) -> ModelInfo:
     if base <= 0 or factor <= 0:
         raise file.broken(f"RoPE has base {base} and scaling factor {factor}")
     n_swa = optional("attention.sliding_window", 0)
+    full_layers = _full_layers(file, arch, n_layer_all, n_head_kv[:n_layer], n_swa)
     return ModelInfo(
         path=file.path,
         arch=arch,
@@ -311,9 +327,11 @@ def _model_info(file: GgufFile) -> ModelInfo:
         n_ctx_orig=optional("rope.scaling.original_context_length", n_ctx_train),
         n_ctx_train=n_ctx_train,
         n_swa=n_swa,
-        full_layers=_full_layers(file, arch, n_layer_all, n_head_kv[:n_layer], n_swa),
+        full_layers=full_layers,
+        unrotated=_unrotated(file, arch, n_layer, full_layers),
         is_causal=arch not in ENCODERS and file.truth(f"{arch}.attention.causal", True) is not False,
         is_mla=f"{arch}.attention.kv_lora_rank" in file,
+        v_in_k=f"{arch}.attention.key_length_mla" in file,
         file_bytes=file.file_size,
         split=split,
     )
@@ -396,7 +414,45 @@ def _full_layers(
                 return None
             full = 0 if rule.full_first else period - 1
             is_swa = [period == 0 or il % period != full for il in range(n_layer)]
-    return tuple(il for il in range(n_layer) if not is_swa[il] and n_head_kv[il] > 0)
+    is_recurrent = _recurrent(file, arch, n_layer_all)
+    return tuple(il for il in range(n_layer) if not is_swa[il] and not is_recurrent[il] and n_head_kv[il] > 0)
+
+
+def _recurrent(file: GgufFile, arch: str, n_layer: int) -> Sequence[bool]:
+    """Which layers keep a state in place of keys, of those that have heads all the same."""
+    if arch not in ATTENTION_INTERVALS:
+        return [False] * n_layer
+    key = f"{arch}.attention.recurrent_layers"
+    if key in file:
+        flags = [bool(flag) for flag in _per_layer(file, key, n_layer, ())]
+    else:
+        interval = file.integer(f"{arch}.full_attention_interval", ATTENTION_INTERVALS[arch]) or 0
+        if interval <= 0:
+            raise file.broken(f"{arch}.full_attention_interval is {interval}")
+        flags = [(il + 1) % interval != 0 for il in range(n_layer)]
+    if not any(flags):  # llama.cpp ends the process: the graph of a hybrid has a state that no layer writes
+        raise file.broken(f"is of {arch}, and none of its layers is recurrent")
+    return flags
+
+
+def _unrotated(file: GgufFile, arch: str, n_layer: int, full_layers: tuple[int, ...] | None) -> tuple[int, ...]:
+    layers = range(n_layer)
+    rule = ROPE_RULES.get(arch)
+    if rule == "none":
+        return tuple(layers)
+    if rule == "all but every fourth":
+        return tuple(il for il in layers if (il + 1) % 4 == 0)
+    if rule == "windows":
+        # without any window SmallThinker turns all, and the first layers of Command A with experts are turned anyway
+        full = () if full_layers is None or (arch == "smallthinker" and len(full_layers) == n_layer) else full_layers
+        n_turned = file.integer(f"{arch}.leading_dense_block_count", 0) or 0 if arch == "cohere2moe" else 0
+        return tuple(il for il in full if il >= n_turned)
+    if rule == "as the file says":
+        if arch == "granite_swa":
+            pattern = _ints(file, f"{arch}.attention.rope_pattern") or (1,) * n_layer
+            return tuple(il for il in layers if il < len(pattern) and not pattern[il])
+        return () if file.truth(f"{arch}.rope.scaling.finetuned", True) else tuple(layers)
+    return ()
 
 
 def _row_bytes(n: int, cache_type: str) -> int:

@@ -67,17 +67,17 @@ class RopeParams:
 
     @classmethod
     def of(cls, info: ModelInfo, freq_factors: tuple[float, ...] | None = None) -> RopeParams:
-        """What llama.cpp passes for a full-attention layer when no RoPE option is given.
+        """What llama.cpp passes for a full-attention layer that RoPE turns, when no RoPE option is given.
 
         Raises
         ------
         StatsError
             The model has no RoPE, or an unknown one.
         """
-        if info.rope_type is None:
+        if info.rope_type is None and not info.unrotated:
             raise StatsError("the model has no RoPE that this program knows", where=str(info.path))
         return cls(
-            rope_type=info.rope_type,
+            rope_type=info.rope_type or "neox",
             n_rot=info.n_rot,
             freq_base=info.rope_freq_base,
             freq_scale=1.0 if info.rope_scaling == "none" else info.rope_freq_scale,
@@ -105,6 +105,8 @@ def rope_phases(pos: npt.ArrayLike, params: RopeParams, dtype: Precision = np.fl
     """
     real: Callable[[float], Any] = dtype
     n_band = params.n_rot // 2
+    if n_band == 0:
+        return np.zeros((*np.shape(pos), 0))
     theta = np.asarray(pos, dtype=dtype)
     theta_scale = real(params.freq_base) ** real(-2.0 / params.n_rot)
     low, high = _yarn_range(params)

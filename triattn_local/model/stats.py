@@ -42,7 +42,8 @@ class TriattnStats:
     q_mean: tuple[Floats, ...]
     """q̄ = E[q], float32 [n_head, head_dim], pre-RoPE"""
     q_abs: tuple[Floats, ...]
-    """a_f = E|q_f|, float32 [n_head, n_rot / 2], bands in the model's pair order"""
+    """a_f = E|q_f|, float32 [n_head, n_rot / 2], bands in the model's pair order; of a layer whose keys RoPE does not
+    turn [n_head, head_dim], each dimension a band of its own"""
     k_mean: tuple[Floats, ...]
     """E[k], float32 [n_head_kv, head_dim], pre-RoPE; for reports only, and empty where nobody measured it"""
     n_tokens: int
@@ -74,7 +75,9 @@ class TriattnStats:
         rope_type = _rope_type(info)
         self._validate_layers(info)
         for i, il in enumerate(self.layers):
-            n_head, n_head_kv, n_band = info.n_head[il], info.n_head_kv[il], info.n_rot // 2
+            n_head, n_head_kv, n_band = info.n_head[il], info.n_head_kv[il], info.n_band_of(il)
+            if info.full_layers is None and self.q_abs[i].shape == (n_head, info.head_dim):
+                n_band = info.head_dim  # the file does not tell; the library checks it once more
             arrays = [
                 ("q_mean", self.q_mean[i], (n_head, info.head_dim)),
                 ("q_abs", self.q_abs[i], (n_head, n_band)),
@@ -89,7 +92,7 @@ class TriattnStats:
                     )
                 if not np.isfinite(array).all():
                     raise StatsError("has values that are not finite", where=where, fix=_FIX)
-            _validate_bands(il, self.q_mean[i], self.q_abs[i], info.n_rot, rope_type)
+            _validate_bands(il, self.q_mean[i], self.q_abs[i], _n_rot(self.q_abs[i], info), rope_type)
 
     def check_belongs(self, fingerprint: str) -> None:
         """Check that the statistics were measured on the model with this fingerprint.
@@ -106,14 +109,14 @@ class TriattnStats:
             )
 
     def concentration(self, info: ModelInfo) -> tuple[npt.NDArray[np.float64], ...]:
-        """R_f = |q̄_f| / a_f for each layer, float64 [n_head, n_rot / 2] in 0 ... 1: 1 is a single direction.
+        """R_f = |q̄_f| / a_f for each layer, float64 as ``q_abs`` in 0 ... 1: 1 is a single direction.
 
         A band without any magnitude has no direction, and counts as 0.
         """
         rope_type = _rope_type(info)
         per_layer = []
         for q_mean, q_abs in zip(self.q_mean, self.q_abs, strict=True):
-            magnitude = band_magnitude(q_mean, info.n_rot, rope_type)
+            magnitude = band_magnitude(q_mean, _n_rot(q_abs, info), rope_type)
             per_layer.append(np.asarray(magnitude / np.where(q_abs > 0, q_abs, np.inf)))
         return tuple(per_layer)
 
@@ -128,7 +131,7 @@ class TriattnStats:
         for i, (concentration, q_abs) in enumerate(zip(self.concentration(info), self.q_abs, strict=True)):
             weight = np.asarray(q_abs, np.float64)
             if self.k_mean:
-                keys = band_magnitude(self.k_mean[i], info.n_rot, rope_type)
+                keys = band_magnitude(self.k_mean[i], _n_rot(q_abs, info), rope_type)
                 weight = weight * np.repeat(keys, len(q_abs) // len(keys), axis=0)
             dominant = np.argmax(weight, axis=-1)
             per_layer.append(concentration[np.arange(len(dominant)), dominant])
@@ -198,9 +201,14 @@ def head_dim_of(fingerprint: str) -> int:
 
 
 def _rope_type(info: ModelInfo) -> RopeType:
-    if info.rope_type is None:
+    if info.rope_type is None and not info.unrotated:
         raise StatsError("the model has no RoPE that this program knows", where=str(info.path))
-    return info.rope_type
+    return info.rope_type or "neox"  # without RoPE there are no pairs
+
+
+def _n_rot(q_abs: Floats, info: ModelInfo) -> int:
+    """Rotated dimensions of the layer with these magnitudes: pairs are at most half as many as dimensions."""
+    return 0 if q_abs.shape[-1] == info.head_dim else info.n_rot
 
 
 def _validate_bands(il: int, q_mean: Floats, q_abs: Floats, n_rot: int, rope_type: RopeType) -> None:

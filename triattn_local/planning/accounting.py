@@ -23,6 +23,7 @@ from ..config import EvictionConfig, RuntimeConfig
 from ..engine import native
 from ..engine.context_options import ContextOptions
 from ..engine.contexts import Context, Model
+from ..engine.layers import layers_of
 from ..errors import DoesNotFitError, ModelNotFoundError, TriattnError
 from ..model.gguf_file import read_gguf
 from ..model.model_info import ModelInfo, read_model_info
@@ -103,6 +104,7 @@ class MemoryProbe(Closing):
                 raise ModelNotFoundError(
                     _reason(lines), where=str(path), fix="take another file of this model"
                 ) from error
+        self.layers = layers_of(self.model)
         self._known: dict[Shape, ContextBytes] = {}
 
     def context(self, shape: Shape) -> ContextBytes:

@@ -93,7 +93,8 @@ def kv_by_layer(info: ModelInfo, shape: Shape, context: ContextBytes) -> tuple[i
     full = info.full_layers or ()
     for il in full:
         layers[il] = context.n_cells * info.kv_bytes_of_layer(il, shape.type_k, shape.type_v)
-    others = [il for il in with_cache if il not in full]
+    # of a hybrid's recurrent layers some files say that they have heads, and others that they have none
+    others = [il for il in with_cache if il not in full] or [il for il in range(info.n_layer) if il not in full]
     rest = context.kv - sum(layers)
     if rest < 0 or (rest and not others):  # layers share their caches in a way that the file does not tell
         layers, others, rest = [0] * info.n_layer, with_cache, context.kv

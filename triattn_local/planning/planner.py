@@ -120,6 +120,8 @@ class Planner:
         self.probe = probe
         self.info = probe.info
         self.machine = machine
+        if request.budget == "auto" and all(layer.why_kept is not None for layer in probe.layers):
+            request = dataclasses.replace(request, budget="off")  # nothing to choose; the report says why
         self.request = request
 
     # ---------------------------------------------------------------- choose

@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..engine.layers import layers_text
+from ..engine.native import LayerInfo
 from ..support.formats import size
 from .accounting import Shape
 from .cold import ColdPlan, cold_plan
@@ -23,6 +25,8 @@ class PlanReport:
     model: str
     architecture: str
     n_layer: int
+    layers: Sequence[LayerInfo]
+    """which evict, by the library"""
     n_ctx_train: int
     weights_bytes: int
     choice: Choice
@@ -51,6 +55,7 @@ class PlanReport:
             "model": self.model,
             "architecture": self.architecture,
             "n_layer": self.n_layer,
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
             "n_ctx_train": self.n_ctx_train,
             "weights_bytes": self.weights_bytes,
             "n_ctx": shape.n_ctx,
@@ -103,7 +108,8 @@ class PlanReport:
         """(name, text) of all that was decided."""
         shape, placement = self.choice.shape, self.choice.placement
         types = " and ".join(dict.fromkeys((shape.type_k, shape.type_v)))
-        lines = [("context", f"{shape.n_ctx:,} tokens, trained for {self.n_ctx_train:,}")]
+        lines = [("layers", layers_text(self.layers))]
+        lines += [("context", f"{shape.n_ctx:,} tokens, trained for {self.n_ctx_train:,}")]
         if (scaled := scaling_text(shape)) is not None:
             lines.append(("RoPE scaling", scaled.removeprefix("RoPE ")))
         if shape.n_seq_max > 1:
@@ -150,6 +156,7 @@ def report(planner: Planner, choice: Choice) -> PlanReport:
         model=info.name,
         architecture=info.arch,
         n_layer=info.n_layer,
+        layers=planner.probe.layers,
         n_ctx_train=info.n_ctx_train,
         weights_bytes=planner.probe.weights.total,
         choice=choice,
