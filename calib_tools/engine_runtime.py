@@ -346,7 +346,6 @@ class RuntimeEngine(Closing):
         if value.op == "ROPE" and (turned := value.src(0)) is not None:
             source, rope = turned, self._rope_params(value)
         elif by_head is not None:
-            self._no_rope.add(il)
             source, value, rope = by_head, by_head, RopeParams("neox", 0)
         else:
             return
