@@ -31,7 +31,7 @@ class Served:
     thinks: bool
     """whether its template has a place for reasoning"""
     calls_tools: bool
-    """whether its template knows tools; llama-server gives the others a format of its own"""
+    """whether its template knows tools; the others' models are told of them only where a call is required"""
 
 
 @dataclass(frozen=True)
