@@ -106,7 +106,9 @@ def test_a_chat_is_that_of_the_other_route(client: ollama.Client, served: Served
 
 
 def test_a_stream_is_told_as_it_comes(served: Served) -> None:
-    data = json.dumps({"model": NAME, "messages": ask("Tell me about the sea."), "options": {"num_predict": 40}}).encode()
+    data = json.dumps(
+        {"model": NAME, "messages": ask("Tell me about the sea."), "options": {"num_predict": 40}}
+    ).encode()
     with urllib.request.urlopen(urllib.request.Request(served.root + "/api/chat", data), timeout=300) as answer:
         assert answer.headers["Content-Type"].startswith("application/x-ndjson")
         times = []
@@ -123,7 +125,9 @@ def test_options_are_heeded(client: ollama.Client, served: Served) -> None:
     assert cut.message.content == greedy[: greedy.index(word)]
     assert cut.done_reason == "stop"
     warm = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "seed": 5, "num_predict": 12}
-    texts = [client.chat(NAME, ask("Count."), options={**warm, **more}).message.content for more in ({}, {}, {"seed": 6})]
+    texts = [
+        client.chat(NAME, ask("Count."), options={**warm, **more}).message.content for more in ({}, {}, {"seed": 6})
+    ]
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
     narrow = client.chat(NAME, ask("Count."), options={**warm, "top_p": 1e-6}).message.content

@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 from served import Served
+
 from triattn_local.server.api import Api
 from triattn_local.server.round_trip import call_a_tool
 
@@ -112,7 +113,7 @@ def test_a_choice_that_cannot_be(served: Served) -> None:
 
 
 def test_what_is_not_insisted_on_is_as_ever(served: Served) -> None:
-    """"auto" and "none" are llama-server's own."""
+    """ "auto" and "none" are llama-server's own."""
     plain = served.chat(QUESTION, 8)["choices"][0]["message"]["content"]
     none = served.chat(QUESTION, 8, tools=[WEATHER, NOW], tool_choice="none")["choices"][0]
     assert none["message"]["content"]
