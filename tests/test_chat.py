@@ -1724,3 +1724,125 @@ async def test_lines_formulas_and_columns_are_where_they_were_written(open_chat:
         for first, second in (("quoted", "lines"), ("123 Main St", "Springfield")):
             at = next(i for i, line in enumerate(shown) if line.endswith(first))
             assert shown[at + 1].endswith(second)
+
+
+async def test_a_stopped_answer_goes_on_behind_its_last_letter(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["The sea is wide and more", " deep, and cold."]
+    async with open_chat(max_tokens=4) as t:
+        await t.ask("How is the sea?")
+        assert t.app.session.path[-1].state == "length"
+        cut = t.app.session.path[-1].content
+        assert cut.startswith("The sea is wide")
+        assert "F6 goes on" in t.screen_text()
+        await t.press("f6")
+        await t.settled()
+        last = t.app.session.path[-1]
+        assert last.content == cut + " deep, and cold."
+        assert last.state == "complete"
+        assert t.rt.prompts[-1].endswith(f"<|im_start|>assistant\n{cut}"), "the prompt ends with what it said"
+        assert t.answers[-1].body.text == last.content, "one text on the screen"
+        assert "The sea is wide" in t.screen_text()
+        assert "deep, and cold." in t.screen_text()
+        assert int(last.report["n_content"]) > 4, "tokens of both parts"
+        await t.press("alt+left")
+        await t.until(lambda: t.contents == ["How is the sea?", cut])
+        await t.press("alt+right")
+        await t.ask("And the sky?")
+        assert last.content in t.rt.prompts[-1]
+
+
+async def test_an_answer_that_escape_cut_goes_on_from_its_message(open_chat: Open) -> None:
+    ScriptedRuntime.script = [LONG, " the end"]
+    ScriptedRuntime.tokens_per_s = 50
+    async with open_chat() as t:
+        await t.ask("Go", wait=False)
+        await t.until(lambda: t.answers and "word5 " in t.answers[0].body.text)
+        await t.press("escape")
+        await t.settled()
+        cut = t.contents[-1]
+        t.answers[0].focus()
+        await t.press("o")
+        await t.settled()
+        assert t.contents == ["Go", cut + " the end" if not cut.endswith(" ") else cut + "the end"]
+
+
+async def test_thinking_that_was_cut_goes_on_thinking(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["<think>\nFirst this, then more", " that.</think>It is wide."]
+    async with open_chat(max_tokens=4) as t:
+        await t.ask("Go")
+        first = t.app.session.path[-1]
+        assert (first.content, first.state) == ("", "length")
+        assert first.thinking.startswith("First this")
+        await t.press("f6")
+        await t.settled()
+        last = t.app.session.path[-1]
+        assert t.rt.prompts[-1].endswith(f"<think>\n{first.thinking}")
+        assert last.thinking.startswith(first.thinking)
+        assert "that." in last.thinking
+        assert last.content.startswith("It is")
+
+
+async def test_a_whole_answer_does_not_go_on(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.press("f6")
+        await t.ask("Go")
+        n = len(t.app.session.messages)
+        await t.press("f6")
+        t.answers[0].focus()
+        await t.press("o")
+        assert not t.chat.busy
+        assert len(t.app.session.messages) == n
+        assert "This answer is whole" in t.toasts
+
+
+async def test_an_answer_without_room_is_there_and_the_way_on_is_said(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["so " * 200, "Short."]
+    async with open_chat(ctx=128) as t:
+        await t.ask("Go")
+        before = t.contents
+        assert t.app.session.path[-1].state == "context"
+        await t.press("f6")
+        await t.settled()
+        assert t.contents == before
+        assert not any(m.left_out for m in t.app.session.path)
+        assert "There is no room to go on" in t.notices
+        assert "F4 raises it" in t.notices
+
+
+async def test_an_answer_is_edited_and_the_model_goes_on_from_there(open_chat: Open) -> None:
+    ScriptedRuntime.script = ["The sea is red.", "Because of the sky.", " and wide."]
+    async with open_chat() as t:
+        await t.ask("How is the sea?")
+        t.answers[0].focus()
+        await t.press("w")
+        assert t.chat.prompt.text == "The sea is red."
+        assert "edits an answer" in str(t.chat.prompt.border_title)
+        t.chat.prompt.clear()
+        await t.ask("The sea is blue,")
+        assert t.contents == ["How is the sea?", "The sea is blue,"]
+        assert t.rt.n_answers == 1, "nothing is asked"
+        assert "edited by you" in t.screen_text()
+        assert "‹ 2/2 ›" in t.screen_text()
+        assert not t.chat.prompt.has_class("editing")
+        await t.ask("Why?")
+        assert "The sea is blue," in t.rt.prompts[-1]
+        assert "red" not in t.rt.prompts[-1]
+        t.answers[0].focus()
+        await t.press("o")
+        await t.settled()
+        assert t.contents == ["How is the sea?", "The sea is blue, and wide."]
+        await t.press("alt+left", "alt+left")
+        await t.until(lambda: t.contents == ["How is the sea?", "The sea is red."])
+
+
+async def test_escape_leaves_an_answer_as_it_is(open_chat: Open) -> None:
+    async with open_chat() as t:
+        await t.ask("Go")
+        t.answers[0].focus()
+        await t.press("w", "escape")
+        assert t.chat.prompt.text == ""
+        assert len(t.app.session.messages) == 2
+        t.chat.query(UserMessage).first().focus()
+        await t.press("w", "o")
+        assert t.chat.prompt.text == ""
+        assert len(t.app.session.messages) == 2

@@ -342,3 +342,51 @@ def test_twelve_turns_beyond_6000_tokens_on_a_real_model(smollm2_triattn: Path, 
         assert later.ready.why is not None
         assert "has not all rows" in later.ready.why
         later.snapshots.close()
+
+
+def test_going_on_with_a_cut_answer_reads_nothing_again(script) -> None:
+    script([LONG, " and the rest"])
+    rt = runtime()
+    talk = Talk(rt)
+    talk.ask("Go", max_tokens=100)
+    cut = talk.path.pop()
+    assert talk.answered.reason == "length"
+    whole = talk.answer(begun=cut)
+    assert whole.content == " and the rest", "what comes is what is new"
+    assert talk.ready.n_again == 0
+    assert talk.n_read <= 2
+    assert rt.prompts[-1].endswith(f"assistant\n{cut.content}")
+
+
+def test_an_answer_goes_on_without_its_thinking_and_cut_thinking_with_it(script) -> None:
+    script([f"<think>{LONG}</think>The sea is wide and much more", " deep.", " word150</think>Wide."])
+    rt = runtime()
+    talk = Talk(rt)
+    talk.ask("How is the sea?", max_tokens=156)
+    cut = talk.path.pop()
+    assert cut.thinking == LONG
+    assert talk.answer(begun=cut).content == " deep."
+    assert "word1" not in rt.prompts[-1]
+    talk.path.pop()
+    thought = talk.message("assistant", "", LONG)
+    answer = talk.answer(begun=thought)
+    assert rt.prompts[-1].endswith(f"assistant\n<think>\n{LONG}")
+    assert (answer.thinking.strip(), answer.content) == ("word150", "Wide.")
+
+
+def test_thinking_in_messages_cannot_go_on(script) -> None:
+    rt = runtime()
+    rt.vocabulary.chat_template = "<|channel|>"
+    talk = Talk(rt)
+    talk.path.append(talk.message("user", "Go"))
+    with pytest.raises(UsageError, match="cannot go on with that"):
+        talk.answer(begun=talk.message("assistant", "", "First"))
+
+
+def test_an_answer_in_messages_goes_on(script) -> None:
+    script([" deep."])
+    rt = runtime()
+    rt.vocabulary.chat_template = "<|channel|>"
+    talk = Talk(rt)
+    talk.path.append(talk.message("user", "Go"))
+    assert talk.answer(begun=talk.message("assistant", "It is wide and")).content == " deep."

@@ -134,6 +134,24 @@ def test_the_summary() -> None:
     assert all(len(row) == len(FRACTIONS) for row in summary["overlap"].values())  # type: ignore[attr-defined]
     assert "512-1024" not in summary["cosine_by_position_median"]  # type: ignore[operator]
     assert {name for name, _ in evidence.lines()} >= {"curve over distance", "overlap at 25%"}
+    assert summary["verdict"] == evidence.verdict()[0]
+
+
+def test_the_verdict_says_whether_they_hold() -> None:
+    """Queries that gather at their centre, and queries that go any way: the words tell them apart."""
+    layer = observed(0.5)
+    evidence = Evidence("c", "torch", 2 * N, ("a", "b"), (3,), (layer,))
+    n_heads = layer.overlap.shape[-1] * layer.n_sequences
+    for share, word in ((0.6, "hold"), (0.34, "hold in part"), (0.26, "do not hold")):
+        layer.overlap[:] = 0.25 * n_heads / layer.overlap.shape[-1]
+        layer.overlap[0] = share * n_heads / layer.overlap.shape[-1]
+        found, text = evidence.verdict()
+        assert found == word
+        assert text.startswith(f"the statistics {word} for this model: ")
+        assert f"the score keeps {share:.0%}" in text
+        assert "; expect" in text or "convert --force" in text
+    layer.overlap[METHODS.index("recent")] = layer.overlap[0] = 0.6 * n_heads / layer.overlap.shape[-1]
+    assert evidence.verdict()[0] == "hold in part", "no better than what needs no statistics"
 
 
 # ---- on real text and models

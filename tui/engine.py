@@ -56,6 +56,8 @@ class Turn:
     stop: Sequence[str] = ()
     tools: Callable[[Stop], Sequence[Mapping[str, Any]]] = lambda _: ()
     """what may be called, as OpenAI's protocol has it; may wait until that is known, or until it is stopped"""
+    begun: Message | None = None
+    """an answer that was cut, and that this one goes on from"""
 
 
 class Engine:
@@ -173,6 +175,7 @@ class Engine:
                 max_tokens=turn.max_tokens,
                 stop=turn.stop,
                 cancel=stop,
+                begun=turn.begun,
             ):
                 if isinstance(event, Ready):
                     ready = event
@@ -194,7 +197,7 @@ class Engine:
                     calls.append({"id": id_, "name": event.call.name, "arguments": dict(event.call.arguments)})
                 elif isinstance(event, Answered):
                     state = _STATES[event.reason]
-                    report = self._report(event, time.perf_counter() - start_s, ready)
+                    report = self._report(event, time.perf_counter() - start_s, ready, turn.begun)
                     if calls and state == "complete":
                         report["calls"] = calls
                     answer = self._finish(turn, state, report)
@@ -249,17 +252,18 @@ class Engine:
                 self._post(events.Failed(error))
             return self._store.message(turn.answer)
 
-    def _report(self, done: Answered, decode_s: float, ready: Ready) -> dict[str, object]:
+    def _report(self, done: Answered, decode_s: float, ready: Ready, begun: Message | None) -> dict[str, object]:
         conversation = self._conversation
         assert conversation is not None
         n = done.n_thinking + done.n_content
+        before: Mapping[str, Any] = begun.report if begun is not None else {}
         return {
             "n_prompt": done.n_prompt,
             "n_cached": done.n_cached,
             "n_again": ready.n_again,
-            "n_thinking": done.n_thinking,
-            "n_content": done.n_content,
-            "thinking_s": round(done.thinking_s, 2),
+            "n_thinking": done.n_thinking + int(before.get("n_thinking", 0)),
+            "n_content": done.n_content + int(before.get("n_content", 0)),
+            "thinking_s": round(done.thinking_s + float(before.get("thinking_s", 0.0)), 2),
             "prefill_s": round(done.prefill_s, 2),
             "decode_s": round(decode_s, 2),
             "tokens_per_s": round(n / decode_s, 1) if decode_s > 0 else 0.0,

@@ -103,6 +103,27 @@ class OpenSession:
         self.reload()
         return answer
 
+    def go_on_with(self, answer: Message) -> Message:
+        """An answer that begins as this one, for the engine to fill; this one stays as an alternative."""
+        new = self._store.add(
+            answer.session,
+            answer.parent,
+            "assistant",
+            answer.content,
+            thinking=answer.thinking,
+            state="streaming",
+        )
+        self.reload()
+        return new
+
+    def rewrite(self, answer: Message, text: str) -> Message:
+        """The same answer in the user's words; the model's own stays as an alternative."""
+        new = self._store.add(
+            answer.session, answer.parent, "assistant", text, thinking=answer.thinking, report={"edited": True}
+        )
+        self.reload()
+        return new
+
     def result_of(self, answer: Message, call: Mapping[str, Any], text: str, **report: Any) -> Message:
         """What came of a call that an answer makes, below the last message of the branch that is read."""
         told = {"call": call["id"], "name": call["name"], "arguments": call["arguments"], **report}

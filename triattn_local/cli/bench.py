@@ -61,8 +61,8 @@ def bench(
     """Time TriAttention beside full attention by logical depth, in one process, in turns, and weigh their memory.
 
     Full attention is measured at each depth and at a depth of the budget, which is the limit that eviction can reach.
-    Tables go to stdout, and one JSON object as the last line. `--geometry` needs no download: speed and memory do not
-    depend on what the weights say.
+    Tables go to stdout, or with `--json` one JSON object in their place. `--geometry` needs no download: speed and
+    memory do not depend on what the weights say.
     """
     settings = Settings.load(given)
     config, eviction = settings.runtime(verbose=verbose), settings.eviction()
@@ -115,7 +115,8 @@ def bench(
             _show_bench(report)
     if files:
         console.say(f"{', '.join(files)} in {out}")
-    console.write_json(benchmark.summary(reports))
+    if as_json:
+        console.write_json(benchmark.summary(reports))
 
 
 def _show_bench(report: Any) -> None:

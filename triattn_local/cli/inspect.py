@@ -40,7 +40,7 @@ def inspect(
 
     With `--measure` held-out text goes through the model: how far queries lie from their centres, whether those move
     with position and subject, whether the predicted preference for distances is the real one, and whether the tokens
-    that are kept are those that full attention attends to.
+    that are kept are those that full attention attends to. A verdict in words comes last.
     """
     from .. import store
     from ..inspection.describe import inspect_model
@@ -123,6 +123,8 @@ def _show(report: ModelReport, evidence: Evidence | None, model: str) -> None:
         ],
         right=range(1, 2 + len(budgets)),
     )
+    if evidence is not None:
+        print(f"\n{evidence.verdict()[1]}")
 
 
 def _check_pictures(html: Path | None, png: Path | None) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,8 @@ FRACTIONS = (0.05, 0.1, 0.25, 0.5)
 MAIN_FRACTION = 2
 """index of the one that is shown head by head"""
 
+Verdict = Literal["hold", "hold in part", "do not hold"]
+
 TERMS: tuple[Terms, ...] = ("both", "trig", "norm")
 METHODS = (*TERMS, "recent", "knorm")
 """how the kept tokens are chosen: the score and its two terms; the most recent; keys of small norm"""
@@ -43,6 +46,8 @@ N_WINDOW = 64
 """first and last tokens that are no candidates: every method keeps them"""
 N_HEAVY = 16
 """most attended candidates of a query"""
+HOLDS, HOLDS_IN_PART = 0.2, 0.07
+"""of what a choice by chance misses, how much the score must find for the statistics to hold"""
 QUERY_STEP = 8
 """of the later queries every eighth is asked for its most attended keys"""
 
@@ -310,6 +315,38 @@ class Evidence:
             "of_these_high_by_both": by_both / low_all,
         }
 
+    def verdict(self) -> tuple[Verdict, str]:
+        """Whether the statistics are fit to evict by, and what to expect, in words.
+
+        Measured by what they are for: how much of what full attention would look at is among the tokens that the score
+        keeps, beside chance, and beside the better of two choices that need no statistics.
+        """
+        overlap, mass = self.of_sets(lambda e: e.overlap), self.of_sets(lambda e: e.mass)
+        chance = FRACTIONS[MAIN_FRACTION]
+        found = float(overlap[0, MAIN_FRACTION])
+        name, other = max(
+            (
+                ("the most recent ones", overlap[METHODS.index("recent"), MAIN_FRACTION]),
+                ("keys of small norm", overlap[METHODS.index("knorm"), MAIN_FRACTION]),
+            ),
+            key=lambda pair: pair[1],
+        )
+        # what full attention attends to is by chance as likely kept as not; of what is above chance, so much is found
+        gain = (found - chance) / (1 - chance)
+        share = float(mass[0, MAIN_FRACTION] / mass[-1, MAIN_FRACTION])
+        told = (
+            f"of the {chance:.0%} of tokens that are attended to most the score keeps {found:.0%} ({name}: "
+            f"{other:.0%}, chance: {chance:.0%}), which is {share:.0%} of the attention that any choice could keep"
+        )
+        if gain >= HOLDS and found > other:
+            expect = "expect answers near those of full attention while a quarter of the context or more is kept"
+            return "hold", f"the statistics hold for this model: {told}; {expect}"
+        if gain >= HOLDS_IN_PART:
+            expect = "expect more to be lost than with other models: give a larger --budget, and try eval --quick"
+            return "hold in part", f"the statistics hold in part for this model: {told}; {expect}"
+        expect = "measure them anew (triattn-local convert --force), or evict without them (--policy streaming)"
+        return "do not hold", f"the statistics do not hold for this model: {told}; {expect}"
+
     def lines(self) -> list[tuple[str, str]]:
         """The same for a person: names and figures."""
         near, middle, far = self.spread_quantiles(0.05, 0.5, 0.95)
@@ -352,6 +389,7 @@ class Evidence:
         by_position = np.median(self.over_heads(LayerEvidence.cosine_by_position), axis=-1)
         ranges = [f"{a}-{b}" for a, b in itertools.pairwise(POSITION_EDGES)]
         return {
+            "verdict": self.verdict()[0],
             "corpus": self.corpus,
             "engine": self.engine,
             "n_tokens": self.n_tokens,

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..answers.thinking import TextKind, ThinkingLimit, TokenSplitter, marks_of
+from ..answers.thinking import THINK, Marks, Messages, TextKind, ThinkingLimit, TokenSplitter, marks_of
 from ..answers.tool_calls import MARKS, ToolCall, ToolCallSplitter
 from ..config import SamplingConfig, ThinkingConfig
 from ..engine.pinning import PromptParts
@@ -257,8 +257,14 @@ class Conversation:
         stop: Sequence[str] = (),
         cancel: Cancel | None = None,
         keep: bool = True,
+        begun: Message | None = None,
     ) -> Iterator[Event]:
         """Answer the last message of a branch; without `keep` no snapshot of it is taken.
+
+        Parameters
+        ----------
+        begun : Message, optional
+            An answer to it that was cut: what comes goes on behind its last letter.
 
         Yields
         ------
@@ -272,18 +278,22 @@ class Conversation:
         UsageError
             The template refuses it.
         """
-        text = self.prompt_text(system, path)
-        tokens = self._tokens(text)
+        text, said = (self.prompt_text(system, path), "") if begun is None else self._begun(system, path, begun)
+        tokens = self._tokens(text + said)
         n_ctx = self.rt.stats().n_ctx
         room = room_for_answer(n_ctx)
         if len(tokens) + (room if max_tokens is None else min(room, max_tokens)) > n_ctx:
             raise TooLongError(len(tokens), n_ctx)
-        earlier = self.lasting(system, path) if len(path) > 1 else []
-        yield self._go_back(session, path, tokens, earlier)
+        whole = path if begun is None else [*path, begun]
+        earlier = self.lasting(system, whole) if len(whole) > 1 else []
+        yield self._go_back(session, whole, tokens, earlier)
 
         known = [mark for pair in MARKS for mark in pair] if self.tools else []
         splitter = TokenSplitter(self.marks, text, self.rt.token_bytes, known)
         calls = ToolCallSplitter() if self.tools else None
+        for kind, known_part in splitter.push(said):  # is there already
+            if calls is not None and kind == "content":
+                calls.push(known_part)
         counts = splitter.n_tokens
         most = self.thinking.limit
         limit = None if most is None else ThinkingLimit(splitter, most, self.rt.tokenize)
@@ -301,7 +311,7 @@ class Conversation:
             if isinstance(event, Prefill):
                 yield event
                 first_s = time.perf_counter()
-                if event.n_done == event.n_total and self.rt.forgets and keep:
+                if event.n_done == event.n_total and self.rt.forgets and keep and not said:
                     to_disk = event.n_total - WORTH_A_FILE >= 0
                     snapshot_bytes = self._take(session, path[-1].id, in_memory=True, on_disk=to_disk)
                     first_s = time.perf_counter()
@@ -328,6 +338,29 @@ class Conversation:
                     decode_s=event.decode_s,
                     snapshot_bytes=snapshot_bytes,
                 )
+
+    def _begun(self, system: str, path: Sequence[Message], answer: Message) -> tuple[str, str]:
+        """The prompt up to where an answer begins, and what it says so far.
+
+        Behind its thinking an answer goes on as the next turn would read it, without that. An answer of which nothing
+        but thinking came goes on thinking.
+        """
+        text = self.prompt_text(system, path)
+        if answer.content.strip():
+            plain = dataclasses.replace(answer, report={})
+            read = self.prompt_text(system, [*path, plain], add_generation_prompt=False)
+            before, found, _ = read.rpartition(answer.content.strip())
+            if found:  # where the template writes it, and as it does
+                return before, answer.content.lstrip()
+            splitter = TokenSplitter(self.marks, text, self.rt.token_bytes)
+            return text + splitter.ending + splitter.answer, answer.content
+        splitter = TokenSplitter(self.marks, text, self.rt.token_bytes)
+        if not answer.thinking or splitter.kind == "thinking":
+            return text, answer.thinking
+        opened = next((marks.open for marks in self.marks if isinstance(marks, Marks)), THINK.open)
+        if any(isinstance(marks, Messages) for marks in self.marks):
+            raise UsageError("nothing but thinking came, and this model cannot go on with that", fix="answer anew")
+        return text, f"{opened}\n{answer.thinking}"
 
     def _pieces(
         self,

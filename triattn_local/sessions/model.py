@@ -47,8 +47,8 @@ class Message:
     attachments: tuple[Attachment, ...] = ()
     state: State = "complete"
     report: Mapping[str, Any] = field(default_factory=dict)
-    """of an answer: tokens, seconds, tokens/s, calls of tools; of a result: which call it belongs to; of any message:
-    whether it is left out"""
+    """of an answer: tokens, seconds, tokens/s, calls of tools, whether the user wrote it; of a result: which call it
+    belongs to; of any message: whether it is left out"""
     created: float = 0.0
     """seconds since 1970"""
 
@@ -68,6 +68,15 @@ class Message:
         """The tools that an answer calls: `id`, `name` and `arguments` of each."""
         calls: Sequence[Mapping[str, Any]] = self.report.get("calls", ())
         return calls
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it is an answer that was cut, or that the user has changed: the model can write on behind it."""
+        return self.role == "assistant" and not self.calls and (self.is_cut or bool(self.report.get("edited")))
+
+    @property
+    def is_cut(self) -> bool:
+        return self.state in ("stopped", "length", "context", "interrupted", "failed")
 
     @property
     def prompt(self) -> str:

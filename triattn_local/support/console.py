@@ -32,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .closing import Closing
+from .formats import seconds
 from .progress import Unit
 
 _UNKNOWN = "triattn-unknown"
@@ -232,7 +233,8 @@ def waiting(text: str) -> Iterator[None]:
 class Stages(Closing):
     """Shows long work on stderr: ``stages("fetching x", done, total)``, as often as there is news.
 
-    A stage whose total is 0 or unknown is a line: what it counts shows itself, or cannot be counted.
+    A stage whose total is 0 or unknown is a line: what it counts shows itself, or cannot be counted. Steps have names
+    of their own and one bar together: a stage that goes on where the one before stood is the next of them.
     """
 
     def __init__(self, unit: Unit = "bytes") -> None:
@@ -241,6 +243,8 @@ class Stages(Closing):
         self._stage: str | None = None
         self._task: TaskID | None = None
         self._bars: Progress | None = None
+        self._begun: tuple[float, int, int] | None = None
+        """when steps were first told of, how many were done, and of how many"""
 
     def __call__(self, stage: str, done: int, total: int | None, unit: Unit | None = None) -> None:
         console = stderr()
@@ -250,18 +254,41 @@ class Stages(Closing):
         if not total or not console.is_terminal:
             self.close()
             if stage != self._stage:
-                console.print(Text(f"{stage} ...", style="dim"))
+                console.print(Text(f"{stage}{self._so_far(done, total)} ...", style="dim"))
             self._stage = stage
             return
         if self._bars is None:
-            self._bars = Progress(*self._columns(), console=console, transient=True)
+            # a step may take minutes: how fast they go is told by all of them
+            period_s = 1e6 if self._shown == "steps" else 30.0
+            self._bars = Progress(*self._columns(), console=console, transient=True, speed_estimate_period=period_s)
             self._bars.start()
-        if stage != self._stage or self._task is None:
+        if stage != self._stage and self._task is not None and self._is_next_step(done, total):
+            self._bars.update(self._task, description=stage)
+            self._stage = stage
+        elif stage != self._stage or self._task is None:
             if self._task is not None:
                 self._bars.remove_task(self._task)
             self._task = self._bars.add_task(stage, total=total)
             self._stage = stage
         self._bars.update(self._task, completed=done, total=total)
+
+    def _is_next_step(self, done: int, total: int) -> bool:
+        assert self._bars is not None
+        (task,) = self._bars.tasks
+        return self._shown == "steps" and task.total == total and done >= task.completed
+
+    def _so_far(self, done: int, total: int | None) -> str:
+        """Of steps that are lines: which one it is, and how long the rest takes if it goes on like that."""
+        if self._shown != "steps" or not total:
+            return ""
+        now_s = time.monotonic()
+        if self._begun is None or self._begun[2] != total or done < self._begun[1]:
+            self._begun = (now_s, done, total)
+        then_s, first, _ = self._begun
+        left = ""
+        if done > first:
+            left = f", {seconds((now_s - then_s) / (done - first) * (total - done))} left"
+        return f" ({done + 1} of {total}{left})"
 
     def _columns(self) -> list[ProgressColumn]:
         text, bar, left = TextColumn("{task.description}"), BarColumn(bar_width=30), TimeRemainingColumn(compact=True)

@@ -82,6 +82,7 @@ class ChatScreen(Screen[None]):
         Binding("f3,ctrl+l", "app.models", "Models: choose, fetch, convert", id="models"),
         Binding("f4,ctrl+g", "app.settings", "System prompt, sampling, memory", id="settings"),
         Binding("f5,ctrl+b", "memory", "Memory beside the conversation", id="memory"),
+        Binding("f6", "go_on", "Go on with the last answer, if it was cut", id="go_on", priority=True),
         Binding("f8", "app.map", "Map of what each layer keeps", id="map"),
         Binding("f9", "dim", "Dim what is forgotten", id="dim"),
         Binding("ctrl+n", "new", "New conversation", id="new"),
@@ -111,6 +112,8 @@ class ChatScreen(Screen[None]):
         self._files_line = Static("", id="attached", markup=False)
         self._files: list[Attachment] = []
         self._editing: Message | None = None
+        self._begun: Message | None = None
+        """what the answer that is coming goes on from"""
         self._answer: AnswerMessage | None = None
         """the answer that is coming"""
         self._copied = 0
@@ -169,7 +172,7 @@ class ChatScreen(Screen[None]):
                 await self.transcript.say(
                     Notice(
                         "This answer was cut off when the program ended; all that had come is here.",
-                        fix="Ctrl+R answers anew; or go on with a message",
+                        fix="F6 goes on with it, Ctrl+R answers anew; or write a message",
                     )
                 )
         self.refresh_title()
@@ -184,7 +187,8 @@ class ChatScreen(Screen[None]):
     def refresh_title(self) -> None:
         """Session, model, and what the prompt is for."""
         model = self.app.model_name or "no model"
-        prompt = "edits an earlier message · Esc leaves it" if self._editing else ""
+        what = "an answer" if self._editing and self._editing.role == "assistant" else "an earlier message"
+        prompt = f"edits {what} · Esc leaves it" if self._editing else ""
         self.prompt.border_title = prompt
         self.prompt.set_class(self._editing is not None, "editing")
         self.prompt.border_subtitle = "Esc stops" if self.busy else "Enter sends · Ctrl+J new line · F1 keys"
@@ -220,6 +224,9 @@ class ChatScreen(Screen[None]):
         words = sent.text.strip("\n")
         if not words.strip() and not self._files:
             return
+        if self._editing is not None and self._editing.role == "assistant":
+            await self._rewrite(self._editing, words)
+            return
         if self.app.model is None:
             self.app.action_models()
             return
@@ -241,8 +248,16 @@ class ChatScreen(Screen[None]):
             await self.transcript.add(message)
         await self._ask(message)
 
-    async def _ask(self, message: Message) -> None:
-        """Have the engine answer a message of the user, the last of the branch."""
+    async def _rewrite(self, answer: Message, words: str) -> None:
+        """An answer in the user's words: an alternative that the model reads as its own."""
+        with self.app.telling():
+            self.session.rewrite(answer, words)
+            self.prompt.clear()
+            await self.show_session()
+            self.refresh_title()
+
+    async def _ask(self, message: Message, begun: Message | None = None) -> None:
+        """Have the engine answer a message of the user, the last of the branch; or go on with an answer to it."""
         n_siblings = sum(1 for m in self.session.messages if m.parent == message.id)
         try:
             if message.left_out:
@@ -254,18 +269,18 @@ class ChatScreen(Screen[None]):
             await self.transcript.say(Notice.of(error, "F4 opens the settings"))
             return
         try:
-            answer = self.session.answer_to(message)
+            answer = self.session.answer_to(message) if begun is None else self.session.go_on_with(begun)
         except TriattnError as error:
             await self.transcript.say(Notice.of(error, "Ctrl+R tries again"))
             return
         path = self.session.read[:-1]
         widget = await self.transcript.add(answer)
         assert isinstance(widget, AnswerMessage)
-        self._answer, self._ended = widget, None
+        self._answer, self._ended, self._begun = widget, None, begun
         self._speed = (time.monotonic(), 0)
         system = self.session.system
         functions = self.app.toolbox.functions
-        turn = Turn(answer.session, system, path, answer.id, sampling, max_tokens, thinking, stop, functions)
+        turn = Turn(answer.session, system, path, answer.id, sampling, max_tokens, thinking, stop, functions, begun)
         self.app.engine.answer(turn)
         self._say_state(
             "waiting for the model"
@@ -341,6 +356,9 @@ class ChatScreen(Screen[None]):
                 self.session.withdraw(answer.message)
                 await answer.remove()
             self.refresh_title()
+            if self._begun is not None:
+                await self._too_long_to_go_on(self._begun, event)
+                return
             question = self.session.path[-1]
             if question.role == "tool":
                 question = self.session.turn_of(question)[0]
@@ -351,6 +369,19 @@ class ChatScreen(Screen[None]):
                 self.app.push_screen(FullScreen(event), lambda way: self._go_on(way, event, question))
             else:
                 await self._say_too_long(event)
+
+    async def _too_long_to_go_on(self, answer: Message, event: events.TooLong) -> None:
+        self.session.select(answer.id)
+        await self.transcript.show(self.session.path, self.session.siblings)
+        n_ctx = event.error.n_ctx
+        await self.transcript.say(
+            Notice(
+                f"There is no room to go on in the context of {n_ctx:,} tokens.",
+                fix=f"F4 raises it, to {context_for(event.error.n_tokens):,} for this; or keep the model from reading "
+                "earlier turns (d), then F6",
+                error=True,
+            )
+        )
 
     async def _say_too_long(self, event: events.TooLong) -> None:
         n = min(event.n_after, event.error.n_tokens)
@@ -668,6 +699,30 @@ class ChatScreen(Screen[None]):
             await self.transcript.show(self.session.path, self.session.siblings)
             await self._ask(message)
 
+    async def action_go_on(self) -> None:
+        last = self.session.path[-1:]
+        if last and last[0].role == "assistant":
+            await self._go_on_with(last[0])
+        else:
+            self.notify("The last message is no answer: Ctrl+R answers it.")
+
+    async def _go_on_with(self, answer: Message) -> None:
+        """The model writes on behind an answer that was cut."""
+        if self.refuse_while_busy():
+            return
+        if not answer.can_go_on:
+            self.notify("This answer is whole: r answers anew, and w edits its words.")
+            return
+        question = self._message(answer.parent)
+        if self.app.model is None or question is None:
+            self.app.action_models()
+            return
+        with self.app.telling():
+            await self.transcript.clear_notices()
+            self.session.select(question.id)
+            await self.transcript.show(self.session.path, self.session.siblings)
+            await self._ask(question, answer)
+
     def action_fold(self) -> None:
         for widget in reversed(self.transcript.message_widgets()):
             if isinstance(widget, AnswerMessage) and widget.thinking.thinking:
@@ -719,8 +774,7 @@ class ChatScreen(Screen[None]):
     @on(MessageWidget.Wanted)
     async def _wanted(self, event: MessageWidget.Wanted) -> None:
         message = event.message
-        question = next((m for m in self.session.messages if m.id == message.parent), None)
-        question = message if message.role == "user" else question
+        question = message if message.role == "user" else self._message(message.parent)
         if event.what == "copy":
             self._copy(self.app.store.message(message.id).content, "message")
         elif event.what in ("next", "previous"):
@@ -735,11 +789,22 @@ class ChatScreen(Screen[None]):
             with self.app.telling():
                 if not self.refuse_while_busy():
                     self._leave_out(self.session.turn_of(message), not message.left_out)
+        elif event.what == "go_on":
+            if message.role == "assistant":
+                await self._go_on_with(message)
+        elif event.what == "rewrite":
+            if message.role != "assistant" or message.calls:
+                self.notify("Only an answer that calls no tools has words to edit.")
+            elif not self.refuse_while_busy():
+                self._edit(message)
         elif question is not None and not self.refuse_while_busy():
             if event.what == "again":
                 await self._again(question)
             else:
                 self._edit(self.session.turn_of(question)[0])
+
+    def _message(self, id_: int | None) -> Message | None:
+        return next((m for m in self.session.messages if m.id == id_), None)
 
     @on(CodeBlock.Copied)
     def _code_copied(self, event: CodeBlock.Copied) -> None:

@@ -23,10 +23,10 @@ from .long_markdown import LongMarkdown
 from .thinking import Thinking
 
 _ENDS = {
-    "stopped": "stopped",
-    "length": "stopped at the answer's token limit",
-    "context": "the context is full: F4 raises it; or go on, and leave the oldest turns out",
-    "interrupted": "cut off when the program ended",
+    "stopped": "stopped: F6 goes on",
+    "length": "stopped at the answer's token limit: F6 goes on",
+    "context": "the context is full: F4 raises it, then F6 goes on; or ask on, and leave the oldest turns out",
+    "interrupted": "cut off when the program ended: F6 goes on",
     "failed": "failed",
 }
 
@@ -56,6 +56,8 @@ class MessageWidget(Vertical, can_focus=True):
         Binding("right_square_bracket", "want('next')", "Later alternative", key_display="]", id="next_branch"),
         Binding("r", "want('again')", "Answer anew", id="again_here"),
         Binding("e", "want('edit')", "Edit and send again", id="edit_here"),
+        Binding("w", "want('rewrite')", "Edit the words of this answer", id="edit_answer"),
+        Binding("o", "want('go_on')", "Go on with this cut answer", id="go_on_here"),
         Binding("t", "want('fold')", "Show or hide the thinking", id="fold_here"),
         Binding(
             "d,delete",
@@ -215,6 +217,8 @@ class AnswerMessage(Backdrop, MessageWidget):
                 parts.append(f"{report['tokens_per_s']} tok/s")
         if state in _ENDS:
             parts.append(_ENDS[state])
+        if report.get("edited"):
+            parts.append("edited by you: F6 has the model go on")
         if self.message.left_out:
             parts.append(LEFT_OUT)
         if self.note:
