@@ -11,7 +11,7 @@
 
 // While text streams, a recall reads all stored keys once and multiplies them with some queries. It comes so often that this is
 // at most such a part of what decoding reads meanwhile.
-static const double PART_STREAM = 1.0/40;
+static const double PART_STREAM = 1.0/30;
 static const double LEAST_MODEL = 64e6;   // bytes: a smaller model's decoding is not what it reads
 static const double DEVICE      = 1.0/10; // a device reads its memory so much faster than the host reads the store
 
