@@ -44,6 +44,10 @@ class Concentration:
     """share of heads with R > 0.95"""
 
 
+class ConversionStopped(KeyboardInterrupt):
+    """Ctrl-C, and a checkpoint from which the same call goes on with ``resume``."""
+
+
 @dataclass(frozen=True)
 class ConvertResult:
     """What was done, or with ``dry_run`` would be."""
@@ -164,27 +168,32 @@ def convert(
     if dry_run:
         return plan
 
-    with stop_for_sure() as check:
+    try:
+        with stop_for_sure() as check:
 
-        def tell(stage: str, done: int, total: int | None, unit: Unit | None = "tokens") -> None:
-            check()
-            if progress is not None:
-                progress(stage, done, total, unit)
+            def tell(stage: str, done: int, total: int | None, unit: Unit | None = "tokens") -> None:
+                check()
+                if progress is not None:
+                    progress(stage, done, total, unit)
 
-        tell(f"{choice.engine} engine: {choice.why}", 0, None)
-        stats = calibrate(
-            info.path,
-            text,
-            n_tokens,
-            lambda n_done, n_total: tell("calibrating", n_done, n_total),
-            engine=choice.engine,
-            checkpoint=checkpoint,
-            resume=resume,
-            n_threads=n_threads,
-            n_gpu_layers=n_gpu_layers,
-        )
-        tensor_sha256 = write_output(info, path, stats, sidecar, tell)
-        checkpoint.unlink(missing_ok=True)
+            tell(f"{choice.engine} engine: {choice.why}", 0, None)
+            stats = calibrate(
+                info.path,
+                text,
+                n_tokens,
+                lambda n_done, n_total: tell("calibrating", n_done, n_total),
+                engine=choice.engine,
+                checkpoint=checkpoint,
+                resume=resume,
+                n_threads=n_threads,
+                n_gpu_layers=n_gpu_layers,
+            )
+            tensor_sha256 = write_output(info, path, stats, sidecar, tell)
+            checkpoint.unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        if not checkpoint.exists():
+            raise
+        raise ConversionStopped from None
     return replace(
         plan,
         corpus=stats.corpus,

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from ..errors import UsageError
 from ..settings import Settings
 from ..support import console
-from ..support.progress import Unit
 from .app import app
 from .flags import AsJson, Given, Model, argument, option, switch, with_settings
 
@@ -156,17 +155,9 @@ def calib_tools(module: str) -> Any:
 def convert_file(model: Path, output: Path | None, **options: Any) -> Any:
     """Call ``calib_tools.convert``, and show how far it is."""
     calibration = calib_tools("convert")
-    begun = False
     try:
         with console.Stages("tokens") as stages:
-
-            def progress(stage: str, done: int, total: int | None, unit: Unit | None = None) -> None:
-                nonlocal begun
-                begun = begun or done > 0
-                stages(stage, done, total, unit)
-
-            return calibration.convert(model, output, progress=progress, **options)
-    except KeyboardInterrupt:
-        if begun:
-            console.say("interrupted; the same command with --resume goes on from here", style="dim")
+            return calibration.convert(model, output, progress=stages, **options)
+    except calibration.ConversionStopped:
+        console.say("interrupted; the same command with --resume goes on from here", style="dim")
         raise
