@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import llama_cpp
@@ -26,6 +28,30 @@ def test_the_result_and_the_error_of_a_call_come_back() -> None:
     with pytest.raises(ZeroDivisionError):
         with_stack(16 << 20, lambda: 1 / 0)
     assert threading.stack_size() == before
+
+
+def test_ctrl_c_waits_for_the_call() -> None:
+    """It may be using what would be freed next, a model: that ended by SIGSEGV."""
+    ended, pressed = [], []
+
+    def call() -> None:
+        time.sleep(1)
+        ended.append(True)
+
+    def press(*_: object) -> None:
+        pressed.append(True)
+        if len(pressed) <= 2:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, press)
+    signal.setitimer(signal.ITIMER_REAL, 0.2, 0.1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with_stack(16 << 20, call)
+        assert ended
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")

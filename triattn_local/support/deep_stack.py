@@ -27,14 +27,24 @@ def with_stack(n_bytes: int, call: Callable[[], T]) -> T:
     """
     done: list[T] = []
     failed: list[BaseException] = []
+    may_begin = threading.Lock()
+    begun: list[bool] = []
+    ended = threading.Lock()
+    ended.acquire()
 
     def run() -> None:
+        with may_begin:
+            if begun:  # given up before it began
+                return
+            begun.append(True)
         try:
             done.append(call())
         except BaseException as error:
             failed.append(error)
+        ended.release()
 
     thread = threading.Thread(target=run, name="deep-stack")
+    interrupted: BaseException | None = None
     with _one_size:
         try:
             before = threading.stack_size(n_bytes)
@@ -44,11 +54,22 @@ def with_stack(n_bytes: int, call: Callable[[], T]) -> T:
                 threading.stack_size(before)
         except (RuntimeError, ValueError, MemoryError):
             raise DoesNotFitError(f"a stack of {n_bytes >> 20} MiB cannot be had") from None
-    try:
-        thread.join()
-    except BaseException:  # Ctrl-C: what the call works on must outlive it
-        thread.join()
-        raise
+        except BaseException as error:  # Ctrl-C
+            interrupted = error
+    if interrupted is not None:
+        with may_begin:
+            if not begun:
+                begun.append(False)
+                raise interrupted
+    # What the call works on must outlive it, whatever Ctrl-C ends. Thread.join() does not wait for that: where a
+    # signal's handler raises in it, it takes the thread for ended (seen with CPython 3.11).
+    while not (done or failed):
+        try:
+            ended.acquire(timeout=60)
+        except BaseException as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
     if failed:
         raise failed[0]
     return done[0]
