@@ -15,15 +15,11 @@ import ollama
 import pytest
 from served import Served
 from texts import prose
+from tools_of_clients import NOW, TOOLS_IN_TEMPLATE
 
 pytestmark = pytest.mark.slow
 
 CTX, NAME = 2048, "small"
-TOOLS_IN_TEMPLATE = ("--", "--chat-template-file", str(Path(__file__).parent / "support" / "tools.jinja"))
-NOW = {
-    "type": "function",
-    "function": {"name": "now", "description": "The time.", "parameters": {"type": "object", "properties": {}}},
-}
 THINKING = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
     "{% if m.reasoning_content %}{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' }}{% endif %}"

@@ -20,6 +20,7 @@ import pytest
 from machine import slowness
 from served import START_S, Served
 from texts import prose
+from tools_of_clients import NOW, THINKING_TEMPLATE, TOOLS_IN_TEMPLATE, WEATHER
 
 from triattn_local.server.api import Api
 from triattn_local.server.choose import free_port
@@ -29,27 +30,6 @@ pytestmark = pytest.mark.slow
 
 PROGRAM = Path(sys.executable).parent / "triattn-local"
 CTX, KEY = 2048, "sesame"
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "The weather in a city.",
-        "parameters": {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]},
-    },
-}
-NOW = {
-    "type": "function",
-    "function": {"name": "now", "description": "The time.", "parameters": {"type": "object", "properties": {}}},
-}
-TOOLS_IN_TEMPLATE = ("--", "--chat-template-file", str(Path(__file__).parent / "support" / "tools.jinja"))
-"""the model's own template knows no tools; this one marks calls with control tokens of its vocabulary"""
-
-THINKING_TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
-    "{% if m.reasoning_content %}{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' }}{% endif %}"
-    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")

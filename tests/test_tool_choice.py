@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 from served import Served
+from tools_of_clients import NOW, THINKING_TEMPLATE, WEATHER
 
 from triattn_local.server.api import Api
 from triattn_local.server.round_trip import call_a_tool
@@ -18,25 +19,7 @@ from triattn_local.server.round_trip import call_a_tool
 pytestmark = pytest.mark.slow
 
 FLAGS = ("--ctx", "2048", "--budget", "512", "--window", "64")
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "The weather in a city.",
-        "parameters": {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]},
-    },
-}
-NOW = {
-    "type": "function",
-    "function": {"name": "now", "description": "The time.", "parameters": {"type": "object", "properties": {}}},
-}
 QUESTION = [{"role": "user", "content": "What is the weather in Oslo?"}]
-THINKING = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
-    "{% if m.reasoning_content %}{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' }}{% endif %}"
-    "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
-)
 
 
 @pytest.fixture(scope="module", params=["knows no tools", "knows tools"])
@@ -124,7 +107,7 @@ def test_what_is_not_insisted_on_is_as_ever(served: Served) -> None:
 
 def test_a_model_may_think_before_its_call(smollm2_triattn: Path, tmp_path: Path) -> None:
     template = tmp_path / "thinking.jinja"
-    template.write_text(THINKING)
+    template.write_text(THINKING_TEMPLATE)
     flags = [*FLAGS, "--think-budget", "6", "--", "--chat-template-file", str(template)]
     with Served(smollm2_triattn, tmp_path / "log", *flags) as server:
         reply = server.chat(QUESTION, 80, tools=[WEATHER, NOW], tool_choice=named("now"))["choices"][0]
