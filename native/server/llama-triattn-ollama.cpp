@@ -335,6 +335,7 @@ static server_http_res_ptr retell(const server_http_req & req, const server_http
     if (!json_value(given, "stream", true)) {
         return res->whole();
     }
+    res->headers["Connection"] = "close"; // so it is after each stream: clients must not ask on it again
     res->next = [res = res.get()](std::string & output) { return res->tell(output); };
     return res;
 }
