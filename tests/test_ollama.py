@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -274,3 +275,14 @@ def test_waiting_for_a_slot_is_told_in_lines(served: Served) -> None:
             lines = [json.loads(line) for line in waiting]
     assert lines[-1]["done"]
     assert all(line["model"] == NAME for line in lines)
+
+
+def test_a_stream_says_that_its_connection_ends(served: Served) -> None:
+    """It is closed behind it: a client that asked on it again would be told nothing."""
+    connection = http.client.HTTPConnection(served.root.removeprefix("http://"))
+    body = json.dumps({"model": NAME, "prompt": "Hello!", "options": {"num_predict": 2}})
+    connection.request("POST", "/api/generate", body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    assert response.getheader("Connection") == "close"
+    assert json.loads(response.read().splitlines()[-1])["done"]
+    connection.close()
