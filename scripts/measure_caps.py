@@ -12,10 +12,12 @@ import argparse
 from pathlib import Path
 
 from triattn_local.config import RuntimeConfig
+from triattn_local.engine.context_options import ContextOptions
 from triattn_local.evaluation.methods import GROUPS, Method
 from triattn_local.evaluation.runner import Grid, run_grid
 from triattn_local.evaluation.tasks import TASKS, Size
 from triattn_local.model.model_info import read_model_info
+from triattn_local.planning.cold import cold_plan
 
 
 def main() -> None:
@@ -29,8 +31,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     info = read_model_info(options.model)
-    layers = range(info.n_layer) if info.full_layers is None else info.full_layers
-    token_bytes = sum(info.kv_bytes_of_layer(il, "f16", "f16") for il in layers)
+    plan = cold_plan(info, ContextOptions(n_ctx=options.tokens), 0, "auto")
+    assert plan is not None
+    token_bytes = plan.token_bytes
     methods = [GROUPS["modes"][0]]
     for part in map(float, options.parts.split(",")):
         cold = round(part * options.tokens) * token_bytes or "off"
